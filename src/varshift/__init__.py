@@ -1,0 +1,57 @@
+"""varshift finds, explains and cures networks that are good in `train()` and bad in `eval()`.
+
+    import varshift as vs
+
+    report = vs.check(model, loader)
+    handle = vs.recalibrate(model, loader)
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from varshift import theory as theory
+    from varshift._check import check as check
+    from varshift._errors import DataError as DataError
+    from varshift._errors import ModelError as ModelError
+    from varshift._errors import VarshiftError as VarshiftError
+    from varshift.probe import Recalibration as Recalibration
+    from varshift.probe import recalibrate as recalibrate
+    from varshift.report import Report as Report
+    from varshift.rules import Cure as Cure
+    from varshift.rules import Finding as Finding
+
+try:
+    __version__ = version("varshift")
+except PackageNotFoundError:  # a checkout on the path that was never installed
+    __version__ = "0+unknown"
+
+# Loaded on first use, so that `varshift --help`, `rules` and `explain` answer without importing torch.
+_HOME = {
+    "check": "varshift._check",
+    "recalibrate": "varshift.probe",
+    "Recalibration": "varshift.probe",
+    "Report": "varshift.report",
+    "Finding": "varshift.rules",
+    "Cure": "varshift.rules",
+    "VarshiftError": "varshift._errors",
+    "DataError": "varshift._errors",
+    "ModelError": "varshift._errors",
+}
+
+__all__ = ["__version__", "theory", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name == "theory":
+        return importlib.import_module("varshift.theory")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

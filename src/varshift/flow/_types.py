@@ -1,0 +1,171 @@
+"""The captured network as plain data: a graph of operations with its noise sites and norm sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CaptureMethod = Literal["export", "dispatch", "hooks"]
+Path = Literal["direct", "weight", "join", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation of the network, in topological order.
+
+    Attributes:
+        index: Position in `Flow.nodes`.
+        kind: What the operation is to varshift: ``"input"``, ``"parameter"``, ``"buffer"``, ``"constant"``,
+            ``"random"`` (a source of random numbers), ``"noise"``, ``"norm"``, ``"weight"`` (linear,
+            convolution, matrix product: an operation that mixes units), ``"activation"`` (elementwise),
+            ``"join"`` (a sum of several signals), ``"product"``, ``"concat"``, ``"pool"``, ``"view"``,
+            ``"output"`` or ``"other"``.
+        op: Name of the operation, ``"aten.conv2d.default"``.
+        module: Path of the module that called it, ``""`` for the root.
+        cls: Class name of that module.
+        source: ``"file:line"`` of the user's code, or None.
+        inputs: Indices of the nodes whose values it reads.
+        shape: Shape of its (first) tensor result, None where it has none.
+        args: Its arguments; every node among them stands as a `Ref`.
+        kwargs: Its keyword arguments, likewise.
+        target: For parameters and buffers, their qualified name in the model.
+    """
+
+    index: int
+    kind: str
+    op: str
+    module: str
+    cls: str
+    source: str | None
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...] | None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An argument that is the result of another node."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSite:
+    """A place where random noise enters the signal.
+
+    Attributes:
+        name: Path of the owning module (for functional noise: the module whose forward calls it). Several
+            sites of one module share the name and differ in `source` and `node`.
+        cls: Class name of the owning module.
+        kind: ``"dropout"`` (elementwise Bernoulli), ``"channel_dropout"``, ``"alpha_dropout"``,
+            ``"feature_alpha_dropout"``, ``"drop_path"``, ``"drop_block"``, ``"gaussian"``, ``"uniform"``,
+            ``"attention_dropout"``, ``"recurrent_dropout"``, ``"weight_dropout"``, ``"rrelu"``,
+            ``"sampling"`` (a random choice that depends on the signal), ``"permutation"`` or ``"other"``.
+        rate: Drop probability for the Bernoulli kinds, standard deviation for ``"gaussian"``, half-width
+            for ``"uniform"``; None when unknown.
+        source: ``"file:line"`` or None.
+        node: Index of the node at which the noise meets the signal.
+        reaches: Names of all norm sites downstream.
+        nearest: The first norm site reached, None when there is none.
+        path: How it reaches the nearest one: ``"direct"`` (nothing that mixes units in between),
+            ``"weight"``, ``"join"`` (a sum with another signal), or ``"none"``.
+        near: All norm sites reached without passing another norm, with their path class.
+        pools: Sources of max-pooling operations that read this noise with no weight in between, as
+            ``(module, source, window)``, window being the number of pooled elements.
+        drops: For ``"drop_path"``: what the gate multiplies: ``"branch"``, ``"identity"``,
+            ``"everything"`` (there is no other path around it), ``"nothing"`` (the result is not used)
+            or None when this cannot be told.
+    """
+
+    name: str
+    cls: str
+    kind: str
+    rate: float | None
+    source: str | None
+    node: int
+    reaches: tuple[str, ...] = ()
+    nearest: str | None = None
+    path: Path = "none"
+    near: Mapping[str, Path] = field(default_factory=dict)
+    pools: tuple[tuple[str, str | None, int], ...] = ()
+    drops: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NormSite:
+    """A normalisation with running statistics, as the captured mode runs it.
+
+    Attributes:
+        name: Path of the module that owns the running statistics (its first name when shared).
+        cls: Class name of that module.
+        kind: ``"batch_norm"``, ``"instance_norm"`` or ``"hand_written"``.
+        channels: Number of channels.
+        source: ``"file:line"`` of its first call, or None.
+        calls: Indices of the nodes that run it; several for a shared norm.
+        shapes: Input shape of each call.
+        batch_statistics: Whether the captured mode normalises with batch statistics.
+        tracked: False for a norm without running statistics (it uses batch statistics in every mode; it is
+            listed so that this can be reported, and it is never a target of reachability).
+    """
+
+    name: str
+    cls: str
+    kind: str
+    channels: int
+    source: str | None
+    calls: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    batch_statistics: bool
+    tracked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A captured network in one mode.
+
+    Attributes:
+        mode: ``"train"`` or ``"eval"``.
+        method: How it was captured.
+        nodes: All operations in topological order.
+        noises: The noise sites, in order of execution.
+        norms: The norm sites, in order of execution.
+        limits: What could not be seen, in plain sentences.
+    """
+
+    mode: Literal["train", "eval"]
+    method: CaptureMethod
+    nodes: tuple[Node, ...]
+    noises: tuple[NoiseSite, ...]
+    norms: tuple[NormSite, ...]
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The two flows of a network.
+
+    Attributes:
+        train: The network as `train()` runs it; None when it could not be captured.
+        eval: The network as `eval()` runs it; None when it could not be captured.
+        seconds: Time spent inside the exporter or the traced forward passes.
+    """
+
+    train: Flow | None
+    eval: Flow | None
+    seconds: float
+
+    @property
+    def method(self) -> CaptureMethod:
+        """The weaker of the two methods used."""
+        order: list[CaptureMethod] = ["export", "dispatch", "hooks"]
+        used = [flow.method if flow else "hooks" for flow in (self.train, self.eval)]
+        return max(used, key=order.index)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What could not be seen in either mode, without repetition."""
+        flows = [flow for flow in (self.train, self.eval) if flow]
+        return tuple(dict.fromkeys(limit for flow in flows for limit in flow.limits))

@@ -1,0 +1,1 @@
+"""Networks, data and experiments around varshift."""
