@@ -1,4 +1,4 @@
-"""Lets torchvision, and what imports it, load next to a torch build that its operator library does not fit."""
+"""Lets torchvision, and what imports it, load next to a torch that its operator library does not fit."""
 
 from __future__ import annotations
 
