@@ -1,5 +1,7 @@
-"""The rules: one file per family, each rule a small class with a page."""
+"""The rules: one file per family, each rule a small class with a page. Nothing here imports torch."""
 
+from varshift.rules._config import Config as Config
+from varshift.rules._config import load_config as load_config
 from varshift.rules._evidence import Evidence as Evidence
 from varshift.rules._finding import SEVERITIES as SEVERITIES
 from varshift.rules._finding import Confidence as Confidence
@@ -7,3 +9,11 @@ from varshift.rules._finding import Cure as Cure
 from varshift.rules._finding import Finding as Finding
 from varshift.rules._finding import Safety as Safety
 from varshift.rules._finding import Severity as Severity
+from varshift.rules._registry import FAMILIES as FAMILIES
+from varshift.rules._registry import PAGE_HEADINGS as PAGE_HEADINGS
+from varshift.rules._registry import Rule as Rule
+from varshift.rules._registry import all_rules as all_rules
+from varshift.rules._registry import get_rule as get_rule
+from varshift.rules._registry import register as register
+from varshift.rules._registry import resolve_selection as resolve_selection
+from varshift.rules._registry import run_rules as run_rules

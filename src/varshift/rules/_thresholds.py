@@ -1,0 +1,59 @@
+"""Every threshold of the rules, each with its reason. No rule holds a number of its own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Variance shift, folded to at least 1. A norm's output is scaled by the square root: 1.1 is 5 % of a standard
+# deviation, above the 1.005 to 1.015 that moving averages of a noise-free net show and above what one layer
+# forgives; 1.5 is what dropout .5 in the best place of a residual branch costs (5 points of accuracy).
+SHIFT_WARNING: Final = 1.1
+SHIFT_ERROR: Final = 1.5
+
+# Offset of a mean in standard deviations. The same scale: a tenth moves 4 % of a normal signal across zero,
+# half a standard deviation 19 %.
+OFFSET_WARNING: Final = 0.1
+OFFSET_ERROR: Final = 0.5
+
+# A deviation counts when it exceeds its own standard error this many times. Three, because a network has many
+# norms: among a hundred, two standard errors are exceeded five times by chance.
+STANDARD_ERRORS: Final = 3.0
+
+# The loss is one number per network, so two standard errors suffice; below a hundredth of the loss nobody
+# would act on it. A net that has learnt its data by heart has a loss near zero, where a hundredth is nothing:
+# for cross-entropy a step must also be worth a hundredth of a nat.
+LOSS_STANDARD_ERRORS: Final = 2.0
+LOSS_SHARE: Final = 0.01
+LOSS_NATS: Final = 0.01
+
+# Without data a noise that reaches a norm through weights is worth more than advice from this drop rate on:
+# q / k = 0.11, so the shift reaches SHIFT_WARNING even for inputs without a mean.
+NOTABLE_DROP_RATE: Final = 0.1
+
+# Ratio of means behind a max-pool below which the bias is only worth advice: 2 % of the mean is within what
+# the running mean of a norm or the bias of a layer varies by from one epoch to the next.
+MAX_POOL_BIAS: Final = 1.02
+
+# Two passes of the same batch in evaluation agree to the bit unless there is noise or a kernel that adds in a
+# random order. When the captured network shows no noise, only a difference no kernel makes is reported.
+REPEAT_DIFFERENCE: Final = 1e-6
+REPEAT_DIFFERENCE_UNSEEN: Final = 1e-4
+
+# A sample's output with all of its batch mates against half of them: kernels choose other blockings for other
+# batch sizes, which in float32 costs about 1e-6 and in half precision about 1e-3.
+BATCH_MATE_DIFFERENCE: Final = 1e-3
+
+# Torch's momentum is the weight of the new batch: 0.1 by default, 0.01 in ported nets. Nobody wants half.
+MOMENTUM_LARGE: Final = 0.5
+
+# The largest number of float16: a larger running variance is infinite once the model is cast.
+HALF_PRECISION_LARGEST: Final = 65504.0
+
+# Share of collapsed channels from which a norm as a whole has lost its signal.
+COLLAPSED_SHARE: Final = 0.5
+
+# Values per channel that one batch brings to a norm. The standard deviation of a batch is biased by -5 % at
+# 16 and by -10 % at 8, and its relative noise is 37 % and 53 % in variance.
+EFFECTIVE_BATCH_WARNING: Final = 16.0
+EFFECTIVE_BATCH_ERROR: Final = 8.0
+EFFECTIVE_BATCH_STANDARD_ERRORS: Final = 2.0
