@@ -1,9 +1,9 @@
 """varshift finds, explains and cures networks that are good in `train()` and bad in `eval()`.
 
-    import varshift as vs
+import varshift as vs
 
-    report = vs.check(model, loader)
-    handle = vs.recalibrate(model, loader)
+report = vs.check(model, loader)
+handle = vs.recalibrate(model, loader)
 """
 
 from __future__ import annotations

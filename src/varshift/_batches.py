@@ -50,9 +50,7 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
     )
 
 
-def _split_mapping(
-    model: nn.Module, batch: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def _split_mapping(model: nn.Module, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     if len(batch) == 0:
         raise DataError("a batch is an empty mapping: expected the inputs by name.")
     target = next((batch[key] for key in _TARGET_KEYS if batch.get(key) is not None), None)
@@ -60,9 +58,7 @@ def _split_mapping(
     inputs = {key: batch[key] for key in accepted if key not in _TARGET_KEYS}
     if inputs:
         return (), {key: batch[key] for key in accepted}, target
-    tensors = [
-        value for key, value in batch.items() if key not in _TARGET_KEYS and isinstance(value, Tensor)
-    ]
+    tensors = [value for key, value in batch.items() if key not in _TARGET_KEYS and isinstance(value, Tensor)]
     if len(tensors) == 1:
         return (tensors[0],), {}, target
     return (dict(batch),), {}, target
@@ -150,7 +146,9 @@ def first_tensor(value: Any) -> Tensor | None:
     """The first tensor inside a nested batch."""
     if isinstance(value, Tensor):
         return value
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    items = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    )
     return next((found for item in items if (found := first_tensor(item)) is not None), None)
 
 

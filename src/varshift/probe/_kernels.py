@@ -1,0 +1,129 @@
+"""The functions that a norm may call, and how to run them with other statistics than its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class NormCall:
+    """Arguments of a norm's call, whichever function was called."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    eps: float
+
+
+def _read_functional(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> NormCall:
+    return NormCall(input, running_mean, running_var, weight, bias, training, eps)
+
+
+def _read_functional_instance(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> NormCall:
+    return NormCall(input, running_mean, running_var, weight, bias, use_input_stats, eps)
+
+
+def _read_kernel(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> NormCall:
+    return NormCall(input, running_mean, running_var, weight, bias, training, eps)
+
+
+READERS: dict[Any, Callable[..., NormCall]] = {
+    F.batch_norm: _read_functional,
+    F.instance_norm: _read_functional_instance,
+    torch.batch_norm: _read_kernel,
+    torch.instance_norm: _read_kernel,
+}
+
+
+def run_batch_norm(call: NormCall, mean: Tensor | None, var: Tensor | None, *, training: bool) -> Tensor:
+    cudnn = torch.backends.cudnn.enabled
+    return torch.batch_norm(call.input, call.weight, call.bias, mean, var, training, 1.0, call.eps, cudnn)
+
+
+def run_instance_norm(call: NormCall, mean: Tensor | None, var: Tensor | None, *, training: bool) -> Tensor:
+    cudnn = torch.backends.cudnn.enabled
+    return torch.instance_norm(call.input, call.weight, call.bias, mean, var, training, 1.0, call.eps, cudnn)
+
+
+def like(value: Tensor, model: Tensor | None) -> Tensor:
+    return value if model is None or value.dtype == model.dtype else value.to(model.dtype)
+
+
+def kernel_takes(call: NormCall, dtype: torch.dtype) -> bool:
+    """Whether the kernel accepts statistics of this type beside its other arguments."""
+    parameter = call.weight if call.weight is not None else call.bias
+    if parameter is not None and parameter.dtype != dtype:
+        return False
+    if call.input.dtype == dtype:
+        return True
+    return dtype == torch.float32 and call.input.dtype in (torch.float16, torch.bfloat16)
+
+
+def batch_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
+    """Writes per-channel mean and unbiased variance of ``x`` of shape ``(N, C, ...)``."""
+    same = x.dtype == mean_out.dtype or (
+        mean_out.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
+    )
+    if same and x.device.type in ("cpu", "cuda"):
+        # The first half of the norm's own kernel: a blend with momentum 1 leaves just the batch statistics.
+        torch.batch_norm_update_stats(x, mean_out, var_out, 1.0)
+        return
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    var, mean = torch.var_mean(x.to(wide), dims, correction=min(1, x.numel() // x.shape[1] - 1))
+    mean_out.copy_(mean)
+    var_out.copy_(var)
+
+
+def instance_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
+    """Writes what an instance norm averages: means over instances of each one's mean and unbiased variance."""
+    values = x.detach().to(mean_out.dtype).flatten(2)
+    var, mean = torch.var_mean(values, 2, correction=min(1, values.shape[2] - 1))
+    mean_out.copy_(mean.mean(0))
+    var_out.copy_(var.mean(0))
+
+
+def channels_second(x: Tensor, channels: int) -> Tensor | None:
+    """A view of shape ``(N, C, ...)`` of a tensor whose channels are second or last, None if neither fits."""
+    if x.dim() >= 2 and x.shape[1] == channels:
+        return x
+    if x.dim() >= 2 and x.shape[-1] == channels:
+        return x.movedim(-1, 1)
+    return x.unsqueeze(0) if x.dim() == 1 and x.shape[0] == channels else None

@@ -1,0 +1,123 @@
+"""Drawing batches from whatever the user calls a loader, and what can be known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from varshift._batches import batch_size, first_tensor, move
+from varshift._errors import DataError
+from varshift.probe._types import LoaderFacts
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer."""
+    tensor = next(iter(model.parameters()), None)
+    if tensor is None:
+        tensor = next(iter(model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def draw(
+    loader: Iterable[Any], max_batches: int | None, device: torch.device | str | None
+) -> Iterator[tuple[int, Any]]:
+    """Yields ``(number, batch)`` from a loader, moved to a device; an error inside the loader passes through.
+
+    Raises:
+        DataError: If the loader cannot be iterated or yields nothing.
+    """
+    if max_batches is not None and max_batches < 1:
+        raise DataError(f"max_batches is {max_batches}: at least one batch is needed.")
+    if isinstance(loader, Tensor) or (not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__")):
+        raise DataError(
+            f"loader is a {type(loader).__name__}: expected an iterable of batches. "
+            "Wrap a single batch in a list: [batch]."
+        )
+    count = 0
+    for batch in islice(iter(loader), max_batches):
+        if first_tensor(batch) is None and not hasattr(batch, "__dict__"):
+            raise DataError(
+                f"batch {count} is a {type(batch).__name__} without any tensor: expected a tensor, "
+                "(inputs, targets) or a mapping of tensors."
+            )
+        yield count, move(batch, device)
+        count += 1
+    if count == 0:
+        raise DataError("the loader yielded no batches: check that its data set is not empty.")
+
+
+class FiniteWatch:
+    """Collects whether the inputs of each batch were finite, without waiting for the device every time."""
+
+    def __init__(self) -> None:
+        self._flags: list[tuple[int, Tensor]] = []
+
+    def look(self, number: int, batch: Any) -> None:
+        """Notes one batch."""
+        tensor = first_tensor(batch)
+        if tensor is not None and tensor.is_floating_point() and tensor.numel():
+            # A sum passes over memory once; it is finite just when all values are (in double: no overflow).
+            wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+            total = tensor.sum(dtype=torch.float32 if tensor.dtype != torch.float64 else wide)
+            self._flags.append((number, torch.isfinite(total)))
+
+    def complain(self) -> None:
+        """Raises DataError for the first batch that was not finite."""
+        if not self._flags:
+            return
+        flags = torch.stack([flag.cpu() for _, flag in self._flags])
+        if not bool(flags.all()):
+            number = self._flags[int((~flags).nonzero()[0])][0]
+            self._flags.clear()
+            raise DataError(
+                f"batch {number}: its inputs contain NaN or infinite values. Statistics learned from them "
+                "would be NaN for ever; clean the data set or skip such samples."
+            )
+        self._flags.clear()
+
+
+def loader_facts(loader: Any, sizes: tuple[int, ...] = ()) -> LoaderFacts:
+    """Reads what a loader says about its batches.
+
+    Args:
+        loader: A DataLoader, a sequence of batches, or anything else (then only `sizes` is known).
+        sizes: Sizes of the batches that were drawn.
+    """
+    if isinstance(loader, DataLoader):
+        return _dataloader_facts(loader, sizes)
+    if isinstance(loader, (list, tuple)) and loader:
+        all_sizes = [batch_size(batch) for batch in loader]
+        return LoaderFacts(sum(all_sizes), max(all_sizes), None, all_sizes[-1], sizes)
+    return LoaderFacts(None, max(sizes, default=0) or None, None, None, sizes)
+
+
+def _dataloader_facts(loader: DataLoader[Any], sizes: tuple[int, ...]) -> LoaderFacts:
+    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader
+    size = getattr(sampler, "batch_size", None)
+    drop_last = getattr(sampler, "drop_last", None)
+    samples = _length(getattr(sampler, "sampler", loader.sampler))
+    if isinstance(loader.sampler, DistributedSampler):
+        samples = loader.sampler.num_samples
+    last = None
+    if samples and isinstance(size, int) and size > 0 and loader.batch_sampler is not None:
+        rest = samples % size
+        last = size if rest == 0 or (drop_last and samples > size) else rest
+    return LoaderFacts(
+        samples,
+        size if isinstance(size, int) else None,
+        drop_last if isinstance(drop_last, bool) else None,
+        last,
+        sizes,
+    )
+
+
+def _length(sized: Any) -> int | None:
+    try:
+        return len(sized)
+    except (TypeError, NotImplementedError):
+        return None

@@ -1,0 +1,119 @@
+"""What is compared between states: the user's loss, the model's own, or a sensible default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varshift._batches import primary_output, split_batch
+from varshift._errors import DataError, ModelError
+
+Loss = Callable[[Any, Any], Any]
+
+
+def target_of(model: nn.Module, batch: Any) -> Any:
+    """The targets of a batch by the conventions of `split_batch`, None when it has none."""
+    try:
+        return split_batch(model, batch)[2]
+    except DataError:  # a structure only the user's own forward understands
+        return None
+
+
+def batch_loss(outputs: Any, target: Any, batch: Any, loss: Loss | None) -> float | None:
+    """Mean loss over one batch, None when there is nothing to compare with.
+
+    The user's function is called as ``loss(outputs, targets)`` with the outputs as the model returned them (and
+    the whole batch in place of targets that could not be found). Without one: the model's own ``.loss``;
+    cross-entropy for class indices; binary cross-entropy for 0/1 integers of the same shape as the outputs;
+    mean squared error for float targets.
+
+    Raises:
+        DataError: If targets and outputs do not fit together.
+        ModelError: If the user's loss does not return one number.
+    """
+    if loss is not None:
+        value = loss(outputs, batch if target is None else target)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return float(value.detach())
+        if isinstance(value, (int, float)):
+            return float(value)
+        raise ModelError(
+            f"loss= returned {_describe(value)}: expected one number. Average over the batch inside the function."
+        )
+    own = getattr(outputs, "loss", None)
+    if own is None and isinstance(outputs, dict):
+        own = outputs.get("loss")
+    if isinstance(own, Tensor) and own.numel() == 1:
+        return float(own.detach())
+    output = primary_output(outputs)
+    if output is None or not isinstance(target, Tensor) or not output.is_floating_point():
+        return None
+    return float(_default_loss(output.float() if output.dtype != torch.float64 else output, target).detach())
+
+
+def _default_loss(output: Tensor, target: Tensor) -> Tensor:
+    target = target.to(output.device)
+    if target.is_floating_point():
+        if output.shape != target.shape and output.numel() == target.numel():
+            target = target.reshape(output.shape)
+        if output.shape != target.shape:
+            raise DataError(_mismatch(output, target))
+        return F.mse_loss(output, target.to(output.dtype))
+    if output.shape == target.shape or (output.numel() == target.numel() and output.shape[-1:] == (1,)):
+        if target.numel() and not bool(((target == 0) | (target == 1)).all()):
+            raise DataError(_mismatch(output, target))
+        return F.binary_cross_entropy_with_logits(output, target.reshape(output.shape).to(output.dtype))
+    if output.dim() < 2 or output.shape[:1] + output.shape[2:] != target.shape:
+        raise DataError(_mismatch(output, target))
+    classes, valid = output.shape[1], target[target != -100]
+    if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= classes):
+        raise DataError(
+            f"targets run from {int(valid.min())} to {int(valid.max())}, but the model has {classes} outputs: "
+            "pass a model and data that belong together, or loss= for another convention."
+        )
+    return F.cross_entropy(output, target.long())
+
+
+def correct(outputs: Any, target: Any) -> tuple[int, int] | None:
+    """Number of right answers and of answers, where targets are class indices; None otherwise."""
+    output = primary_output(outputs)
+    if output is None or not isinstance(target, Tensor) or target.is_floating_point() or output.dim() < 2:
+        return None
+    if output.shape[:1] + output.shape[2:] != target.shape or output.shape[1] < 2:
+        return None
+    target = target.to(output.device)
+    counted = target != -100
+    return int(((output.argmax(1) == target) & counted).sum()), int(counted.sum())
+
+
+def relative_l2(output: Tensor, reference: Tensor) -> float:
+    """Distance of two outputs relative to the norm of the second."""
+    difference = torch.linalg.vector_norm((output - reference).double())
+    return float(difference / torch.linalg.vector_norm(reference.double()).clamp_min(1e-300))
+
+
+def mean_kl(output: Tensor, reference: Tensor) -> float | None:
+    """Mean Kullback-Leibler divergence ``KL(reference || output)`` of the class posteriors in nats."""
+    if output.dim() < 2 or output.shape[1] < 2 or output.shape != reference.shape:
+        return None
+    log_p, log_q = F.log_softmax(reference.double(), 1), F.log_softmax(output.double(), 1)
+    return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
+
+
+def _describe(value: Any) -> str:
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
+
+
+def _mismatch(output: Tensor, target: Tensor) -> str:
+    return (
+        f"outputs of shape {tuple(output.shape)} and {str(target.dtype).removeprefix('torch.')} targets of shape "
+        f"{tuple(target.shape)} fit no default loss. Pass loss= (a function of outputs and targets)."
+    )

@@ -1,0 +1,345 @@
+"""Running statistics that fit the deployed network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from varshift._batches import Forward, batch_size, default_forward
+from varshift._errors import ModelError
+from varshift.flow import unwrap
+from varshift.probe._distributed import Ranks
+from varshift.probe._guard import Snapshot, preserved
+from varshift.probe._loader import FiniteWatch, draw, model_device
+from varshift.probe._moments import Moments
+from varshift.probe._norms import Norm, find_norms
+from varshift.probe._pass import Progress, Stop, eager, run_pass
+from varshift.probe._states import live_norms, set_noise
+from varshift.probe._tap import Tap
+
+Estimator = Literal["pooled", "ema"]
+_Statistics = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """What recalibration did to one norm. The four figures are channel means.
+
+    Attributes:
+        name: Module path of the norm.
+        cls: Its class name.
+        updated: Whether its statistics were replaced.
+        reason: Why not, None when they were.
+        mean_before: Running mean as found.
+        var_before: Running variance as found.
+        mean_after: Running mean now.
+        var_after: Running variance now.
+    """
+
+    name: str
+    cls: str
+    updated: bool
+    reason: str | None
+    mean_before: float
+    var_before: float
+    mean_after: float
+    var_after: float
+
+
+class Recalibration:
+    """Handle of a recalibration: what changed, and the way back.
+
+    Attributes:
+        layers: One `LayerChange` per norm, in the order of the model's modules.
+        batches: Number of batches used by this process.
+        samples: Number of samples used by this process.
+        converged: Whether the tolerance was reached; None when none was given.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[LayerChange, ...],
+        batches: int,
+        samples: int,
+        converged: bool | None,
+        old: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
+        self.layers, self.batches, self.samples, self.converged = layers, batches, samples, converged
+        self._old = tuple(old)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The norms that kept their statistics, and why."""
+        return {layer.name: layer.reason for layer in self.layers if layer.reason is not None}
+
+    def undo(self) -> None:
+        """Gives every norm the statistics back that it had before, bit for bit."""
+        _assign(self._old)
+
+    def __repr__(self) -> str:
+        updated = sum(layer.updated for layer in self.layers)
+        text = f"<Recalibration: {updated} of {len(self.layers)} norms updated from {self.batches} batches"
+        if self.converged is not None:
+            text += ", tolerance reached" if self.converged else ", tolerance not reached"
+        for name, reason in list(self.skipped.items())[:3]:
+            text += f"; '{name}' left alone: {reason}"
+        more = len(self.skipped) - 3
+        return text + (f"; and {more} more" if more > 0 else "") + ">"
+
+
+def recalibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    noise: bool = False,
+    estimator: Estimator = "pooled",
+    max_batches: int | None = None,
+    tolerance: float | None = None,
+    forward: Forward | None = None,
+    process_group: Any = None,
+    progress: Progress | None = None,
+) -> Recalibration:
+    """Replaces the running statistics of every norm by those of the data, with all noise off.
+
+    Each batch runs once in the state ``clean``: noise off, norms on batch statistics, weights fixed. The
+    statistics are pooled over all values of all batches, weighted by their number, in float64::
+
+        mean = sum(n_b mean_b) / n,    var = (sum(M2_b) + sum(n_b (mean_b - mean)^2)) / (n - 1)
+
+    so that sorted data, unequal batches and large means do no harm. In a distributed run the sums go over all
+    processes and every process ends up with the same bits.
+
+    The model is changed only at the very end. An error in the loader or the model, or Ctrl-C, leaves flags,
+    momentum, hooks, buffers and random states bit for bit as they were.
+
+    Args:
+        model: The model; compiled models and data-parallel wrappers are unwrapped.
+        loader: Batches, as the model was trained on them. Any iterable.
+        noise: True keeps dropout and its kin on: the statistics that training would have produced.
+        estimator: ``"pooled"``, or ``"ema"`` for each norm's own moving average with its own momentum, started
+            from the stored statistics (the protocol of Li et al. 2018, section 4).
+        max_batches: Largest number of batches to draw, all by default.
+        tolerance: Stop as soon as the estimate of every norm is this good: relative standard error of its
+            standard deviation, and standard error of its mean in sigmas (root mean square over channels, from
+            the spread over batches). The loader should be shuffled.
+        forward: Function of model and batch that runs the model; by default inputs are found as in `check`.
+        process_group: Processes that share the data; the default group in a distributed run.
+        progress: Called with stage, batches done and batches in all (None when unknown).
+
+    Returns:
+        A handle with the changes per layer and ``undo()``. Norms that no batch reached keep their statistics,
+        and so do norms that use their running statistics in training too; the handle says which.
+
+    Raises:
+        ModelError: If an activation or a statistic is not finite, or another process failed.
+        DataError: If the loader yields nothing, or inputs are not finite.
+        ValueError: If an argument is out of range.
+    """
+    if estimator not in ("pooled", "ema"):
+        raise ValueError(f"estimator is {estimator!r}: expected 'pooled' or 'ema'.")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance}: it is a relative error and must be above 0.")
+    network = unwrap(model)
+    norms = find_norms(network)
+    stop = None if tolerance is None else Stop(tolerance)
+    if not norms:
+        return Recalibration((), 0, 0, None if stop is None else True)
+    ranks = Ranks(process_group)
+    with preserved(network) as snapshot, eager():
+        collector = _Collector(network, norms, forward or default_forward, snapshot, noise, estimator, stop)
+        collector.run(loader, max_batches, ranks, progress)
+        statistics, reasons = _estimates(collector, norms, estimator, ranks)
+        counted = round(sum(float(part) for part in ranks.gather(torch.tensor(float(collector.batches)))))
+    layers, old = _write(norms, statistics, reasons, counted)
+    return Recalibration(layers, collector.batches, collector.samples, stop.reached if stop else None, old)
+
+
+class _Collector:
+    """Runs the batches of one process and collects their moments."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        norms: tuple[Norm, ...],
+        forward: Forward,
+        snapshot: Snapshot,
+        noise: bool,
+        estimator: Estimator,
+        stop: Stop | None,
+    ) -> None:
+        self._network, self._norms, self._forward, self._snapshot = network, norms, forward, snapshot
+        self._noise, self._stop = noise, stop
+        self._average, self._series = estimator == "ema", stop is not None
+        self._watch = FiniteWatch()
+        self.live: frozenset[str] = frozenset()
+        self.tap = Tap(norms, "batch", average=self._average, series=self._series)
+        self.batches = self.samples = 0
+
+    def run(
+        self, loader: Iterable[Any], max_batches: int | None, ranks: Ranks, progress: Progress | None
+    ) -> None:
+        """Runs until the loader ends, the tolerance is reached, or a process fails.
+
+        Processes meet only on the shared schedule of `Stop` and at the end, so their loaders may differ in
+        length; one that is done, or has failed, still comes to each meeting.
+        """
+        batches = draw(loader, max_batches, model_device(self._network))
+        total = _total(loader, max_batches)
+        done, failure, rounds = False, None, 0
+        while True:
+            rounds += 1
+            meets = False if self._stop is None else self._stop.due(rounds)
+            try:
+                done = done or not self._step(batches)
+                if done or meets:
+                    self._watch.complain()
+            except Exception as error:
+                if not ranks.active:
+                    raise
+                done, failure = True, failure or error
+            if progress is not None and not done:
+                progress("recalibrating", self.batches, total)
+            if done and (self._stop is None or not ranks.active):
+                meets = True
+            if not meets:
+                continue
+            states = ranks.flags(done, failure is not None)
+            _raise_failures(failure, [failed for _, failed in states])
+            if self._stop is not None and self._stop.look(self.tap, ranks):
+                return
+            if all(finished for finished, _ in states):
+                return
+
+    def _step(self, batches: Iterator[tuple[int, Any]]) -> bool:
+        """Runs the next batch; false when there is none."""
+        number, batch = next(batches, (None, None))
+        if number is None:
+            return False
+        self._watch.look(number, batch)
+        if number == 0:
+            self._prepare(batch)
+        run_pass(self._network, self._forward, batch, self.tap)
+        self.batches += 1
+        self.samples += batch_size(batch)
+        return True
+
+    def _prepare(self, batch: Any) -> None:
+        self.live, by_hand = live_norms(self._network, self._norms, self._forward, batch, self._snapshot)
+        self.tap.live = self.live
+        set_noise(self._network, self._norms, self._noise, by_hand)
+
+
+def _total(loader: Any, max_batches: int | None) -> int | None:
+    try:
+        length = len(loader)
+    except (TypeError, NotImplementedError):
+        return max_batches
+    return length if max_batches is None else min(length, max_batches)
+
+
+def _raise_failures(mine: Exception | None, failed: list[bool]) -> None:
+    if mine is not None:
+        raise mine
+    if any(failed):
+        ranks = ", ".join(str(rank) for rank, bad in enumerate(failed) if bad)
+        raise ModelError(f"recalibration failed on process {ranks}; nothing was changed on this one either.")
+
+
+def _estimates(
+    collector: _Collector, norms: Sequence[Norm], estimator: Estimator, ranks: Ranks
+) -> tuple[_Statistics, dict[str, str]]:
+    """New statistics by norm name, and for the other norms the reason why they have none."""
+    statistics: _Statistics = {}
+    reasons: dict[str, str] = {}
+    for members, slices, moments in collector.tap.moments:
+        count, mean, var = _bank_estimate(members, moments, estimator, ranks)
+        for norm in members:
+            part = slices[norm.name]
+            if norm.name not in collector.live:
+                reasons[norm.name] = "it uses its running statistics in training too"
+            elif float(count[part][0]) == 0:
+                reasons[norm.name] = "no batch reached it"
+            elif float(count[part][0]) == 1:
+                reasons[norm.name] = "it saw a single value per channel, which has no variance"
+            else:
+                statistics[norm.name] = (_fit(norm, norm.mean, mean[part]), _fit(norm, norm.var, var[part]))
+    return statistics, reasons
+
+
+def _bank_estimate(
+    members: Sequence[Norm], moments: Moments, estimator: Estimator, ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor]:
+    pool = ranks.pooled(moments.pool, moments.between)
+    if estimator == "pooled":
+        return pool.count.cpu(), pool.mean.cpu(), pool.var.cpu()
+    start = [
+        torch.cat([getattr(norm, field).detach().double().reshape(-1) for norm in members])
+        for field in ("mean", "var")
+    ]
+    mean, var = moments.average(*(value.to(moments.between.device) for value in start))
+    # Every process follows its own batches; their averages count equally, as data-parallel training has it.
+    averages = torch.stack(ranks.gather(torch.stack([mean, var]))).mean(0)
+    return pool.count.cpu(), averages[0], averages[1]
+
+
+def _fit(norm: Norm, buffer: Tensor, values: Tensor) -> Tensor:
+    """Casts an estimate to a norm's own buffer; refuses what would not survive it."""
+    cast = values.reshape(buffer.shape).to(device=buffer.device, dtype=buffer.dtype)
+    if bool(torch.isfinite(cast).all()):
+        return cast
+    if bool(torch.isfinite(values).all()):
+        raise ModelError(
+            f"norm '{norm.name}': its statistics reach {float(values.abs().max()):.3g} and do not fit "
+            f"{str(buffer.dtype).removeprefix('torch.')}. Keep the running statistics in float32; "
+            "nothing was changed."
+        )
+    raise ModelError(
+        f"norm '{norm.name}': the signal that arrives there is not finite although the inputs are. Look for "
+        "NaN weights or an overflow upstream (half precision?); nothing was changed."
+    )
+
+
+def _write(
+    norms: Sequence[Norm], statistics: _Statistics, reasons: dict[str, str], batches: int
+) -> tuple[tuple[LayerChange, ...], list[tuple[Tensor, Tensor]]]:
+    before = [(_channel_mean(norm.mean), _channel_mean(norm.var)) for norm in norms]
+    changes: list[tuple[Tensor, Tensor]] = []
+    for norm in norms:
+        if norm.name in statistics:
+            changes += zip((norm.mean, norm.var), statistics[norm.name], strict=True)
+            counter = getattr(norm.module, "num_batches_tracked", None)
+            if isinstance(counter, Tensor):
+                changes.append((counter, torch.full_like(counter, batches)))
+    old = [(buffer, buffer.detach().clone()) for buffer, _ in changes]
+    try:
+        _assign(changes)
+    except BaseException:  # an interrupt between two norms must not leave half of them changed
+        _assign(old)
+        raise
+    layers = [
+        LayerChange(
+            norm.name,
+            type(norm.module).__name__,
+            norm.name in statistics,
+            reasons.get(norm.name),
+            *first,
+            _channel_mean(norm.mean),
+            _channel_mean(norm.var),
+        )
+        for norm, first in zip(norms, before, strict=True)
+    ]
+    return tuple(layers), old
+
+
+def _assign(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for buffer, value in values:
+            buffer.copy_(value)
+
+
+def _channel_mean(values: Tensor) -> float:
+    return float(values.detach().double().mean())

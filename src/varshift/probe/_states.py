@@ -1,0 +1,80 @@
+"""The four states of a model, and which of its norms learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from varshift._batches import Forward, batch_size, take_samples
+from varshift.probe._guard import Snapshot
+from varshift.probe._norms import Norm
+from varshift.probe._tap import Tap
+
+
+def set_noise(
+    model: nn.Module, norms: Sequence[Norm], on: bool, hand_batch: frozenset[str] = frozenset()
+) -> None:
+    """Puts a model into train mode (noise on) or eval mode (noise off), as its own `train` method does it.
+
+    Which statistics the norms use is the tap's business, except for norms written by hand, which follow their
+    training flag, and for synchronised norms, which would start to talk to other processes.
+
+    Args:
+        model: The model.
+        norms: Its norms.
+        on: Whether noise acts.
+        hand_batch: Names of the norms written by hand that normalise with batch statistics.
+    """
+    model.train(on)
+    for norm in norms:
+        if isinstance(norm.module, nn.SyncBatchNorm):
+            norm.module.training = False
+        elif norm.kind == "custom" and norm.name in hand_batch:
+            norm.module.training = True
+
+
+def live_norms(
+    model: nn.Module, norms: Sequence[Norm], forward: Forward, batch: Any, snapshot: Snapshot
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Finds the norms that learn statistics when the model trains.
+
+    Torch's own norms say so by their flag after ``model.train()``. Norms with a forward of their own may do
+    anything, so they are watched during one train-mode pass over two samples: those that ask for batch
+    statistics or write to their buffers are live.
+
+    Returns:
+        The names of the live norms, and of those among them that are written by hand.
+    """
+    model.train(True)
+    live = {norm.name for norm in norms if norm.module.training}
+    watched = [norm for norm in norms if norm.overrides_forward and norm.name in live]
+    if not watched:
+        return frozenset(live), frozenset()
+    set_noise(model, norms, True)
+    with Tap(norms, "called", record=False) as tap:
+        _try_small(lambda part: forward(model, part), batch, tap)
+    changed = {norm.name for norm in watched if snapshot.wrote(norm.mean) or snapshot.wrote(norm.var)}
+    for norm in watched:
+        asked = norm.name in tap.trained or norm.name in changed
+        ran = norm.name in tap.called or norm.name in tap.by_hand
+        if ran and not asked:
+            live.discard(norm.name)
+    snapshot.restore_buffers()
+    return frozenset(live), frozenset(tap.by_hand & live)
+
+
+def _try_small(run: Callable[[Any], Any], batch: Any, tap: Tap) -> None:
+    """Runs on two samples; a model that insists on its batch size gets the whole batch."""
+    with torch.no_grad():
+        if batch_size(batch) > 2:
+            try:
+                tap.begin()
+                run(take_samples(batch, 2))
+                return
+            except Exception:
+                pass
+        tap.begin()
+        run(batch)

@@ -1,0 +1,230 @@
+"""Listens in on every norm of a running model and decides which statistics it uses, without touching it.
+
+A norm's kernel computes batch statistics anyway when it normalises with them. The tap therefore stands between
+the model and the kernel: it hands the kernel scratch buffers instead of the running statistics and reads the
+batch moments from there, so that collecting them costs nothing and the model's own buffers are never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from varshift.probe._bank import Bank
+from varshift.probe._kernels import (
+    READERS,
+    NormCall,
+    batch_moments,
+    channels_second,
+    instance_moments,
+    kernel_takes,
+    like,
+    run_batch_norm,
+    run_instance_norm,
+)
+from varshift.probe._moments import Moments, Pool
+from varshift.probe._norms import Norm
+
+Policy = Literal["batch", "running", "called"]
+Statistics = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(slots=True)
+class _Visit:
+    """A norm module whose forward is running."""
+
+    norm: Norm
+    input: Tensor | None
+    intercepted: bool = False
+
+
+class Tap(TorchFunctionMode):
+    """Function mode that takes over the calls of every known norm.
+
+    Use it as a context around forward passes, and bracket each pass with `begin` and `end`.
+
+    Args:
+        norms: The model's norms.
+        policy: ``"batch"`` to normalise the live norms with batch statistics, ``"running"`` to normalise all
+            norms with running statistics, ``"called"`` to do as the model asks.
+        live: Names of the norms that `policy="batch"` applies to; the others keep their running statistics.
+        record: Whether to collect the moments of the norms' inputs.
+        substitutes: Statistics to use in place of a norm's own, by norm name.
+        average: Whether to keep moving averages.
+        series: Whether to keep what standard errors need.
+
+    Attributes:
+        live: See above; may be set before the first pass.
+        called: Names of the norms whose kernel was called.
+        trained: Names of those whose caller asked for batch statistics.
+        by_hand: Names of the norms that ran without calling a kernel.
+        smallest: Smallest number of values per channel that a call brought, by norm name.
+    """
+
+    def __init__(
+        self,
+        norms: Sequence[Norm],
+        policy: Policy,
+        *,
+        live: frozenset[str] = frozenset(),
+        record: bool = True,
+        substitutes: Statistics | None = None,
+        average: bool = False,
+        series: bool = False,
+    ) -> None:
+        super().__init__()
+        self._norms = tuple(norms)
+        self._by_mean = {id(norm.mean): norm for norm in norms}
+        self._policy, self.live, self._record = policy, live, record
+        self._substitutes = dict(substitutes or {})
+        groups: dict[tuple[torch.device, torch.dtype], list[Norm]] = {}
+        for norm in norms:
+            dtype = torch.float64 if norm.var.dtype == torch.float64 else torch.float32
+            groups.setdefault((norm.mean.device, dtype), []).append(norm)
+        self._banks = [
+            Bank(group, device, dtype, average=average, series=series)
+            for (device, dtype), group in groups.items()
+        ]
+        self._bank_of = {norm.name: bank for bank in self._banks for norm in bank.norms}
+        self._visits: list[_Visit] = []
+        self._handles: list[RemovableHandle] = []
+        self.called: set[str] = set()
+        self.trained: set[str] = set()
+        self.by_hand: set[str] = set()
+        self.smallest: dict[str, int] = {}
+
+    # -- life of a pass ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Tap:
+        for norm in self._norms:
+            # Norms written by hand reach no kernel that could be intercepted, and norms that convert their
+            # statistics before the call hand over a copy: both are recognised by the module that runs.
+            if norm.kind == "custom" or norm.var.dtype not in (torch.float32, torch.float64):
+                enter, leave = self._hooks(norm)
+                self._handles.append(norm.module.register_forward_pre_hook(enter, prepend=True))
+                self._handles.append(norm.module.register_forward_hook(leave, always_call=True))
+        try:
+            super().__enter__()
+        except BaseException:
+            self._remove_hooks()
+            raise
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self._remove_hooks()
+        super().__exit__(*args)
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def begin(self) -> None:
+        """Starts a forward pass."""
+        self._visits.clear()
+        for bank in self._banks:
+            bank.begin()
+
+    def end(self) -> None:
+        """Ends a forward pass: its batch statistics join the accumulators."""
+        if self._record:
+            for bank in self._banks:
+                bank.end()
+
+    # -- what was collected -----------------------------------------------------------------------------
+
+    @property
+    def moments(self) -> list[tuple[tuple[Norm, ...], Mapping[str, slice], Moments]]:
+        """The accumulators, one per device and type, with the norms they belong to and their slices."""
+        return [(bank.norms, bank.slices, bank.moments) for bank in self._banks]
+
+    def pools(self) -> dict[str, Pool]:
+        """Pooled moments of each norm that at least one batch reached, on the host."""
+        found: dict[str, Pool] = {}
+        for bank in self._banks:
+            pool = bank.moments.pool
+            for norm in bank.norms:
+                part = bank.slices[norm.name]
+                if float(pool.count[part][0]) > 0:
+                    found[norm.name] = Pool(
+                        pool.count[part].cpu(), pool.mean[part].cpu(), pool.squares[part].cpu()
+                    )
+        return found
+
+    # -- interception -----------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answers the calls of known norms, passes all others on."""
+        read = READERS.get(func)
+        if read is not None:
+            call = read(*args, **(kwargs or {}))
+            norm = self._identify(call.running_mean)
+            if norm is not None:
+                return self._normalise(norm, call)
+        return func(*args, **(kwargs or {}))
+
+    def _identify(self, running_mean: Tensor | None) -> Norm | None:
+        if running_mean is None:
+            return None
+        norm = self._by_mean.get(id(running_mean))
+        visit = self._visits[-1] if self._visits else None
+        if visit is not None and (norm is visit.norm or running_mean.numel() == visit.norm.channels):
+            visit.intercepted = True
+            return visit.norm
+        return norm
+
+    def _normalise(self, norm: Norm, call: NormCall) -> Tensor:
+        self.called.add(norm.name)
+        if call.training:
+            self.trained.add(norm.name)
+        x, run = call.input, run_instance_norm if norm.kind == "instance" else run_batch_norm
+        count = self._note(norm, x)
+        if self._policy == "called":
+            use_batch = call.training
+        else:
+            use_batch = self._policy == "batch" and norm.name in self.live
+        if use_batch and (count <= 1 if norm.kind == "batch" else x[0, 0].numel() * (count > 0) <= 1):
+            # One value has no variance to normalise with; the stored statistics are the best guess there.
+            use_batch = norm.kind == "custom" and count > 1
+        if self._record and count:
+            mean_out, var_out = self._bank_of[norm.name].scratch(norm, count)
+            if norm.kind == "instance":
+                instance_moments(x, mean_out, var_out)
+            elif use_batch and kernel_takes(call, mean_out.dtype):
+                return run_batch_norm(call, mean_out, var_out, training=True)
+            else:
+                batch_moments(x, mean_out, var_out)
+        if use_batch:
+            return run(call, None, None, training=True)
+        mean, var = self._substitutes.get(norm.name, (call.running_mean, call.running_var))
+        return run(call, like(mean, call.running_mean), like(var, call.running_var), training=False)
+
+    def _note(self, norm: Norm, x: Tensor) -> int:
+        count = x.numel() // norm.channels
+        if count:
+            self.smallest[norm.name] = min(count, self.smallest.get(norm.name, count))
+        return count
+
+    def _hooks(self, norm: Norm) -> tuple[Callable[..., None], Callable[..., None]]:
+        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+            x = next((item for item in args if isinstance(item, Tensor)), None)
+            self._visits.append(_Visit(norm, x))
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not self._visits or self._visits[-1].norm is not norm:
+                return
+            visit = self._visits.pop()
+            if visit.intercepted or visit.input is None:
+                return
+            x = channels_second(visit.input, norm.channels)
+            self.by_hand.add(norm.name)
+            if x is not None and self._record and (count := self._note(norm, x)):
+                batch_moments(x.detach(), *self._bank_of[norm.name].scratch(norm, count))
+
+        return enter, leave
