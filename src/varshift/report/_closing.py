@@ -1,0 +1,66 @@
+"""The foot of the page: what could not be seen, and what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from varshift.report._page import Line, Span, heading, paragraph
+
+if TYPE_CHECKING:
+    from varshift.report._report import Report
+
+EXPLAINED = 3
+
+
+def closing_section(report: Report, width: int) -> list[Line]:
+    """The limits of this report and the next steps."""
+    lines: list[Line] = []
+    if report.limits:
+        lines += heading("What could not be seen", width)
+        for limit in report.limits:
+            lines += paragraph(limit, width, mark=Span("· ", "quiet"))
+    steps = next_steps(report)
+    if steps:
+        lines += heading("What next", width)
+        for command, meaning in steps:
+            lines += _step(command, meaning, width)
+    return lines
+
+
+def _step(command: str, meaning: str, width: int) -> list[Line]:
+    if not command:
+        return paragraph(meaning, width)
+    first = [Span("  "), Span(command, "code")]
+    if len(command) + len(meaning) + 5 <= width and len(command) <= 34:
+        return [(*first, Span(" " * max(2, 36 - len(command))), Span(meaning, "quiet"))]
+    return [tuple(first), *paragraph(meaning, width, indent=4, style="quiet")]
+
+
+def next_steps(report: Report) -> list[tuple[str, str]]:
+    """Commands worth running now, each with what it does; a command may be empty."""
+    steps: list[tuple[str, str]] = []
+    cures = [cure.name.lower() for finding in report.findings for cure in finding.cures]
+    if any("recalibrat" in cure for cure in cures) and report.data is not None:
+        steps.append(("vs.recalibrate(model, loader)", "statistics that fit the deployed network"))
+        steps.append(
+            (
+                f"varshift recalibrate {report.model.target} --weights IN --data ... --out OUT.safetensors",
+                "the same for a checkpoint, on the command line",
+            )
+        )
+    codes = list(report.findings_by_code)
+    steps += [
+        (f"varshift explain {code}", "what it is, how it is measured, what cures it")
+        for code in codes[:EXPLAINED]
+    ]
+    if len(codes) > EXPLAINED:
+        steps.append(("", f"and likewise {', '.join(codes[EXPLAINED:])}."))
+    if report.data is None:
+        steps.append(
+            (
+                "vs.check(model, loader), or --data",
+                "With data the check also measures the shift at every norm, finds stale statistics and too "
+                "small batches, and splits the gap between training and deployment into its causes.",
+            )
+        )
+    return steps

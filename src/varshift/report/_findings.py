@@ -1,0 +1,131 @@
+"""The findings on the page, one group for each rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from varshift._errors import VarshiftError
+from varshift.report._json import plain
+from varshift.report._levels import excess
+from varshift.report._page import Line, Span, heading, line, paragraph
+from varshift.report._words import counted, figure, module_name, place
+from varshift.rules import SEVERITIES, Cure, Finding, get_rule
+
+if TYPE_CHECKING:
+    from varshift.report._report import Report
+
+SHOWN = 3
+NAMED = 6
+
+
+def findings_section(report: Report, width: int, *, full: bool) -> list[Line]:
+    """Every rule that fired: its sites with file and line, and what cures them."""
+    if not report.findings:
+        return []
+    lines = heading("Findings", width)
+    for code, group in report.findings_by_code.items():
+        worst_first = tuple(sorted(group, key=lambda finding: _rank(report, finding)))
+        lines += [*_group(code, worst_first, width, full=full), ()]
+    return lines[:-1]
+
+
+def _rank(report: Report, finding: Finding) -> tuple[int, float]:
+    """Gravest first, and of these the one at the norm that is worst off."""
+    row = report.layer(finding.where) or report.layer(str(finding.evidence.get("norm")))
+    return SEVERITIES.index(finding.severity), -((excess(row) if row else None) or 0.0)
+
+
+def _group(code: str, group: tuple[Finding, ...], width: int, *, full: bool) -> list[Line]:
+    severity = group[0].severity
+    name = rule_name(code)
+    sites = len({(finding.where, finding.source) for finding in group})
+    title = line(
+        Span("  "),
+        Span(severity, severity),
+        Span(" "),
+        Span(f"{code}{' ' + name if name else ''}", "strong"),
+        Span(f"  {counted(sites, 'site')}, {_confidences(group)}", "quiet"),
+    )
+    lines = [title]
+    shown = group if full else group[:SHOWN]
+    for finding in shown:
+        lines += _finding(finding, width, full=full, mark=finding.severity != severity)
+    lines += _others(group[len(shown) :], width)
+    lines += _cures(group, width)
+    return lines
+
+
+def _confidences(group: tuple[Finding, ...]) -> str:
+    return " or ".join(dict.fromkeys(finding.confidence for finding in group))
+
+
+def _finding(finding: Finding, width: int, *, full: bool, mark: bool) -> list[Line]:
+    where, source = module_name(finding.where), place(finding.source)
+    cls = f" {finding.cls}" if finding.cls else ""
+    pieces = [Span("    "), Span(where, "code"), Span(cls, "quiet")]
+    if mark:
+        pieces.append(Span(f" ({finding.severity})", finding.severity))
+    if source and 4 + len(where) + len(cls) + 2 + len(source) <= width:
+        lines = [(*pieces, Span(f"  {source}", "quiet"))]
+    else:
+        lines = [tuple(pieces)]
+        if source:
+            lines.append(line(Span(f"      {source}", "quiet")))
+    lines += paragraph(finding.message, width, indent=6)
+    if full and finding.evidence:
+        lines += paragraph(_evidence(finding), width, indent=6, style="quiet")
+    return lines
+
+
+def _evidence(finding: Finding) -> str:
+    return ", ".join(f"{key} {_value(value)}" for key, value in plain(finding.evidence).items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return figure(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key} {_value(item)}' for key, item in value.items())})"
+    return "unknown" if value is None else str(value)
+
+
+def _others(rest: tuple[Finding, ...], width: int) -> list[Line]:
+    if not rest:
+        return []
+    names = list(dict.fromkeys(module_name(finding.where) for finding in rest))
+    named = names if len(names) <= NAMED + 1 else names[:NAMED]
+    more = f" and {len(names) - len(named)} others" if len(names) > len(named) else ""
+    return paragraph(
+        f"and {len(rest)} more: {', '.join(named)}{more}", width, indent=4, hang=2, style="quiet"
+    )
+
+
+def _cures(group: tuple[Finding, ...], width: int) -> list[Line]:
+    cures = list(dict.fromkeys(cure for finding in group for cure in finding.cures))
+    lines: list[Line] = []
+    for index, cure in enumerate(cures):
+        label = "cure: " if index == 0 else "  or: "
+        lines += _cure(cure, label, width)
+    return lines
+
+
+def _cure(cure: Cure, label: str, width: int) -> list[Line]:
+    lines = paragraph(f"{cure.name} [{cure.safety}]", width, indent=4, mark=Span(label, "quiet"))
+    style = "good" if cure.safety == "safe" else "warning"
+    *head, last = lines
+    spans = list(last)
+    tail = f"[{cure.safety}]"
+    body = spans[-1].text.removesuffix(tail)
+    return [*head, (*spans[:-1], Span(body), Span(tail, style))]
+
+
+def rule_name(code: str) -> str:
+    """The name of a rule, empty for a code that no rule here has."""
+    try:
+        return get_rule(code).name
+    except VarshiftError:
+        return ""

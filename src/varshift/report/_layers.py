@@ -1,0 +1,162 @@
+"""The norms in a table with bars, and the noise sites in another."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from varshift.report._levels import excess, style_of
+from varshift.report._page import Line, Span, columns, heading, paragraph
+from varshift.report._words import counted, figure, module_name, place, ratio, shortened
+
+if TYPE_CHECKING:
+    from varshift.report._report import LayerRow, NoiseRow, Report
+
+SHOWN = 20
+WIDEST_BAR = 31
+LARGEST_SCALE = 16
+
+
+def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
+    """One line for each measured norm; the worst ones only, unless all are asked for."""
+    measured = [row for row in report.layers if row.reached and row.ratio is not None]
+    if not measured:
+        return []
+    shown = measured
+    if not full and len(measured) > SHOWN:
+        worst = sorted(measured, key=_gravity, reverse=True)[:SHOWN]
+        shown = [row for row in measured if row in worst]
+    scale = _scale(measured)
+    note = "deployed over learned, 1 is healthy"
+    if len(shown) < len(measured):
+        note = f"the {len(shown)} worst of {len(measured)}, in order of execution; {note}"
+    lines = heading("Norms", width, note)
+    lines += _table(shown, width, scale)
+    explained = (
+        f"bar: ratio on a logarithmic scale, 1 in its middle, {scale} and 1/{scale} at its ends. "
+        "control: the ratio after recalibrating without noise, what depth and small batches do alone. "
+        "local: variance without noise over variance with it."
+    )
+    lines += paragraph(explained, width, style="quiet")
+    unreached = [row.name for row in report.layers if not row.reached]
+    if unreached:
+        named = ", ".join(module_name(name) for name in unreached[:5])
+        more = f" and {len(unreached) - 5} more" if len(unreached) > 5 else ""
+        lines += paragraph(f"Not reached by the data: {named}{more}.", width, style="warning")
+    return lines
+
+
+def _gravity(row: LayerRow) -> float:
+    value = excess(row)
+    return math.inf if value is None else value
+
+
+def _scale(rows: list[LayerRow]) -> int:
+    """The factor at a bar's ends: the smallest power of two that holds every shift."""
+    largest = max((row.shift or 1.0 for row in rows), default=1.0)
+    scale = 2
+    while scale < largest and scale < LARGEST_SCALE:
+        scale *= 2
+    return scale
+
+
+def _table(rows: list[LayerRow], width: int, scale: int) -> list[Line]:
+    figures = [9, 9, 7]
+    after = [7, 7]
+    noise = 0
+    used = 2 + sum(figures) + sum(after) + len(figures) + len(after) + 2
+    room = width - used
+    if room >= 70:
+        noise = min(24, max(len(_noise(row)) for row in rows))
+        noise = max(noise, len("noise"))
+        room -= noise + 1
+    name = min(max(len(module_name(row.name)) for row in rows), room - 11, max(18, (3 * room) // 5))
+    name = max(name, 5)
+    bar = min(WIDEST_BAR, room - name)
+    bar -= 1 - bar % 2  # an odd number of cells has a middle
+    widths = [name, *figures, bar, *after, *([noise] if noise else [])]
+    head = ["norm", "moving", "real", "ratio", "", "control", "local", *(["noise"] if noise else [])]
+    table = [[Span(title, "quiet") for title in head]]
+    for row in rows:
+        style = style_of(excess(row))
+        cells = [
+            Span(shortened(module_name(row.name), name), "code"),
+            Span(figure(row.moving_var)),
+            Span(figure(row.real_var)),
+            Span(ratio(row.ratio), style),
+            Span(ratio_bar(row.ratio, scale, bar), style),
+            Span(ratio(row.control_ratio), "quiet"),
+            Span(ratio(row.local_ratio), "quiet"),
+        ]
+        if noise:
+            cells.append(Span(shortened(_noise(row), noise), "quiet"))
+        table.append(cells)
+    return columns(table, widths, right=(1, 2, 3, 5, 6))
+
+
+def _noise(row: LayerRow) -> str:
+    if not row.noise:
+        return ""
+    more = f" +{len(row.noise) - 1}" if len(row.noise) > 1 else ""
+    nearest = row.noise[len(row.noise) - 1]
+    return f"{module_name(nearest)}{more}"
+
+
+def ratio_bar(value: float | None, scale: float, width: int) -> str:
+    """A bar from the middle of `width` cells to the ratio, on a logarithmic scale from 1/scale to scale."""
+    half = width // 2
+    if value is None or not math.isfinite(value) or value <= 0:
+        return " " * half + "│" + " " * half
+    length = math.log(value) / math.log(scale)
+    halves = round(2 * half * min(1.0, abs(length)))
+    cells = "█" * (halves // 2)
+    if abs(length) > 1:
+        cells = cells[:-1]
+    if length >= 0:
+        end = "▶" if length > 1 else "▌" if halves % 2 else ""
+        return " " * half + "│" + f"{cells}{end}".ljust(half)
+    end = "◀" if length < -1 else "▐" if halves % 2 else ""
+    return f"{end}{cells}".rjust(half) + "│" + " " * half
+
+
+def noises_section(report: Report, width: int, *, full: bool) -> list[Line]:
+    """The noise sites and the norms they reach: without measurements the heart of the report."""
+    if not report.noises or not (full or report.data is None):
+        return []
+    shown = report.noises if full else report.noises[:SHOWN]
+    note = "" if len(shown) == len(report.noises) else f"the first {len(shown)} of {len(report.noises)}"
+    lines = heading("Noise sites", width, note)
+    kind = max(len(row.kind) for row in shown)
+    room = width - 2 - kind - 6 - 9 - 5
+    name = min(max(len(module_name(row.name)) for row in shown), max(12, room // 2))
+    name = max(name, 4)
+    to = max(12, room - name)
+    head = ["site", "kind", "rate", "reaches", "nearest norm, and how"]
+    table = [[Span(title, "quiet") for title in head]]
+    for row in shown:
+        table.append(
+            [
+                Span(shortened(module_name(row.name), name), "code"),
+                Span(row.kind),
+                Span(figure(row.rate, 2)),
+                Span(counted(len(row.reaches), "norm")),
+                _nearest(row, to),
+            ]
+        )
+    lines += columns(table, [name, kind, 6, 9, 0], right=(2, 3))
+    return lines
+
+
+_PATHS = {"direct": "directly", "weight": "through weights", "join": "through a sum", "none": ""}
+
+
+def _nearest(row: NoiseRow, width: int) -> Span:
+    if row.nearest is None:
+        return Span("none", "good")
+    how = _PATHS[row.path]
+    name = shortened(module_name(row.nearest), max(8, width - len(how) - 2))
+    source = place(row.source)
+    text = f"{name}, {how}" if how else name
+    if source and len(text) + 2 + len(source) <= width:
+        text = f"{text}  {source}"
+    return Span(text)

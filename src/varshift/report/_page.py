@@ -1,0 +1,138 @@
+"""A page of styled lines: what every human-readable format of the report is made from.
+
+The sections of the report are laid out once, as lines of styled spans, for a given width. The terminal
+gives the spans colours through rich, a notebook through HTML, and plain text leaves them as they are, so that
+all of them say the same thing and the core needs no other package to print a report.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from varshift.report._report import Report
+
+Style = Literal["plain", "strong", "quiet", "code", "error", "warning", "advice", "good", "rule"]
+
+MINIMUM_WIDTH = 60
+
+# Stand-ins where the output cannot show line-drawing characters.
+_ASCII = str.maketrans(
+    {
+        "─": "-",
+        "│": "|",
+        "█": "#",
+        "▌": "=",
+        "▐": "=",
+        "◀": "<",
+        "▶": ">",
+        "◆": "*",
+        "●": "*",
+        "·": "-",
+        "…": "~",
+        "±": "+-",
+    }
+)
+
+
+class Span(NamedTuple):
+    """A piece of a line in one style."""
+
+    text: str
+    style: Style = "plain"
+
+
+Line = tuple[Span, ...]
+
+
+def line(*pieces: str | Span) -> Line:
+    """A line of spans; bare text is plain."""
+    return tuple(Span(piece) if isinstance(piece, str) else piece for piece in pieces)
+
+
+def text_of(content: Line) -> str:
+    """The bare text of a line, without trailing blanks."""
+    return "".join(span.text for span in content).rstrip()
+
+
+def heading(title: str, width: int, note: str = "") -> list[Line]:
+    """An empty line and a titled rule across the page; a note that fits stands at its right end."""
+    left = f"── {title} "
+    right = f" {note}" if note and len(left) + len(note) + 5 <= width else ""
+    rule = "─" * max(2, width - len(left) - len(right))
+    lines = [
+        (),
+        line(Span("── ", "rule"), Span(title, "strong"), Span(f" {rule}", "rule"), Span(right, "quiet")),
+    ]
+    if note and not right:
+        lines += paragraph(note, width, style="quiet")
+    return lines
+
+
+def paragraph(
+    content: str,
+    width: int,
+    *,
+    indent: int = 2,
+    hang: int = 0,
+    style: Style = "plain",
+    mark: Span | None = None,
+) -> list[Line]:
+    """Text wrapped to the page. `mark` stands in front of its first line, `hang` indents the others."""
+    lead = len(mark.text) if mark else 0
+    room = max(20, width - indent - max(lead, hang))
+    wrapped = textwrap.wrap(content, room, break_long_words=False, break_on_hyphens=False) or [""]
+    first = line(Span(" " * indent), mark or Span(""), Span(wrapped[0], style))
+    rest = [line(Span(" " * (indent + max(lead, hang))), Span(text, style)) for text in wrapped[1:]]
+    return [first, *rest]
+
+
+def columns(
+    rows: Sequence[Sequence[Span]], widths: Sequence[int], right: Iterable[int] = (), indent: int = 2
+) -> list[Line]:
+    """Rows of cells in columns of the given widths, those in `right` flush right, one blank between them."""
+    flush = set(right)
+    lines = []
+    for row in rows:
+        spans = [Span(" " * indent)]
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            pad = " " * max(0, width - len(cell.text))
+            spans += [Span(pad), cell] if index in flush else [cell, Span(pad)]
+            spans.append(Span(" "))
+        lines.append(tuple(spans))
+    return lines
+
+
+def page(report: Report, *, width: int, full: bool = False, ascii_only: bool = False) -> list[Line]:
+    """The whole report laid out for a page of `width` columns.
+
+    Args:
+        report: The report.
+        width: Columns to fill; narrower than 60 is laid out for 60.
+        full: Whether to show every finding and every layer instead of the worst.
+        ascii_only: Whether to do without line-drawing characters.
+    """
+    from varshift.report._closing import closing_section
+    from varshift.report._findings import findings_section
+    from varshift.report._layers import layers_section, noises_section
+    from varshift.report._summary import summary_section
+    from varshift.report._waterfall import gap_section
+
+    width = max(width, MINIMUM_WIDTH)
+    lines = [
+        *summary_section(report, width),
+        *findings_section(report, width, full=full),
+        *layers_section(report, width, full=full),
+        *noises_section(report, width, full=full),
+        *gap_section(report, width),
+        *closing_section(report, width),
+    ]
+    if ascii_only:
+        lines = [tuple(Span(_to_ascii(span.text), span.style) for span in content) for content in lines]
+    return lines
+
+
+def _to_ascii(text: str) -> str:
+    return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
