@@ -1,5 +1,15 @@
 """The live model: its four states, streaming statistics, recalibration and gap attribution."""
 
+from varshift.probe._guard import preserved as preserved
+from varshift.probe._loader import loader_facts as loader_facts
+from varshift.probe._loader import model_device as model_device
+from varshift.probe._loss import Loss as Loss
+from varshift.probe._measure import draw_batches as draw_batches
+from varshift.probe._measure import measure as measure
+from varshift.probe._modes import mode_facts as mode_facts
+from varshift.probe._norms import find_norms as find_norms
+from varshift.probe._norms import norm_facts as norm_facts
+from varshift.probe._pass import Progress as Progress
 from varshift.probe._recalibrate import LayerChange as LayerChange
 from varshift.probe._recalibrate import Recalibration as Recalibration
 from varshift.probe._recalibrate import recalibrate as recalibrate

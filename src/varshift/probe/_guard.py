@@ -74,19 +74,25 @@ class Snapshot:
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[Snapshot]:
-    """Restores the model's flags and buffers and all global random states on the way out, also on errors."""
+def preserved(model: nn.Module, *, seed: int | None = None) -> Iterator[Snapshot]:
+    """Restores the model's flags and buffers and all global random states on the way out, also on errors.
+
+    Args:
+        model: The model.
+        seed: Seeds all generators inside, so that what happens there can be repeated.
+    """
     snapshot = Snapshot(model)
     states = _random_states()
     try:
+        if seed is not None:
+            _seed(seed)
         yield snapshot
     finally:
         snapshot.restore()
         _restore_random_states(states)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds the generators of torch, numpy and Python, so that a check can be repeated."""
+def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

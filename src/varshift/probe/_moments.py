@@ -74,7 +74,7 @@ class Moments:
         self._reference = zeros()
         self._sum_mean, self._sum_mean2 = zeros(), zeros()
         self._sum_moment, self._sum_moment2, self._sum_cross = zeros(), zeros(), zeros()
-        self._sum_within = zeros()
+        self._sum_within, self._sum_within_var = zeros(), zeros()
 
     def add(self, count: Tensor, mean: Tensor, var: Tensor, part: slice = slice(None)) -> None:
         """Adds one batch.
@@ -120,6 +120,7 @@ class Moments:
         self._sum_moment2[part] += moment.square()
         self._sum_cross[part] += moment * shifted
         self._sum_within[part] += within
+        self._sum_within_var[part] += batch.var
 
     def average(
         self, start_mean: Tensor | None = None, start_var: Tensor | None = None
@@ -161,6 +162,10 @@ class Moments:
         mean_error = (var_mean / k.clamp_min(1) / var).sqrt().masked_fill(few, torch.inf)
         var_error = ((var_var / k.clamp_min(1)).sqrt() / var).masked_fill(few, torch.inf)
         return mean_error, var_error
+
+    def within(self, part: slice = slice(None)) -> Tensor:
+        """Mean over batches of the unbiased within-batch variance: what a norm's moving average estimates."""
+        return self._sum_within_var[part] / self.batches[part].clamp_min(1)
 
     def effective_batch(self) -> tuple[Tensor, Tensor]:
         """Mean within-batch variance and variance of the batch means, per channel.

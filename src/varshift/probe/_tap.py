@@ -28,7 +28,7 @@ from varshift.probe._kernels import (
     run_batch_norm,
     run_instance_norm,
 )
-from varshift.probe._moments import Moments, Pool
+from varshift.probe._moments import Moments
 from varshift.probe._norms import Norm
 
 Policy = Literal["batch", "running", "called"]
@@ -144,17 +144,21 @@ class Tap(TorchFunctionMode):
         """The accumulators, one per device and type, with the norms they belong to and their slices."""
         return [(bank.norms, bank.slices, bank.moments) for bank in self._banks]
 
-    def pools(self) -> dict[str, Pool]:
-        """Pooled moments of each norm that at least one batch reached, on the host."""
-        found: dict[str, Pool] = {}
+    def estimates(self, estimator: Literal["pooled", "ema"]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and unbiased variance of each norm that saw at least two values per channel, on the host.
+
+        Args:
+            estimator: ``"pooled"`` over all values, or ``"ema"`` for moving averages over batches.
+        """
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for bank in self._banks:
-            pool = bank.moments.pool
+            moments = bank.moments
+            mean, var = (moments.pool.mean, moments.pool.var) if estimator == "pooled" else moments.average()
+            mean, var, count = mean.cpu(), var.cpu(), moments.pool.count.cpu()
             for norm in bank.norms:
                 part = bank.slices[norm.name]
-                if float(pool.count[part][0]) > 0:
-                    found[norm.name] = Pool(
-                        pool.count[part].cpu(), pool.mean[part].cpu(), pool.squares[part].cpu()
-                    )
+                if float(count[part][0]) > 1:
+                    found[norm.name] = mean[part], var[part]
         return found
 
     # -- interception -----------------------------------------------------------------------------------

@@ -136,12 +136,12 @@ class GapStep:
 
     Attributes:
         cause: ``"noise"``, ``"small-batch"``, ``"variance-shift"`` or ``"statistics"``.
-        delta: Change of the metric.
+        delta: Change of the metric; None when a state's metric is not finite.
         stderr: Standard error of that change over batches (None with a single batch).
     """
 
     cause: Literal["noise", "small-batch", "variance-shift", "statistics"]
-    delta: float
+    delta: float | None
     stderr: float | None
 
 
@@ -152,14 +152,15 @@ class Gap:
     Attributes:
         metric: ``"loss"``, or ``"relative_l2"`` when the data have no targets (the distance of the outputs
             from those of the network recalibrated without noise).
-        states: Metric in ``train``, ``clean``, ``recalibrated``, ``recalibrated_noisy`` and ``eval``.
+        states: Metric in ``train``, ``clean``, ``recalibrated``, ``recalibrated_noisy`` and ``eval``; None
+            where it is not finite.
         steps: The four differences between consecutive states; they add up to ``eval - train``.
         accuracy: Top-1 accuracy in the same states, where targets are class indices.
         kl: Kullback-Leibler divergence from the recalibrated outputs, where there are no targets.
     """
 
     metric: str
-    states: Mapping[str, float]
+    states: Mapping[str, float | None]
     steps: tuple[GapStep, ...]
     accuracy: Mapping[str, float] | None = None
     kl: Mapping[str, float] | None = None

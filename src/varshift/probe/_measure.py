@@ -1,0 +1,243 @@
+"""Runs a model in all its states on the same batches and measures every norm and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varshift._batches import Forward, batch_size, default_forward, map_tensors, primary_output, take_samples
+from varshift.flow import unwrap
+from varshift.probe._gap import StateLosses, build_gap
+from varshift.probe._guard import Snapshot, preserved
+from varshift.probe._layers import measure_layers
+from varshift.probe._loader import FiniteWatch, draw
+from varshift.probe._loss import Loss, batch_loss, correct, relative_l2, target_of
+from varshift.probe._norms import Norm, find_norms
+from varshift.probe._pass import Progress, eager, run_pass
+from varshift.probe._recalibrate import Estimator
+from varshift.probe._states import live_norms, set_noise
+from varshift.probe._tap import Policy, Statistics, Tap
+from varshift.probe._types import Measurement
+
+# Outputs are kept for comparison only where there are no targets, and only up to this many bytes a state.
+_OUTPUT_BYTES = 2**28
+
+
+def draw_batches(
+    loader: Iterable[Any], max_batches: int | None, device: torch.device | str | None
+) -> tuple[Any, ...]:
+    """Draws the batches that every state will see, and makes sure that they are finite.
+
+    Raises:
+        DataError: If the loader yields nothing, or inputs are not finite.
+    """
+    watch = FiniteWatch()
+    batches = []
+    for number, batch in draw(loader, max_batches, device):
+        watch.look(number, batch)
+        batches.append(batch)
+    watch.complain()
+    return tuple(batches)
+
+
+def measure(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    estimator: Estimator = "pooled",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measures every norm and the gap between training and deployment.
+
+    Five passes over the same batches: ``train``; ``clean``; ``eval`` as shipped; ``eval`` with the statistics of
+    the clean pass; ``eval`` with the statistics of the train pass. No pass writes to the model: statistics are
+    exchanged at the norms' kernels. Flags, buffers and random states are restored bit for bit.
+
+    Args:
+        model: The model; compiled models and data-parallel wrappers are unwrapped.
+        batches: The batches, on the model's device.
+        forward: Function of model and batch that runs the model.
+        loss: Function of outputs and targets.
+        estimator: ``"pooled"``, or ``"ema"`` for the protocol of Li et al. 2018: moving averages of within-batch
+            variances with each norm's momentum, in place of pooled ones.
+        seed: Seed of the noise.
+        progress: Called with stage, batches done and batches in all.
+    """
+    network = unwrap(model)
+    norms = find_norms(network)
+    with preserved(network, seed=seed) as snapshot, eager():
+        probe = _Probe(
+            network, norms, batches, forward or default_forward, loss, estimator, snapshot, progress
+        )
+        return probe.measure()
+
+
+@dataclass
+class _Result:
+    """What one state brought back."""
+
+    tap: Tap
+    losses: list[float | None] = field(default_factory=list)
+    correct: list[tuple[int, int] | None] = field(default_factory=list)
+    outputs: list[Tensor] | None = field(default_factory=list)
+
+
+class _Probe:
+    def __init__(
+        self,
+        network: nn.Module,
+        norms: tuple[Norm, ...],
+        batches: Sequence[Any],
+        forward: Forward,
+        loss: Loss | None,
+        estimator: Estimator,
+        snapshot: Snapshot,
+        progress: Progress | None,
+    ) -> None:
+        self._network, self._norms, self._batches = network, norms, batches
+        self._forward, self._loss, self._estimator = forward, loss, estimator
+        self._snapshot, self._progress = snapshot, progress
+        self._done, self._passes = 0, 5
+        self._targets = [target_of(network, batch) for batch in batches]
+        self._live, self._by_hand = live_norms(network, norms, forward, batches[0], snapshot)
+
+    def measure(self) -> Measurement:
+        """Runs all states and works out the figures."""
+        train = self._run("train", noise=True, policy="batch")
+        clean = self._run("clean", noise=False, policy="batch")
+        shipped = self._run("eval", noise=False, policy="called")
+        healthy = self._run("recalibrated", noise=False, policy="running", statistics=self._statistics(clean))
+        noisy = self._run(
+            "recalibrated_noisy", noise=False, policy="running", statistics=self._statistics(train)
+        )
+        states = {"train": train, "clean": clean, "recalibrated": healthy, "recalibrated_noisy": noisy}
+        states["eval"] = shipped
+        sizes = [batch_size(batch) for batch in self._batches]
+        repeat, mates = self._compare_outputs()
+        layers = measure_layers(
+            self._norms,
+            train.tap,
+            clean.tap,
+            shipped.tap,
+            healthy.tap,
+            noisy.tap,
+            estimator=self._estimator,
+        )
+        limits = [
+            f"norm '{norm.name}' ({type(norm.module).__name__}) could not be measured: its channels were not found"
+            for norm in self._norms
+            if norm.name in shipped.tap.by_hand and not any(x.name == norm.name and x.reached for x in layers)
+        ]
+        losses = {
+            name: StateLosses(state.losses, state.correct, state.outputs) for name, state in states.items()
+        }
+        return Measurement(
+            layers=layers,
+            gap=build_gap(losses, sizes),
+            batches=len(self._batches),
+            samples=sum(sizes),
+            eval_repeat_difference=repeat,
+            batch_mate_difference=mates,
+            limits=tuple(limits),
+        )
+
+    def _statistics(self, source: _Result) -> Statistics:
+        """Statistics that a state would have left behind, for the norms that learn."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, (mean, var) in source.tap.estimates(self._estimator).items():
+            norm = next(norm for norm in self._norms if norm.name == name)
+            if name in self._live:
+                like = norm.mean
+                found[name] = (
+                    mean.reshape(like.shape).to(like.device, like.dtype),
+                    var.reshape(like.shape).to(like.device, like.dtype),
+                )
+        return found
+
+    def _run(
+        self, state: str, *, noise: bool, policy: Policy, statistics: Statistics | None = None
+    ) -> _Result:
+        hand_batch = self._by_hand if policy == "batch" else frozenset()
+        set_noise(self._network, self._norms, noise, hand_batch)
+        self._write_by_hand(statistics or {})
+        tap = Tap(
+            self._norms,
+            policy,
+            live=self._live,
+            substitutes=statistics,
+            average=self._estimator == "ema",
+            series=policy == "batch",
+        )
+        result = _Result(tap)
+        try:
+            for batch, target in zip(self._batches, self._targets, strict=True):
+                outputs = run_pass(self._network, self._forward, _shield(batch), tap)
+                self._note(result, outputs, target, batch)
+                self._done += 1
+                if self._progress is not None:
+                    self._progress(f"state {state}", self._done, self._passes * len(self._batches))
+        finally:
+            self._snapshot.restore_buffers()
+        return result
+
+    def _write_by_hand(self, statistics: Statistics) -> None:
+        """Norms written by hand read their own buffers; these are restored after each pass."""
+        with torch.no_grad():
+            for norm in self._norms:
+                if norm.name in self._by_hand and norm.name in statistics:
+                    norm.mean.copy_(statistics[norm.name][0])
+                    norm.var.copy_(statistics[norm.name][1])
+
+    def _note(self, result: _Result, outputs: Any, target: Any, batch: Any) -> None:
+        value = batch_loss(outputs, target, batch, self._loss)
+        result.losses.append(value)
+        result.correct.append(correct(outputs, target))
+        if value is not None or result.outputs is None:
+            return
+        output = primary_output(outputs)
+        kept = sum(item.numel() * item.element_size() for item in result.outputs)
+        if output is None or kept + output.numel() * output.element_size() > _OUTPUT_BYTES:
+            result.outputs = None
+        else:
+            result.outputs.append(output.detach().to("cpu", copy=True))
+
+    def _compare_outputs(self) -> tuple[float | None, float | None]:
+        """Whether two runs in state ``eval`` agree, and whether a sample's output depends on its batch mates."""
+        set_noise(self._network, self._norms, False)
+        batch = take_samples(self._batches[0], 32)
+        half = max(1, batch_size(batch) // 2)
+        try:
+            whole, again, part = (
+                self._output(take_samples(batch, count)) for count in (batch_size(batch),) * 2 + (half,)
+            )
+        except Exception:
+            return None, None
+        finally:
+            self._snapshot.restore_buffers()
+        if whole is None or again is None or part is None or whole.shape != again.shape:
+            return None, None
+        repeat = relative_l2(again, whole)
+        if (
+            whole.dim() == 0
+            or whole.shape[0] != batch_size(batch)
+            or part.shape[0] != half
+            or half == len(whole)
+        ):
+            return repeat, None
+        return repeat, relative_l2(part, whole[:half])
+
+    def _output(self, batch: Any) -> Tensor | None:
+        tap = Tap(self._norms, "called", record=False)
+        return primary_output(run_pass(self._network, self._forward, _shield(batch), tap))
+
+
+def _shield(batch: Any) -> Any:
+    """A batch whose inputs an in-place operation may overwrite."""
+    return map_tensors(batch, torch.clone)
