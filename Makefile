@@ -1,0 +1,43 @@
+# Every target sets up the virtual environment first, once, and again only when its definition changes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## Make the virtual environment
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[lab,zoo]" --group dev --group docs
+	@touch $@
+
+demo: $(READY) ## Train a sick and a healthy network, check both, cure the sick one
+	$(BIN)/varshift demo
+
+test: $(READY) ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(READY) ## Put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(READY) ## Build the documentation strictly
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
+
+bench: $(READY) ## Measure speed against peers and write benchmarks/results/
+	$(BIN)/python benchmarks/run.py
+
+clean: ## Remove the virtual environment and everything built
+	rm -rf .venv docs/_build docs/rules .pytest_cache .ruff_cache .hypothesis
