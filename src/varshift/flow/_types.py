@@ -151,11 +151,13 @@ class Capture:
         train: The network as `train()` runs it; None when it could not be captured.
         eval: The network as `eval()` runs it; None when it could not be captured.
         seconds: Time spent inside the exporter or the traced forward passes.
+        failures: Why a mode could not be captured, in plain sentences.
     """
 
     train: Flow | None
     eval: Flow | None
     seconds: float
+    failures: tuple[str, ...] = ()
 
     @property
     def method(self) -> CaptureMethod:
@@ -168,4 +170,4 @@ class Capture:
     def limits(self) -> tuple[str, ...]:
         """What could not be seen in either mode, without repetition."""
         flows = [flow for flow in (self.train, self.eval) if flow]
-        return tuple(dict.fromkeys(limit for flow in flows for limit in flow.limits))
+        return tuple(dict.fromkeys([*(limit for flow in flows for limit in flow.limits), *self.failures]))

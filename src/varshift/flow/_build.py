@@ -1,0 +1,257 @@
+"""From raw nodes to a Flow."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from varshift.flow._drops import DropAnalysis
+from varshift.flow._evaluate import Evaluator
+from varshift.flow._graph import Graph, build_graph
+from varshift.flow._noise import NoiseFinder, Site
+from varshift.flow._norms import Norm, find_norms
+from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS
+from varshift.flow._raw import RawNode
+from varshift.flow._reach import Reach, mixes_units, propagate, summands
+from varshift.flow._source import SourceFinder
+from varshift.flow._types import CaptureMethod, Flow, Node, NoiseSite, NormSite, Path
+
+_CLASSES: tuple[Path, Path, Path] = ("direct", "weight", "join")
+
+
+def build_flow(
+    raw: list[RawNode],
+    model: nn.Module,
+    names: dict[str, str],
+    mode: Literal["train", "eval"],
+    method: CaptureMethod,
+    limits: tuple[str, ...] = (),
+) -> Flow:
+    """Understands a list of raw nodes.
+
+    Args:
+        raw: What the tracer saw.
+        model: The module it was traced from (or its copy): its class names and constants are read.
+        names: Canonical module names (see `canonical_names`).
+        mode: The mode that was traced.
+        method: How it was traced.
+        limits: What the tracer could not see.
+    """
+    modules = dict(model.named_modules())
+    graph = build_graph(raw)
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors.update(model.named_buffers())
+    recurrent = frozenset(name for name, module in modules.items() if isinstance(module, nn.RNNBase))
+    finder = NoiseFinder(graph, Evaluator(graph, tensors), recurrent)
+    sites = finder.run()
+    norms, norm_calls = find_norms(graph, modules, names)
+    reach = propagate(graph, sites, {i: n for i, n in norm_calls.items() if norms[n].tracked})
+    builder = _Builder(graph, modules, sites, norms, norm_calls, reach)
+    unseen = (
+        (
+            "A random number is read as a Python number; what it decides (such as skipping a layer) is not seen.",
+        )
+        if _decided_by_chance(graph, finder)
+        else ()
+    )
+    return Flow(
+        mode=mode,
+        method=method,
+        nodes=builder.nodes(frozenset(finder.random)),
+        noises=builder.noises(),
+        norms=builder.norm_sites(),
+        limits=(*limits, *unseen),
+    )
+
+
+def _decided_by_chance(graph: Graph, finder: NoiseFinder) -> bool:
+    return any(
+        graph.infos[index].name in ("_local_scalar_dense", "item") and finder.is_noise(source)
+        for index in range(len(graph.nodes))
+        for source in graph.inputs[index]
+    )
+
+
+class _Builder:
+    def __init__(
+        self,
+        graph: Graph,
+        modules: dict[str, nn.Module],
+        sites: list[Site],
+        norms: list[Norm],
+        norm_calls: dict[int, int],
+        reach: Reach,
+    ) -> None:
+        self._graph = graph
+        self._modules = modules
+        self._sites = sites
+        self._norms = norms
+        self._norm_calls = norm_calls
+        self._reach = reach
+        self._finder = SourceFinder(modules)
+
+    def _class(self, module: str) -> str:
+        found = self._modules.get(module)
+        return type(found).__name__ if found is not None else ""
+
+    def _source(self, index: int) -> str | None:
+        """The line of an operation: the calling line where its module exists for this operation only."""
+        node = self._graph.nodes[index]
+        module = self._modules.get(node.module)
+        plain = module is not None and next(module.children(), None) is None
+        plain = plain and next(module.parameters(recurse=False), None) is None  # type: ignore[union-attr]
+        return self._finder.line(node.frames, node.module if plain else "")
+
+    def _norm_source(self, index: int, name: str) -> str | None:
+        module = self._modules.get(name)
+        whole = isinstance(module, nn.modules.batchnorm._NormBase) or (
+            module is not None and next(module.children(), None) is None
+        )
+        return self._finder.line(self._graph.nodes[index].frames, name if whole else "")
+
+    def nodes(self, random: frozenset[int]) -> tuple[Node, ...]:
+        """All operations as plain data."""
+        noise = {site.node for site in self._sites}
+        built = []
+        for index, raw in enumerate(self._graph.nodes):
+            if index in noise:
+                kind = "noise"
+            elif index in random:
+                kind = "random"
+            else:
+                kind = self._kind(index)
+            source = None
+            if raw.role == "call":
+                norm = self._norm_calls.get(index)
+                source = (
+                    self._source(index) if norm is None else self._norm_source(index, self._norms[norm].name)
+                )
+            built.append(
+                Node(
+                    index=index,
+                    kind=kind,
+                    op=self._graph.infos[index].text,
+                    module=raw.module,
+                    cls=self._class(raw.module),
+                    source=source,
+                    inputs=self._graph.inputs[index],
+                    shape=raw.shape,
+                    args=raw.args,
+                    kwargs=raw.kwargs,
+                    target=raw.target,
+                )
+            )
+        return tuple(built)
+
+    def _kind(self, index: int) -> str:
+        graph = self._graph
+        role, name = graph.nodes[index].role, graph.infos[index].name
+        if role != "call":
+            return role
+        if index in self._norm_calls:
+            return "norm"
+        if mixes_units(graph, index):
+            return "weight" if self._multiplies(index) else "other"
+        if summands(graph, index):
+            return "join"
+        if name in PRODUCTS and len(graph.signals(index)) > 1:
+            return "product"
+        if name in CONCATENATIONS:
+            return "concat"
+        if name in POOLS or "pool" in name:
+            return "pool"
+        if name in VIEWS:
+            return "view"
+        return "activation" if name in ACTIVATIONS else "other"
+
+    def _multiplies(self, index: int) -> bool:
+        name = self._graph.infos[index].name
+        return not any(word in name for word in ("norm", "softmax", "cumsum"))
+
+    def noises(self) -> tuple[NoiseSite, ...]:
+        """The noise sites with everything that lies behind them."""
+        near = self._near()
+        reached = self._reached()
+        pools = self._pools()
+        drops: DropAnalysis | None = None
+        built = []
+        for position, site in enumerate(self._sites):
+            raw = self._graph.nodes[site.node]
+            name = raw.module
+            ways = near[position]
+            best = min(ways, key=lambda norm: _CLASSES.index(ways[norm]), default=None)
+            dropped = None
+            if site.kind == "drop_path":
+                drops = drops or DropAnalysis(self._graph, self._reach.carried, self._norm_calls)
+                dropped = drops.drops(position, site)
+            built.append(
+                NoiseSite(
+                    name=name,
+                    cls=self._class(name),
+                    kind=site.kind,
+                    rate=site.rate,
+                    source=self._source(site.node),
+                    node=site.node,
+                    reaches=reached[position],
+                    nearest=best,
+                    path=ways[best] if best is not None else "none",
+                    near=ways,
+                    pools=pools[position],
+                    drops=dropped,
+                )
+            )
+        return tuple(built)
+
+    def _near(self) -> list[dict[str, Path]]:
+        near: list[dict[str, Path]] = [{} for _ in self._sites]
+        for index in sorted(self._reach.arrivals):
+            name = self._norms[self._norm_calls[index]].name
+            for path, bits in zip(_CLASSES, self._reach.arrivals[index], strict=True):
+                for position in _positions(bits):
+                    known = near[position].get(name)
+                    if known is None or _CLASSES.index(path) < _CLASSES.index(known):
+                        near[position][name] = path
+        return near
+
+    def _reached(self) -> list[tuple[str, ...]]:
+        reached: list[dict[str, None]] = [{} for _ in self._sites]
+        for index in sorted(self._reach.norms):
+            name = self._norms[self._norm_calls[index]].name
+            for position in _positions(self._reach.norms[index]):
+                reached[position][name] = None
+        return [tuple(names) for names in reached]
+
+    def _pools(self) -> list[tuple[tuple[str, str | None, int], ...]]:
+        pools: list[list[tuple[str, str | None, int]]] = [[] for _ in self._sites]
+        for index in sorted(self._reach.pools):
+            bits, window = self._reach.pools[index]
+            for position in _positions(bits):
+                pools[position].append((self._graph.nodes[index].module, self._source(index), window))
+        return [tuple(found) for found in pools]
+
+    def norm_sites(self) -> tuple[NormSite, ...]:
+        """The norm sites as plain data."""
+        return tuple(
+            NormSite(
+                name=norm.name,
+                cls=self._class(norm.name),
+                kind=norm.kind,
+                channels=norm.channels,
+                source=self._norm_source(norm.calls[0], norm.name),
+                calls=tuple(norm.calls),
+                shapes=tuple(norm.shapes),
+                batch_statistics=norm.batch_statistics,
+                tracked=norm.tracked,
+            )
+            for norm in self._norms
+        )
+
+
+def _positions(bits: int) -> list[int]:
+    found = []
+    while bits:
+        lowest = bits & -bits
+        found.append(lowest.bit_length() - 1)
+        bits ^= lowest
+    return found

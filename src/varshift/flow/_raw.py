@@ -1,0 +1,80 @@
+"""What a tracer saw, before it is understood: a flat list of operations in order of execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from varshift.flow._types import Ref
+
+Role = Literal["input", "parameter", "buffer", "constant", "call", "output"]
+Frame = tuple[str, int]
+
+
+@dataclass(slots=True)
+class RawNode:
+    """One operation as a tracer recorded it.
+
+    Attributes:
+        role: What it stands for.
+        op: The operator overload of a call (`operator.getitem` for one result of several).
+        args: Arguments; earlier nodes stand as `Ref`.
+        kwargs: Keyword arguments, likewise.
+        module: Canonical path of the calling module.
+        frames: Python frames outermost first, as text of a stack trace or as ``(file, line)`` pairs.
+        shape: Shape of the first tensor of the result.
+        dtype: Its element type.
+        target: Canonical name of a parameter or buffer.
+        value: The tensor of a constant.
+    """
+
+    role: Role
+    op: Any = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
+    frames: str | tuple[Frame, ...] = ()
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    target: str | None = None
+    value: Tensor | None = None
+
+
+def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:
+    """Replaces every `Ref` inside nested arguments."""
+    if isinstance(value, Ref):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        items = (map_refs(item, function) for item in value)
+        return list(items) if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {key: map_refs(item, function) for key, item in value.items()}
+    return value
+
+
+def iterate_refs(value: Any) -> Iterator[int]:
+    """Indices of the nodes among nested arguments, in order."""
+    if isinstance(value, Ref):
+        yield value.index
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from iterate_refs(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from iterate_refs(item)
+
+
+def first_shape(value: Any) -> tuple[tuple[int, ...] | None, torch.dtype | None]:
+    """Shape and element type of the first tensor in a result."""
+    if isinstance(value, Tensor):
+        return tuple(int(size) for size in value.shape), value.dtype
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            shape, dtype = first_shape(item)
+            if shape is not None:
+                return shape, dtype
+    return None, None
