@@ -17,6 +17,7 @@ is not printed in the paper; it was derived for this package and is checked agai
 
 from __future__ import annotations
 
+from ._max_pool import noisy_max_pool_mean_ratio as noisy_max_pool_mean_ratio
 from ._moments import Moments as Moments
 from ._moments import half_normal_moments as half_normal_moments
 from ._moments import relu_moments as relu_moments
