@@ -1,5 +1,13 @@
 """The rules: one file per family, each rule a small class with a page. Nothing here imports torch."""
 
+from varshift.rules import (  # noqa: F401 - importing a family registers its rules
+    _batches,
+    _modes,
+    _placement,
+    _placement_norms,
+    _statistics,
+    _statistics_shift,
+)
 from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
 from varshift.rules._evidence import Evidence as Evidence

@@ -117,7 +117,7 @@ def _config(table: dict[str, Any], path: Path) -> Config:
 def _selectors(value: object, key: str, path: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise VarshiftError(
-            f'{path}: {key}={value!r} in [tool.varshift] must be a list of codes or prefixes, such as ["VS1"].'
+            f'{path}: {key}={value!r} in [tool.varshift] must be a list of codes or prefixes: ["VS1"].'
         )
     selectors = split_selectors(value)
     for selector in selectors:

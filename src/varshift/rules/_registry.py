@@ -170,7 +170,7 @@ def resolve_selection(
     """The codes that are switched on, in order.
 
     As in ruff, the more specific selector wins wherever it stands, and at equal length `ignore` wins:
-    ``select=["VS101"], ignore=["VS1"]`` leaves VS101 on, ``select=["VS1"], ignore=["VS101"]`` switches it off.
+    ``select=["VS101"], ignore=["VS1"]`` leaves VS101 on; ``select=["VS1"], ignore=["VS101"]`` does not.
 
     Args:
         select: Codes, prefixes or ``"ALL"``; None for all rules.
@@ -226,4 +226,5 @@ def _families() -> str:
 def _suggestion(wanted: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(wanted.upper(), known, n=3, cutoff=0.6)
     near = near or difflib.get_close_matches(wanted.lower(), known, n=3, cutoff=0.6)
+    near.sort(key=lambda one: one[:3] != wanted.upper()[:3])  # the same family first
     return f": did you mean {' or '.join(near)}?" if near else "."

@@ -1,0 +1,109 @@
+"""What lies between a noise site and a norm, and what the closed forms predict for it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from varshift import theory
+
+if TYPE_CHECKING:
+    from varshift.flow import Flow, Node, NoiseSite
+
+# Noise whose factor has mean 1 and is independent of the signal: the closed forms hold as they stand. Drop
+# block rescales by the share that happened to survive in the batch, so its nominal rate is no promise.
+_CLOSED_FORM = ("dropout", "channel_dropout", "drop_path", "gaussian", "uniform")
+
+# f(a x) = a f(x) for a >= 0: such an activation hands the noise's factor on unchanged.
+_HOMOGENEOUS = ("relu", "leaky_relu", "prelu", "rrelu", "abs", "neg", "threshold")
+
+
+def noise_delta(site: NoiseSite) -> float | None:
+    """The most that ``Var_eval / Var_train`` can be where this noise feeds a norm directly.
+
+    Multiplicative noise with mean 1 and variance s2 turns a variance v and a mean c into
+    ``v + s2 (v + c**2)``: the ratio is ``1 / (1 + s2)`` for inputs without a mean, and smaller with one.
+    None where the noise is of another kind, its rate is not known, or it is added to the signal.
+    """
+    if site.kind not in _CLOSED_FORM or site.rate is None:
+        return None
+    try:
+        return theory.noise_delta(theory.noise_variance(site.kind, site.rate))
+    except ValueError:  # a rate that this kind cannot have, such as a drop probability of 1
+        return None
+
+
+def multiplies(flow: Flow, site: NoiseSite) -> bool:
+    """Whether the noise is a factor of the signal, not a term added to it."""
+    if site.kind not in ("gaussian", "uniform"):
+        return True
+    return 0 <= site.node < len(flow.nodes) and flow.nodes[site.node].kind != "join"
+
+
+class Between:
+    """Finds the operations between a noise site and a norm in one flow."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._readers: dict[int, list[int]] = defaultdict(list)
+        for node in flow.nodes:
+            for index in node.inputs:
+                self._readers[index].append(node.index)
+        self._calls = {norm.name: set(norm.calls) for norm in flow.norms}
+        self._all_calls = {call for calls in self._calls.values() for call in calls}
+
+    def nodes(self, site: NoiseSite, norm: str) -> tuple[Node, ...] | None:
+        """All operations on the ways from the noise to the norm that pass no other norm; None if unknown."""
+        targets = self._calls.get(norm, set())
+        if not 0 <= site.node < len(self._flow.nodes) or not targets:
+            return None
+        forward = self._forward(site.node)
+        if not forward & targets:
+            return None
+        backward = set(targets)
+        # Nodes stand in topological order: one pass from the end finds all that lead to the norm.
+        for index in sorted(forward - self._all_calls, reverse=True):
+            if any(reader in backward for reader in self._readers[index]):
+                backward.add(index)
+        inside = (forward & backward) - targets - {site.node}
+        return tuple(self._flow.nodes[index] for index in sorted(inside))
+
+    def _forward(self, start: int) -> set[int]:
+        seen = {start}
+        stack = [start]
+        while stack:
+            index = stack.pop()
+            if index in self._all_calls and index != start:
+                continue
+            fresh = [reader for reader in self._readers[index] if reader not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return seen
+
+    def keeps_the_factor(self, site: NoiseSite, norm: str) -> bool:
+        """Whether the noise's factor arrives at the norm as it left: only then does the closed form bind.
+
+        A concatenation or a pooling mixes noisy values with others, an activation that is not homogeneous
+        changes the factor, and of an operation that is not known nothing can be said.
+        """
+        nodes = self.nodes(site, norm)
+        return nodes is not None and all(self._hands_on(node, site) for node in nodes)
+
+    def _hands_on(self, node: Node, site: NoiseSite) -> bool:
+        if node.kind == "view":
+            return True
+        if node.kind == "activation":
+            # A Gaussian factor can be negative, and then even a ReLU does not hand it on.
+            return site.kind != "gaussian" and _operation(node.op) in _HOMOGENEOUS
+        if (
+            node.kind == "product"
+        ):  # a learned or constant scale per channel leaves each channel's ratio alone
+            others = [self._flow.nodes[index].kind for index in node.inputs]
+            return sum(kind not in ("parameter", "buffer", "constant") for kind in others) <= 1
+        return False
+
+
+def _operation(op: str) -> str:
+    """``"aten.leaky_relu_.default"`` to ``"leaky_relu"``."""
+    parts = op.split(".")
+    return (parts[1] if len(parts) > 1 else parts[0]).rstrip("_")

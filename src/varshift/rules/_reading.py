@@ -1,0 +1,168 @@
+"""What several rules read out of the evidence: shifts, which norms learn, and names in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import _thresholds as thresholds
+from ._evidence import Evidence
+from ._finding import Cure
+
+if TYPE_CHECKING:
+    from varshift.flow import Flow, NoiseSite, NormSite
+    from varshift.probe import LayerMeasurement
+
+RECALIBRATE = Cure("re-estimate the running statistics with the noise off (varshift.recalibrate)", "safe")
+
+_KINDS = {
+    "dropout": "dropout",
+    "channel_dropout": "channel dropout",
+    "alpha_dropout": "alpha dropout",
+    "feature_alpha_dropout": "feature alpha dropout",
+    "drop_path": "drop path",
+    "drop_block": "drop block",
+    "gaussian": "Gaussian noise",
+    "uniform": "uniform noise",
+    "attention_dropout": "attention dropout",
+    "recurrent_dropout": "recurrent dropout",
+    "weight_dropout": "weight dropout",
+    "rrelu": "randomised leaky ReLU",
+    "sampling": "sampling",
+    "permutation": "a random permutation",
+}
+_RATES = {"gaussian": "standard deviation", "uniform": "half-width"}
+
+
+def fold(ratio: float) -> float:
+    """``max(ratio, 1 / ratio)``: how far a ratio is from 1, whatever the side; infinite for 0 and below."""
+    return max(ratio, 1 / ratio) if ratio > 0 else math.inf
+
+
+def positive(ratio: float | None) -> float | None:
+    """The ratio where it is finite and above 0, else None."""
+    return ratio if ratio is not None and math.isfinite(ratio) and ratio > 0 else None
+
+
+def known(value: float | None) -> float | None:
+    """The value where it is a finite number, else None, as strict JSON wants it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def shift_severity(shift: float) -> Literal["error", "warning"] | None:
+    """Severity of a folded shift, None below the warning."""
+    if shift >= thresholds.SHIFT_ERROR:
+        return "error"
+    return "warning" if shift >= thresholds.SHIFT_WARNING else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """The variance shift measured at one norm.
+
+    Attributes:
+        layer: The measurement it comes from.
+        never_moved: Whether the norm's statistics are still those of a new norm.
+        excess: ``ratio / control_ratio``: the shift beyond what depth and batch size do without noise.
+        noise: ``fresh_ratio / control_ratio``: the shift that the noise alone makes of fresh statistics.
+        blamed: Folded part of the excess that the noise accounts for, at least 1. An excess that points the
+            other way than the noise, or goes beyond it, comes from stale statistics. Statistics that never
+            moved say nothing about the noise: for them it is what fresh ones would show.
+    """
+
+    layer: LayerMeasurement
+    never_moved: bool
+    excess: float
+    noise: float
+    blamed: float
+
+    def evidence(self) -> dict[str, float | None]:
+        """The figures, as they stand in a finding."""
+        return {
+            "ratio": known(self.layer.ratio),
+            "control_ratio": known(self.layer.control_ratio),
+            "excess": self.excess,
+            "local_ratio": known(self.layer.local_ratio),
+            "fresh_ratio": known(self.layer.fresh_ratio),
+        }
+
+
+def measured_shift(evidence: Evidence, name: str) -> Shift | None:
+    """The shift at a norm, None when it was not measured there or is not a finite number."""
+    layer = evidence.measurement.layer(name) if evidence.measurement else None
+    if layer is None or not layer.reached:
+        return None
+    ratio, control, fresh = (
+        positive(value) for value in (layer.ratio, layer.control_ratio, layer.fresh_ratio)
+    )
+    if ratio is None or control is None or fresh is None:
+        return None
+    excess, noise = ratio / control, fresh / control
+    facts = evidence.norms.get(name)
+    never_moved = facts is not None and facts.never_moved
+    if never_moved:
+        blamed = fold(noise)
+    elif (excess < 1) == (noise < 1):
+        blamed = min(fold(excess), fold(noise))
+    else:
+        blamed = 1.0
+    return Shift(layer, never_moved, excess, noise, blamed)
+
+
+def learns(evidence: Evidence, name: str) -> bool:
+    """Whether a norm updates its statistics in training; a frozen one never learns the noise."""
+    facts = evidence.norms.get(name)
+    site = site_of(evidence.train, name)
+    return (facts is None or facts.live) and (site is None or site.batch_statistics)
+
+
+def site_of(flow: Flow | None, name: str) -> NormSite | None:
+    """The norm site of this name in a flow, or None."""
+    return next((site for site in flow.norms if site.name == name), None) if flow else None
+
+
+def source_of(evidence: Evidence, name: str) -> str | None:
+    """Where a norm or noise module is called, ``"file:line"``, None when no flow shows it."""
+    for flow in (evidence.train, evidence.eval):
+        for site in (*flow.norms, *flow.noises) if flow else ():
+            if site.name == name and site.source:
+                return site.source
+    return None
+
+
+def norms_in_order(evidence: Evidence) -> tuple[str, ...]:
+    """Names of all norm modules: in order of execution, then those that no captured mode runs."""
+    executed = [site.name for flow in (evidence.train, evidence.eval) if flow for site in flow.norms]
+    return tuple(name for name in dict.fromkeys((*executed, *evidence.norms)) if name in evidence.norms)
+
+
+def quoted(name: str) -> str:
+    """A module path in a message."""
+    return f"'{name}'" if name else "the model itself"
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    text = ", ".join(quoted(name) for name in names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
+
+
+def noise_words(site: NoiseSite) -> str:
+    """A noise site in words: ``dropout at rate 0.5 in 'block.drop'``."""
+    words = _KINDS.get(site.kind, "random noise")
+    if site.rate is not None:
+        words += f" at {_RATES.get(site.kind, 'rate')} {site.rate:.3g}"
+    return f"{words} in {quoted(site.name)}"
+
+
+def capitalised(sentence: str) -> str:
+    """A sentence with its first letter in upper case."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without the entries that are not known."""
+    return {key: value for key, value in values.items() if value is not None}

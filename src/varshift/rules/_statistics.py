@@ -1,0 +1,432 @@
+"""Running statistics as they stand: never moved (VS201), broken (VS203), momentum (VS204), type (VS206)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from . import _thresholds as thresholds
+from ._evidence import Evidence
+from ._finding import Cure, Finding, Severity
+from ._reading import fold, known, listed, norms_in_order, positive, quoted, site_of, source_of, without_none
+from ._registry import Rule, register
+
+if TYPE_CHECKING:
+    from varshift.probe import NormFacts
+
+_LEARN = Cure("learn the statistics from data (varshift.recalibrate)", "safe")
+
+
+@register
+class StatisticsNeverMoved(Rule):
+    """Running statistics are still those of a new norm, or the data never reach the norm.
+
+    ## What it does
+
+    Finds norms whose running mean is exactly 0 and running variance exactly 1 in every channel, and norms
+    that no batch of the data arrives at.
+
+    ## Why it matters
+
+    Such a norm does nothing in evaluation but scale and shift, while in training it normalises. The usual
+    causes: a checkpoint without buffers loaded with `strict=False`, averaged weights whose buffers were
+    never computed, a norm put in after training, a part of the network that training never ran. A norm that
+    the data do not reach keeps whatever statistics it has, through recalibration too.
+
+    ## How it is measured
+
+    Certain, from the buffers; no statistics of real data are exactly 0 and 1. With data the input in
+    evaluation is compared with them: a folded variance `ratio` of 1.5 or a `mean_offset` of half a standard
+    deviation makes it an error, otherwise it is a warning. A norm that runs in training but not in
+    evaluation (an auxiliary head) is advice. A network without data of which no norm has ever seen a batch
+    looks freshly built: it gets one finding, as advice, for all of them.
+
+    ## Known limits
+
+    A norm behind a branch that these data happen not to take counts as never reached.
+
+    ## Example
+
+    ```python
+    model.load_state_dict(averaged_parameters, strict=False)  # running_mean and running_var are missing
+    ```
+
+    ## Cure
+
+    ```python
+    varshift.recalibrate(model, loader)
+    ```
+
+    Or load the checkpoint with `strict=True` and supply what is missing.
+
+    ## Cure safety
+
+    Safe: the weights stay as they are.
+
+    ## References
+
+    - S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015, section 3.1, for the statistics of inference.
+    """
+
+    code = "VS201"
+    name = "statistics-never-moved"
+
+    def applies(self, evidence: Evidence) -> Iterator[Finding]:
+        """Yields one finding per norm, or one for a network that looks freshly built."""
+        names = norms_in_order(evidence)
+        all_facts = [evidence.norms[name] for name in names]
+        if not all_facts:
+            return
+        fresh = all(facts.never_moved and not facts.batches_tracked for facts in all_facts)
+        if fresh and evidence.measurement is None:
+            yield self._freshly_built(evidence, all_facts)
+            return
+        for facts in all_facts:
+            layer = evidence.measurement.layer(facts.name) if evidence.measurement else None
+            unreached = layer is not None and not layer.reached
+            if facts.never_moved or unreached:
+                yield self._finding(evidence, facts, unreached)
+
+    def _freshly_built(self, evidence: Evidence, all_facts: list[NormFacts]) -> Finding:
+        first = all_facts[0]
+        names = [facts.name for facts in all_facts]
+        return Finding(
+            code=self.code,
+            severity="advice",
+            confidence="certain",
+            where=first.name,
+            cls=first.cls,
+            source=source_of(evidence, first.name),
+            message=(
+                f"No norm of this network has seen a batch ({listed(names)}): it looks freshly built. "
+                "Load trained weights to check what you deploy."
+            ),
+            evidence={"norms": names, "count": len(names)},
+            cures=(_LEARN,),
+        )
+
+    def _finding(self, evidence: Evidence, facts: NormFacts, unreached: bool) -> Finding:
+        layer = evidence.measurement.layer(facts.name) if evidence.measurement else None
+        ratio = positive(layer.ratio) if layer else None
+        offset = known(layer.mean_offset) if layer else None
+        only_training = (
+            evidence.eval is not None
+            and site_of(evidence.eval, facts.name) is None
+            and site_of(evidence.train, facts.name) is not None
+        )
+        severity: Severity = "advice" if only_training else "warning"
+        if facts.never_moved and not unreached:
+            text = "has running statistics of exactly 0 and 1: they never moved"
+            off = fold(ratio or 1.0) >= thresholds.SHIFT_ERROR or (offset or 0.0) >= thresholds.OFFSET_ERROR
+            if off and not only_training:
+                severity = "error"
+            if layer and ratio is not None and offset is not None:
+                text += (
+                    f", while its input in evaluation has a variance of {layer.real_var:.3g} "
+                    f"and a mean {offset:.2g} standard deviations off"
+                )
+        else:
+            text = "is never reached by the data"
+            text += ", and its running statistics never moved" if facts.never_moved else ""
+            text += " (it runs in training only)" if only_training else ""
+        return Finding(
+            code=self.code,
+            severity=severity,
+            confidence="measured" if unreached else "certain",
+            where=facts.name,
+            cls=facts.cls,
+            source=source_of(evidence, facts.name),
+            message=f"The norm {quoted(facts.name)} {text}.",
+            evidence={
+                "never_moved": facts.never_moved,
+                "reached": None if layer is None else layer.reached,
+                "batches_tracked": facts.batches_tracked,
+                **without_none({"ratio": ratio, "mean_offset": offset}),
+            },
+            cures=(_LEARN,)
+            if not unreached
+            else (Cure("check with data that reach it, or remove it if nothing does", "safe"),),
+        )
+
+
+@register
+class BrokenStatistics(Rule):
+    """Running statistics are not finite, negative, about to overflow, or collapsed.
+
+    ## What it does
+
+    Finds norms with NaN or infinite running statistics, negative variances, variances that float16 cannot
+    hold, and channels whose variance is below 100 times the norm's epsilon.
+
+    ## Why it matters
+
+    One batch with an infinite value makes a running mean infinite and a running variance NaN for ever:
+    later clean batches do not help, and every prediction is NaN while training goes on normally. A variance
+    above 65504 becomes infinite when the model is cast to half precision. In a collapsed channel epsilon is
+    a per cent or more of what the norm divides by: its output falls short of unit variance, and the network
+    is no longer invariant to the scale of the weights in front.
+
+    ## How it is measured
+
+    Certain, from the buffers. Not finite or negative: error. Too large for float16: warning. Collapsed: a
+    warning when at least half of the channels are, else advice. Statistics that never moved are VS201's.
+
+    ## Known limits
+
+    Single collapsed channels are common in trained networks (filters that died) and mostly harmless.
+
+    ## Example
+
+    ```python
+    model(torch.full((8, 3, 32, 32), float("inf")))  # one such batch in train() is enough
+    ```
+
+    ## Cure
+
+    Find the batch and skip it, then re-estimate the statistics from clean data:
+
+    ```python
+    varshift.recalibrate(model, loader)
+    ```
+
+    Collapsed channels: a larger learning rate or less weight decay on the weights in front, or a smaller
+    epsilon; dead ones can be pruned.
+
+    ## Cure safety
+
+    Recalibration is safe. Changing epsilon is unsafe: it changes the outputs.
+
+    ## References
+
+    - PyTorch documentation, `torch.nn.BatchNorm2d`, for the update of the running statistics.
+    """
+
+    code = "VS203"
+    name = "broken-statistics"
+
+    def applies(self, evidence: Evidence) -> Iterator[Finding]:
+        """Yields one finding per norm, its gravest fault."""
+        for name in norms_in_order(evidence):
+            facts = evidence.norms[name]
+            if facts.never_moved:
+                continue
+            severity: Severity
+            if facts.nonfinite or facts.negative:
+                severity, text = "error", self._broken(facts)
+            elif facts.largest is not None and facts.largest > thresholds.HALF_PRECISION_LARGEST:
+                severity = "warning"
+                text = f"has a running variance of {facts.largest:.3g}, which is infinite in float16"
+            elif facts.collapsed:
+                severity = "warning" if self._collapsed(facts) else "advice"
+                text = (
+                    f"has {facts.collapsed} of {facts.channels} channels with a variance below 100 epsilon "
+                    f"({100 * facts.eps:.2g})"
+                )
+            else:
+                continue
+            yield Finding(
+                code=self.code,
+                severity=severity,
+                confidence="certain",
+                where=name,
+                cls=facts.cls,
+                source=source_of(evidence, name),
+                message=f"The norm {quoted(name)} {text}.",
+                evidence={
+                    "channels": facts.channels,
+                    "nonfinite": facts.nonfinite,
+                    "negative": facts.negative,
+                    "collapsed": facts.collapsed,
+                    "largest": known(facts.largest),
+                    "eps": facts.eps,
+                },
+                cures=self._cures(severity, facts),
+            )
+
+    def _collapsed(self, facts: NormFacts) -> bool:
+        return facts.collapsed >= thresholds.COLLAPSED_SHARE * facts.channels
+
+    def _broken(self, facts: NormFacts) -> str:
+        parts = []
+        if facts.nonfinite:
+            parts.append(f"NaN or infinite running statistics in {facts.nonfinite}")
+        if facts.negative:
+            parts.append(f"a negative running variance in {facts.negative}")
+        return f"has {' and '.join(parts)} of {facts.channels} channels"
+
+    def _cures(self, severity: Severity, facts: NormFacts) -> tuple[Cure, ...]:
+        if severity == "error":
+            return (Cure("re-estimate the statistics from clean data (varshift.recalibrate)", "safe"),)
+        if facts.largest is not None and facts.largest > thresholds.HALF_PRECISION_LARGEST:
+            return (Cure("keep this norm in float32", "safe"),)
+        return (Cure("prune the dead channels, or train again with less weight decay in front", "unsafe"),)
+
+
+@register
+class UnusualMomentum(Rule):
+    """The momentum of a norm looks like another framework's convention, or stops its statistics.
+
+    ## What it does
+
+    Finds norms with a momentum of 0.5 or more, and of exactly 0.
+
+    ## Why it matters
+
+    Torch's momentum is the weight of the new batch: `running = (1 - momentum) * running + momentum * new`.
+    In Keras it is the weight of the old value, so its 0.99 is torch's 0.01. Ported as it stands, 0.99 makes
+    the running statistics those of the last batch: evaluation then depends on which batch came last. With 0
+    they stay what they are, for a new norm 0 and 1. `None` is fine: it is a cumulative average.
+
+    ## How it is measured
+
+    Certain, from the module.
+
+    ## Known limits
+
+    A momentum of 0 may be meant as a freeze; `eval()` on the norm says so more clearly.
+
+    ## Example
+
+    ```python
+    nn.BatchNorm2d(64, momentum=0.99, eps=1e-3)  # the numbers of a Keras model
+    ```
+
+    ## Cure
+
+    ```python
+    nn.BatchNorm2d(64, momentum=0.01, eps=1e-3)
+    ```
+
+    Then learn the statistics anew: `varshift.recalibrate(model, loader)`.
+
+    ## Cure safety
+
+    Safe: momentum has no part in the gradients, only in the running statistics.
+
+    ## References
+
+    - PyTorch documentation, `torch.nn.BatchNorm2d`, note on momentum.
+    - Keras documentation, `BatchNormalization`, argument `momentum`.
+    """
+
+    code = "VS204"
+    name = "unusual-momentum"
+
+    def applies(self, evidence: Evidence) -> Iterator[Finding]:
+        """Yields one finding per norm."""
+        for name in norms_in_order(evidence):
+            facts = evidence.norms[name]
+            momentum = facts.momentum
+            if momentum is None or 0 < momentum < thresholds.MOMENTUM_LARGE:
+                continue
+            if momentum == 0:
+                text = "its running statistics never move"
+                cure = Cure("set a momentum such as 0.1, or freeze the norm by eval()", "safe")
+            elif momentum == 1:
+                text = "its running statistics are those of the last batch alone"
+                cure = Cure("set a momentum such as 0.1, and recalibrate", "safe")
+            elif 0 < momentum < 1:
+                other = 1 - momentum
+                text = (
+                    "torch's momentum is the weight of the new batch, 1 minus that of Keras: "
+                    f"this looks like a ported {momentum:.4g} and should be {other:.4g}"
+                )
+                cure = Cure(f"set momentum={other:.4g}, and recalibrate", "safe")
+            else:
+                text = "it must be between 0 and 1"
+                cure = Cure("set a momentum such as 0.1, and recalibrate", "safe")
+            yield Finding(
+                code=self.code,
+                severity="warning",
+                confidence="certain",
+                where=name,
+                cls=facts.cls,
+                source=source_of(evidence, name),
+                message=f"The norm {quoted(name)} has a momentum of {momentum:.4g}: {text}.",
+                evidence={"momentum": momentum},
+                cures=(cure,),
+            )
+
+
+@register
+class HalfPrecisionStatistics(Rule):
+    """Running statistics are kept in half precision.
+
+    ## What it does
+
+    Finds norms whose running variance is a float16, bfloat16 or smaller number.
+
+    ## Why it matters
+
+    A moving average adds small steps to a large value: with momentum 0.1 and the 8 bits of a bfloat16
+    mantissa, a step below 0.4 % of the value is rounded away, and the statistics stop short of their
+    target. In float16 a variance above 65504 is infinite. Mixed precision needs neither: autocast keeps
+    norms in float32.
+
+    ## How it is measured
+
+    Certain, from the type of the buffer. An error where a value is not finite or too large for float16,
+    else a warning.
+
+    ## Known limits
+
+    For inference alone, statistics that were learnt in float32 and cast afterwards lose three digits at
+    most.
+
+    ## Example
+
+    ```python
+    model = model.half()  # buffers too
+    ```
+
+    ## Cure
+
+    ```python
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.float()
+    ```
+
+    Or leave the model in float32 and use `torch.autocast`. Statistics that were learnt in half precision
+    are re-estimated by `varshift.recalibrate(model, loader)`.
+
+    ## Cure safety
+
+    Safe: torch's norms take half-precision inputs with float32 statistics.
+
+    ## References
+
+    - PyTorch documentation, "Automatic Mixed Precision package", operations that autocast to float32.
+    """
+
+    code = "VS206"
+    name = "half-precision-statistics"
+
+    def applies(self, evidence: Evidence) -> Iterator[Finding]:
+        """Yields one finding per norm."""
+        for name in norms_in_order(evidence):
+            facts = evidence.norms[name]
+            if not self._small(facts.dtype):
+                continue
+            overflow = facts.nonfinite > 0 or (facts.largest or 0.0) > thresholds.HALF_PRECISION_LARGEST
+            text = f"keeps its running statistics in {facts.dtype}"
+            details: dict[str, Any] = {"dtype": facts.dtype, "largest": known(facts.largest)}
+            if overflow:
+                text += (
+                    ", and they overflow it" if facts.nonfinite else ", and they exceed what float16 can hold"
+                )
+                details["nonfinite"] = facts.nonfinite
+            yield Finding(
+                code=self.code,
+                severity="error" if overflow else "warning",
+                confidence="certain",
+                where=name,
+                cls=facts.cls,
+                source=source_of(evidence, name),
+                message=f"The norm {quoted(name)} {text}.",
+                evidence=details,
+                cures=(Cure("keep the norm in float32, and use autocast for the rest", "safe"),),
+            )
+
+    def _small(self, dtype: str) -> bool:
+        return dtype in ("float16", "bfloat16", "half") or dtype.startswith(("float8", "float4"))
