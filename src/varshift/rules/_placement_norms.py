@@ -75,7 +75,7 @@ def _measured(
         evidence["never_moved"] = True
         text = (
             f"once the norm has learnt its statistics with this noise, in evaluation it sees "
-            f"{shift.layer.fresh_ratio:.3g} times the variance that they hold (without the noise: {reference:.3g})"
+            f"{shift.layer.fresh_ratio:.3g} times the variance that they hold (without it: {reference:.3g})"
         )
     else:
         text = (
@@ -337,7 +337,8 @@ class NoiseReachesNorm(Rule):
             source=site.source,
             message=(
                 f"{capitalised(noise_words(site))} reaches the norm {quoted(name)} through "
-                f"{self._way(site, name)}: the norm may learn a larger variance than it sees in evaluation. Pass data to measure how much."
+                f"{self._way(site, name)}: the norm may learn a larger variance than it sees in evaluation. "
+                "Pass data to measure how much."
             ),
             evidence=_facts(site),
             cures=self._cures(site),

@@ -163,11 +163,11 @@ class StaleStatistics(Rule):
         step: GapStep | None = None,
     ) -> Finding:
         text = (
-            f"training produces {layer.stale_ratio:.3g} times the variance that the norm {quoted(facts.name)} "
-            f"holds, and a mean {layer.stale_mean or 0.0:.2g} standard deviations off"
+            f"training produces {layer.stale_ratio:.3g} times the variance that the norm "
+            f"{quoted(facts.name)} holds, and a mean {layer.stale_mean or 0.0:.2g} standard deviations off"
         )
         if step is not None:
-            text = f"the loss falls by {step.delta or 0.0:.3g} when the running statistics are re-estimated; {text}"
+            text = f"the loss falls by {step.delta or 0.0:.3g} when they are re-estimated; {text}"
         return Finding(
             code=self.code,
             severity=severity,
