@@ -59,8 +59,7 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
         steps.append(
             (
                 "vs.check(model, loader), or --data",
-                "With data the check also measures the shift at every norm, finds stale statistics and too "
-                "small batches, and splits the gap between training and deployment into its causes.",
+                "measures what is only predicted here, and splits the gap between training and deployment",
             )
         )
     return steps

@@ -85,10 +85,12 @@ def gap_sentence(gap: Gap | None) -> str:
     shipped, fitting = gap.states.get("eval"), gap.states.get("recalibrated")
     steps = {step.cause: step for step in gap.steps}
     shift, stale = steps.get("variance-shift"), steps.get("statistics")
-    if shipped is None or fitting is None or shift is None or stale is None:
+    if shift is None or stale is None:
         return ""
-    if not (math.isfinite(shipped) and math.isfinite(fitting)):
-        return f"The {gap.metric} as deployed is {figure(shipped)}: the outputs are not finite."
+    if shipped is None or not math.isfinite(shipped):
+        return "The outputs as deployed are not finite."
+    if fitting is None or not math.isfinite(fitting):
+        return f"The {gap.metric} as deployed is {figure(shipped)}; recalibrated, it is not finite."
     causes = (
         f"variance shift {uncertain(shift.delta, shift.stderr)}, "
         f"stale or wrong statistics {uncertain(stale.delta, stale.stderr)}"

@@ -1,0 +1,219 @@
+"""``varshift check``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from varshift.cli._options import (
+    DATA,
+    OUTPUT,
+    RULES,
+    ArgOption,
+    BatchesOption,
+    DeviceOption,
+    Estimator,
+    EstimatorOption,
+    ForwardOption,
+    SeedOption,
+    TargetArgument,
+    VerboseOption,
+    WeightsKeyOption,
+    WeightsOption,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from varshift.report import Report
+
+DEFAULT_BATCHES = 16
+
+
+def check(
+    target: TargetArgument,
+    arg: ArgOption = None,
+    weights: WeightsOption = None,
+    weights_key: WeightsKeyOption = None,
+    device: DeviceOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="MODULE:NAME",
+            help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
+            "returns one. Without it only how the network is built is checked.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="C,H,W",
+            help="Without data: shape of an input without the batch dimension, once for each input.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    batches: BatchesOption = None,
+    forward: ForwardOption = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss",
+            metavar="MODULE:FUNCTION",
+            help="Function of outputs and targets. By default cross-entropy for class indices, squared error "
+            "for numbers, the model's own loss.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    estimator: EstimatorOption = Estimator.pooled,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--select",
+            metavar="CODES",
+            help="Rules to run: codes or prefixes, separated by commas (`VS1,VS207`).",
+            rich_help_panel=RULES,
+            show_default=False,
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore", metavar="CODES", help="Rules not to run.", rich_help_panel=RULES, show_default=False
+        ),
+    ] = None,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit with 0 even with findings.", rich_help_panel=RULES)
+    ] = False,
+    json: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the report as JSON too; `-` writes JSON alone to standard output.",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Show every finding and every norm.", rich_help_panel=OUTPUT)
+    ] = False,
+    seed: SeedOption = 0,
+    verbose: VerboseOption = False,
+) -> int:
+    """Find out why a network is good in `train()` and bad in `eval()`.
+
+    With `--data` every norm is measured in four states and the gap between training and deployment is split
+    into its causes. Without data the network is captured and its noise is traced to its norms.
+
+    `varshift check nets.py:build --weights best.pt --data nets.py:loader`
+
+    `varshift check timm:densenet121 --arg proj_drop_rate=0.2 --shape 3,224,224`
+    """
+    from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
+    from varshift.report._files import check_writable, write_text
+    from varshift.rules import load_config
+
+    # Whatever can be wrong with the command is found before anything is imported or measured.
+    config = load_config(Path.cwd())
+    codes = config.selection(select or None, ignore or None)
+    arguments, shapes = parse_arguments(arg), parse_shapes(shape)
+    if json is not None and json != "-":
+        check_writable(json)
+    device = check_device(device)
+
+    report = _measured(
+        target,
+        arguments,
+        weights,
+        weights_key,
+        data,
+        shapes,
+        json_only=json == "-",
+        batches=batches or DEFAULT_BATCHES,
+        forward=forward,
+        loss=loss,
+        device=device,
+        estimator=estimator.value,
+        select=codes,
+        seed=seed,
+    )
+    if json == "-":
+        sys.stdout.write(report.to_json())
+        sys.stdout.flush()
+    elif json is not None:
+        write_text(json, report.to_json())
+    _print(report, full=full, to_error=json == "-")
+    return 1 if report.findings and not (exit_zero or config.exit_zero) else 0
+
+
+def _measured(
+    target: str,
+    arguments: dict[str, Any],
+    weights: Path | None,
+    weights_key: str | None,
+    data: str | None,
+    shapes: list[tuple[int, ...]] | None,
+    *,
+    json_only: bool,
+    forward: str | None,
+    loss: str | None,
+    batches: int,
+    **settings: Any,
+) -> Report:
+    # What the user's code prints must not end up in front of the JSON.
+    output = contextlib.redirect_stdout(sys.stderr) if json_only else contextlib.nullcontext()
+    with output:
+        from varshift import check as run_check
+        from varshift.cli._data import resolve_function, resolve_loader
+        from varshift.cli._network import load_network
+        from varshift.cli._progress import progress_bar
+
+        network, _, _ = load_network(
+            target, arguments, weights, weights_key, settings["device"], seed=settings["seed"]
+        )
+        loader = resolve_loader(data, batches) if data else None
+        if loader is None and shapes is None:
+            from varshift.cli._zoo import default_shape
+
+            shape = default_shape(target, network)
+            shapes = [shape] if shape else None
+        with progress_bar() as progress:
+            return run_check(
+                network,
+                loader,
+                shape=shapes,
+                max_batches=batches,
+                forward=resolve_function(forward, "--forward"),
+                loss=resolve_function(loss, "--loss"),
+                target=target,
+                progress=progress,
+                **settings,
+            )
+
+
+def _print(report: Report, *, full: bool, to_error: bool) -> None:
+    from varshift.report._terminal import print_report
+
+    print_report(report, wide_console(to_error=to_error), full=full)
+
+
+def wide_console(*, to_error: bool = False) -> Console:
+    """A console that, where nobody has said how wide it is, is wide enough for tables."""
+    import os
+
+    from rich.console import Console
+
+    console = Console(stderr=to_error, highlight=False)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(stderr=to_error, highlight=False, width=100)

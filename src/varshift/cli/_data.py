@@ -1,0 +1,95 @@
+"""From ``--data`` to batches, from ``--forward`` and ``--loss`` to functions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from varshift._errors import DataError, VarshiftError
+from varshift.cli._errors import user_code_error
+from varshift.cli._models import check_signature
+from varshift.cli._objects import resolve_object
+
+
+def resolve_loader(text: str, batches: int | None) -> Iterable[Any]:
+    """The batches that ``--data`` names: a loader, a list of batches, or a callable that returns one.
+
+    A callable that returns an iterator (a generator function) is called anew for every pass. An iterator that
+    can be gone through only once is read as far as it is needed.
+
+    Raises:
+        DataError: If what it names is not an iterable of batches.
+        UserCodeError: If the user's code fails.
+    """
+    found = resolve_object(text, "--data")
+    if not callable(found) or _is_loader(found):
+        return _checked(found, text, batches)
+    check_signature(found, {}, text)
+
+    def make() -> Any:
+        try:
+            return found()
+        except (Exception, SystemExit) as error:
+            raise user_code_error(f"--data: calling {text}", error) from error
+
+    made = make()
+    if isinstance(made, Iterator):
+        return _Again(made, make)
+    return _checked(made, text, batches)
+
+
+def resolve_function(text: str | None, option: str) -> Callable[..., Any] | None:
+    """The function that ``--forward`` or ``--loss`` names, None without one.
+
+    Raises:
+        VarshiftError: If it is not callable.
+    """
+    if text is None:
+        return None
+    found = resolve_object(text, option)
+    if not callable(found):
+        raise VarshiftError(f"{option}: {text!r} is a {type(found).__name__}, not a function.")
+    return found
+
+
+class _Again:
+    """An iterable that asks for a new iterator on every pass; the first one is at hand already."""
+
+    def __init__(self, first: Iterator[Any], make: Callable[[], Any]) -> None:
+        self._first: Iterator[Any] | None = first
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        first, self._first = self._first, None
+        return self._make() if first is None else first
+
+
+def _is_loader(found: Any) -> bool:
+    """Whether something that can be called is meant as batches all the same: it iterates, and is no class."""
+    return hasattr(found, "__iter__") and not isinstance(found, type)
+
+
+def _checked(found: Any, text: str, batches: int | None) -> Iterable[Any]:
+    import torch
+    from torch.utils.data import Dataset, IterableDataset
+
+    remedy = "Expected a DataLoader, a list of batches, or a function that returns one of these."
+    if isinstance(found, torch.Tensor):
+        raise DataError(f"--data: {text!r} is a tensor. {remedy} For one batch, put it into a list.")
+    if isinstance(found, (Mapping, str, bytes)) or found is None:
+        raise DataError(
+            f"--data: {text!r} is {'None' if found is None else f'a {type(found).__name__}'}. {remedy}"
+        )
+    if isinstance(found, Dataset) and not isinstance(found, IterableDataset):
+        raise DataError(
+            f"--data: {text!r} is a data set ({type(found).__name__}), which has samples and not batches: "
+            "wrap it, as in DataLoader(data, batch_size=64)."
+        )
+    if isinstance(found, tuple) and found and all(isinstance(item, torch.Tensor) for item in found):
+        raise DataError(f"--data: {text!r} is a tuple of tensors, which looks like one batch. {remedy}")
+    if isinstance(found, Iterator):
+        return list(itertools.islice(found, batches))
+    if not isinstance(found, Iterable) and not hasattr(found, "__getitem__"):
+        raise DataError(f"--data: {text!r} is a {type(found).__name__} and cannot be iterated over. {remedy}")
+    return found

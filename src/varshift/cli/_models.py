@@ -1,0 +1,102 @@
+"""From a target to a network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from varshift._errors import VarshiftError
+from varshift.cli._errors import user_code_error
+from varshift.cli._objects import resolve_object, suggestion
+
+
+def resolve_model(target: str, arguments: dict[str, Any]) -> nn.Module:
+    """The network that a target names.
+
+    Args:
+        target: ``package.module:callable``, ``path/to/file.py:callable``, ``timm:NAME`` or
+            ``torchvision:NAME``. In place of the callable the network itself may stand.
+        arguments: Keyword arguments for the callable.
+
+    Raises:
+        VarshiftError: If there is no such thing, the arguments do not fit, or what comes of it is no network.
+        UserCodeError: If the user's code fails.
+    """
+    zoo, _, name = target.partition(":")
+    if zoo in ("timm", "torchvision") and name:
+        from varshift.cli._zoo import build_timm, build_torchvision
+
+        return (build_timm if zoo == "timm" else build_torchvision)(name, arguments)
+    found = resolve_object(target, "target")
+    if isinstance(found, nn.Module):
+        if arguments:
+            raise VarshiftError(f"--arg: {target!r} is a network already and takes no arguments.")
+        return found
+    if not callable(found):
+        raise VarshiftError(
+            f"target: {target!r} is {_kind(found)}, not a network or a callable that makes one."
+        )
+    check_signature(found, arguments, target)
+    try:
+        made = found(**arguments)
+    except (Exception, SystemExit) as error:
+        raise user_code_error(f"target: calling {target}", error) from error
+    return _checked(made, target)
+
+
+def check_signature(function: Callable[..., Any], arguments: Mapping[str, Any], target: str) -> None:
+    """Makes sure that a callable takes these keyword arguments, and needs no others.
+
+    Raises:
+        VarshiftError: If not, with what it does take.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    known = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    anything = any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
+    takes = f" It takes {', '.join(known)}." if known else " It takes no arguments."
+    for key in arguments:
+        if key not in known and not anything:
+            raise VarshiftError(f"--arg: {target!r} has no argument {key!r}{suggestion(key, known)}{takes}")
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise VarshiftError(
+            f"target: {target!r} cannot be called with what was given ({error}): "
+            "give the rest with --arg KEY=VALUE, or name a function that needs none."
+        ) from None
+
+
+def _checked(made: Any, target: str) -> nn.Module:
+    if isinstance(made, nn.Module):
+        return made
+    items = (
+        made.items()
+        if isinstance(made, Mapping)
+        else enumerate(made)
+        if isinstance(made, (tuple, list))
+        else ()
+    )
+    for key, item in items:
+        if isinstance(item, nn.Module):
+            raise VarshiftError(
+                f"target: {target!r} returned {_kind(made)} with a {type(item).__name__} at {key!r}: "
+                "name a function that returns the network alone."
+            )
+    raise VarshiftError(f"target: {target!r} returned {_kind(made)}, not a torch.nn.Module.")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"

@@ -1,0 +1,107 @@
+"""Options that several verbs share, with their help."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL, DATA, OUTPUT, RULES = "The network", "The data", "Output", "Rules"
+
+
+class Estimator(StrEnum):
+    """How statistics are put together."""
+
+    pooled = "pooled"
+    ema = "ema"
+
+
+def _set_verbose(context: typer.Context, value: bool) -> bool:
+    if value and context.obj is not None:
+        context.obj.verbose = True
+    return value
+
+
+TargetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="The network: `package.module:callable`, `path/to/file.py:callable`, `timm:NAME` or "
+        "`torchvision:NAME`. The callable may be a function or class that makes the network, or the network.",
+        show_default=False,
+    ),
+]
+ArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arg",
+        metavar="KEY=VALUE",
+        help="Argument for the callable, may be repeated. Values are read as Python literals, else as text.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="State dict to load: .safetensors, or a torch file without pickled objects.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+WeightsKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights-key",
+        metavar="KEY",
+        help="Where in the file the state dict lies, when there are several (`state_dict_ema`).",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Where to run: `cpu`, `cuda`, `cuda:1`, `mps`. By default where the network is.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+ForwardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--forward",
+        metavar="MODULE:FUNCTION",
+        help="Function of model and batch that returns the outputs, for batches that are neither (inputs, "
+        "targets) nor named inputs.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+BatchesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batches",
+        min=1,
+        help="Use at most so many batches (check: 16; recalibrate: all).",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+EstimatorOption = Annotated[
+    Estimator,
+    typer.Option(
+        "--estimator",
+        help="How statistics are put together: `pooled` over all samples, or `ema`, a moving average.",
+        rich_help_panel=DATA,
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed for random weights, inputs and noise.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.", callback=_set_verbose)
+]

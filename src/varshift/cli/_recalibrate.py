@@ -1,0 +1,211 @@
+"""``varshift recalibrate``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from varshift._errors import VarshiftError
+from varshift.cli._options import (
+    DATA,
+    OUTPUT,
+    ArgOption,
+    BatchesOption,
+    DeviceOption,
+    Estimator,
+    EstimatorOption,
+    ForwardOption,
+    SeedOption,
+    TargetArgument,
+    VerboseOption,
+    WeightsKeyOption,
+    WeightsOption,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from varshift.probe import Recalibration
+
+SHOWN = 30
+
+
+def recalibrate(
+    target: TargetArgument,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="MODULE:NAME",
+            help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
+            "returns one.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Where the new state dict goes: .safetensors, .pt or .pth, laid out as in --weights.",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ],
+    arg: ArgOption = None,
+    weights: WeightsOption = None,
+    weights_key: WeightsKeyOption = None,
+    device: DeviceOption = None,
+    batches: BatchesOption = None,
+    forward: ForwardOption = None,
+    noise: Annotated[
+        bool,
+        typer.Option(
+            "--noise",
+            help="Keep the noise on: the statistics that training would produce.",
+            rich_help_panel=DATA,
+        ),
+    ] = False,
+    estimator: EstimatorOption = Estimator.pooled,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="Stop as soon as the statistics of every norm are this certain (0.01: one per cent).",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over an existing file.", rich_help_panel=OUTPUT)
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Show every norm.", rich_help_panel=OUTPUT)] = False,
+    seed: SeedOption = 0,
+    verbose: VerboseOption = False,
+) -> int:
+    """Give a network statistics that fit it as deployed: noise off, pooled over the data.
+
+    The weights stay as they are; only running means and variances change.
+
+    `varshift recalibrate nets.py:build --weights best.pt --data nets.py:loader --out fixed.pt`
+    """
+    from varshift.cli._arguments import check_device, parse_arguments
+
+    arguments = parse_arguments(arg)
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
+        raise VarshiftError(f"--tolerance: {tolerance} is a relative error and must be above 0.")
+
+    from varshift.cli._weights import check_output, state_writer, updated_content, write_weights
+
+    check_output(out, force=force)
+    device = check_device(device)
+
+    from varshift import recalibrate as run_recalibrate
+    from varshift.cli._data import resolve_function, resolve_loader
+    from varshift.cli._network import load_network
+    from varshift.cli._progress import progress_bar
+
+    network, checkpoint, names = load_network(target, arguments, weights, weights_key, device, seed=seed)
+    before = _buffers(network)
+    with progress_bar() as progress:
+        handle = run_recalibrate(
+            network,
+            resolve_loader(data, batches),
+            noise=noise,
+            estimator=estimator.value,
+            max_batches=batches,
+            tolerance=tolerance,
+            forward=resolve_function(forward, "--forward"),
+            progress=progress,
+        )
+    _print(handle, full=full)
+    if not any(layer.updated for layer in handle.layers):
+        what = (
+            "no norm got new statistics"
+            if handle.layers
+            else "the network has no norm with running statistics"
+        )
+        raise VarshiftError(f"{what}: nothing was written.")
+    if checkpoint is None:
+        writer = state_writer(network.state_dict(), out.suffix)
+    else:
+        writer = updated_content(checkpoint, names, _changed(before, _buffers(network)), out.suffix)
+    write_weights(out, writer)
+    typer.echo(f"Written to {out}.")
+    return 0
+
+
+def _buffers(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of everything in the state dict that is not a parameter."""
+    import torch
+
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    return {
+        key: value.detach().clone()
+        for key, value in network.state_dict().items()
+        if key not in parameters and isinstance(value, torch.Tensor)
+    }
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in after.items() if key not in before or not value.equal(before[key])}
+
+
+def _print(handle: Recalibration, *, full: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from varshift.cli._check import wide_console
+    from varshift.report._words import counted, figure, module_name, ratio, shortened
+
+    console = wide_console()
+    updated = [layer for layer in handle.layers if layer.updated]
+    shown = updated if full else sorted(updated, key=_moved, reverse=True)[:SHOWN]
+    shown = [layer for layer in updated if layer in shown]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("norm", "mean", "→", "variance", "→", "ratio"):
+        table.add_column(title, justify="left" if title == "norm" else "right", no_wrap=True)
+    for layer in shown:
+        table.add_row(
+            Text(shortened(module_name(layer.name), max(16, console.width - 52)), "cyan"),
+            figure(layer.mean_before),
+            figure(layer.mean_after),
+            figure(layer.var_before),
+            figure(layer.var_after),
+            ratio(_ratio(layer)),
+        )
+    console.print(
+        f"{counted(len(updated), 'norm')} of {len(handle.layers)} recalibrated from "
+        f"{counted(handle.samples, 'sample')} in {counted(handle.batches, 'batch', 'batches')}"
+        f"{_tolerance(handle)}. Channel means:",
+        markup=False,
+    )
+    if shown:
+        console.print(table)
+    if len(shown) < len(updated):
+        console.print(f"The {len(shown)} that changed most; --full shows all {len(updated)}.", style="dim")
+    for layer in handle.layers:
+        if not layer.updated:
+            line = f"{module_name(layer.name)} keeps its statistics: {layer.reason}."
+            console.print(Text(line, "yellow"), soft_wrap=True)
+
+
+def _tolerance(handle: Recalibration) -> str:
+    if handle.converged is None:
+        return ""
+    return ", within the tolerance" if handle.converged else ", the tolerance was not reached"
+
+
+def _ratio(layer: Any) -> float | None:
+    return layer.var_after / layer.var_before if layer.var_before else None
+
+
+def _moved(layer: Any) -> float:
+    value = _ratio(layer)
+    if value is None or not math.isfinite(value) or value <= 0:
+        return math.inf
+    return abs(math.log(value))
