@@ -17,6 +17,9 @@ from varshift.flow._reach import Reach, mixes_units, propagate, summands
 from varshift.flow._source import SourceFinder
 from varshift.flow._types import CaptureMethod, Flow, Node, NoiseSite, NormSite, Path
 
+_CHANCE = (
+    "A random number is read as a Python number; what it decides, such as skipping a layer, is not seen."
+)
 _CLASSES: tuple[Path, Path, Path] = ("direct", "weight", "join")
 
 
@@ -48,20 +51,15 @@ def build_flow(
     norms, norm_calls = find_norms(graph, modules, names)
     reach = propagate(graph, sites, {i: n for i, n in norm_calls.items() if norms[n].tracked})
     builder = _Builder(graph, modules, sites, norms, norm_calls, reach)
-    unseen = (
-        (
-            "A random number is read as a Python number; what it decides (such as skipping a layer) is not seen.",
-        )
-        if _decided_by_chance(graph, finder)
-        else ()
-    )
+    if _decided_by_chance(graph, finder):
+        limits = (*limits, _CHANCE)
     return Flow(
         mode=mode,
         method=method,
         nodes=builder.nodes(frozenset(finder.random)),
         noises=builder.noises(),
         norms=builder.norm_sites(),
-        limits=(*limits, *unseen),
+        limits=limits,
     )
 
 

@@ -22,9 +22,10 @@ from varshift.flow._dispatch import dispatch_nodes
 from varshift.flow._export import export_nodes
 from varshift.flow._raw import RawNode
 from varshift.flow._types import Capture, CaptureMethod, Flow
-from varshift.flow._unwrap import canonical_names, copy_model, unwrap
+from varshift.flow._unwrap import canonical_names, copy_model, switches_quietly, unwrap
 
 Method = Literal["auto", "export", "dispatch"]
+Mode = Literal["train", "eval"]
 _SAMPLES = 2
 
 
@@ -54,6 +55,12 @@ def capture(
     return _Session(unwrap(model), batch, forward or default_forward, method).run()
 
 
+class _Refused(Exception):  # noqa: N818 - carries the error of a tracer or a model, is none itself
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Session:
     """One capture: the model's copy, the batches to try, and what went wrong."""
 
@@ -63,67 +70,66 @@ class _Session:
         self._method = method
         self._original = model
         self._batch = batch
+        first = next(iter((*model.parameters(), *model.buffers())), None)
+        self._batches = _candidates(move(batch, first.device if first is not None else None))
+        self._copies: dict[str, nn.Module | Exception] = {}
         self._seconds = 0.0
         self._errors: dict[str, Exception] = {}
         self._failures: list[str] = []
 
     def run(self) -> Capture:
         """Captures both modes."""
-        with _quiet(), _random_state(), torch.compiler.set_stance("force_eager"):
-            try:
-                model = copy_model(self._original)
-            except Exception as error:  # whatever a user's __deepcopy__ may raise
-                return self._run_on_original(error)
-            train, evaluation = self._both(model)
+        with _quiet(), _random_state():
+            train, evaluation = self._mode("train"), self._mode("eval")
         return self._result(train, evaluation)
 
-    def _run_on_original(self, error: Exception) -> Capture:
-        reason = (
-            f"The model cannot be copied ({_short(error)}), so it was run itself and restored afterwards."
-        )
-        self._method = "dispatch"
-        with _restored(self._original):
-            train, evaluation = self._both(self._original, (reason,))
-        return self._result(train, evaluation)
-
-    def _both(self, model: nn.Module, limits: tuple[str, ...] = ()) -> tuple[Flow | None, Flow | None]:
-        first = next(iter((*model.parameters(), *model.buffers())), None)
-        batch = move(self._batch, first.device if first is not None else None)
-        batches = _candidates(batch)
-        return (
-            self._mode(model.train(), batches, "train", limits),
-            self._mode(model.eval(), batches, "eval", limits),
-        )
-
-    def _mode(
-        self, model: nn.Module, batches: list[Any], mode: Literal["train", "eval"], limits: tuple[str, ...]
-    ) -> Flow | None:
-        methods: tuple[CaptureMethod, ...] = (
-            ("export", "dispatch") if self._method == "auto" else (self._method,)
-        )
-        for batch in batches:
-            reasons: list[str] = []
+    def _mode(self, mode: Mode) -> Flow | None:
+        method = self._method
+        methods: list[CaptureMethod] = ["export", "dispatch"] if method == "auto" else [method]
+        for batch in self._batches:
+            limits: list[str] = []
             for method in methods:
                 try:
-                    raw = self._trace(method, model, batch)
-                except Exception as error:
+                    with self._model(method, limits) as model:
+                        raw = self._trace(method, model, mode, batch)
+                        return build_flow(raw, model, self._names, mode, method, tuple(limits))
+                except _Refused as refused:
                     # Export refuses with many types, and a model may raise anything; both are reported.
-                    self._errors[mode] = error
-                    reasons.append(f"Export refused the model in {mode} mode: {_short(error)}.")
-                    continue
-                self._errors.pop(mode, None)
-                used = reasons if method == "dispatch" else []
-                return build_flow(raw, model, self._names, mode, method, (*limits, *used))
+                    self._errors[mode] = refused.error
+                    limits.append(f"Export refused the model in {mode} mode: {_short(refused.error)}.")
         self._failures.append(
             f"The model could not be captured in {mode} mode: {_short(self._errors[mode])}."
         )
         return None
 
-    def _trace(self, method: CaptureMethod, model: nn.Module, batch: Any) -> list[RawNode]:
+    @contextlib.contextmanager
+    def _model(self, method: CaptureMethod, limits: list[str]) -> Iterator[nn.Module]:
+        """A copy to trace; export works on fake tensors, so its copy may share the values."""
+        if method not in self._copies:
+            try:
+                share = method == "export" and switches_quietly(self._original)
+                self._copies[method] = copy_model(self._original, share=share)
+            except Exception as error:  # whatever a user's __deepcopy__ may raise
+                self._copies[method] = error
+        copied = self._copies[method]
+        if isinstance(copied, nn.Module):
+            yield copied
+        elif method == "export":
+            raise _Refused(copied)
+        else:
+            limits.append(f"The model cannot be copied ({_short(copied)}): it was run itself, then restored.")
+            with _restored(self._original):
+                yield self._original
+
+    def _trace(self, method: CaptureMethod, model: nn.Module, mode: Mode, batch: Any) -> list[RawNode]:
         tracer: Callable[..., list[RawNode]] = export_nodes if method == "export" else dispatch_nodes
         started = time.perf_counter()
         try:
-            return tracer(model, batch, self._forward, self._names)
+            _ = model.train() if mode == "train" else model.eval()
+            with torch.compiler.set_stance("force_eager"):
+                return tracer(model, batch, self._forward, self._names)
+        except Exception as error:
+            raise _Refused(error) from error
         finally:
             self._seconds += time.perf_counter() - started
 

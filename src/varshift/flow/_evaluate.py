@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from varshift.flow._graph import Graph, elements
+from varshift.flow._graph import Graph
 from varshift.flow._ops import ACTIVATIONS, RANDOM, VIEWS, bind
 from varshift.flow._raw import iterate_refs, map_refs
 
@@ -17,7 +19,7 @@ _POINTS = 4096
 _MOST_NODES = 256
 _MOST_ELEMENTS = 1 << 24
 _ENOUGH_VALUES = 8192
-_MOST_REPEATS = 64
+_MOST_REPEATS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,8 @@ class Evaluator:
             value = self._run(order)[ref]
         except Exception:  # as above: unknown is an honest answer
             return None
-        if not isinstance(value, Tensor) or value.numel() == 0:
-            return None
-        low, high = value.double().aminmax()
-        return float(low) if low == high else None
+        level = _level(value) if isinstance(value, Tensor) else None
+        return None if level is None else float(level)
 
     def _closure(self, node: int) -> list[int] | None:
         graph = self._graph
@@ -113,7 +113,7 @@ class Evaluator:
             )
         return tuple(parts)
 
-    def _evaluate(self, node: int, order: list[int], sources: list[int]) -> Distribution:
+    def _evaluate(self, node: int, order: list[int], sources: list[int]) -> Distribution | None:
         graph = self._graph
         inside = [index for index in order if index in sources]
         name = graph.infos[inside[0]].name if inside else "other"
@@ -183,9 +183,10 @@ class Evaluator:
         if affine:
             middle = (first + second) / 2 if family == "uniform" else first
             mean = float(values[0] + slope * (middle - points[0]))
-            scale = abs(float(slope)) * (second - first) / 2 if family == "uniform" else None
-            std = scale / math.sqrt(3) if scale is not None else abs(float(slope)) * second
-            return Distribution(None, None, mean, _tidy(std), _tidy(scale), name, True)
+            if family == "uniform":
+                half = _tidy(abs(float(slope)) * (second - first) / 2)
+                return Distribution(None, None, mean, _tidy(half / math.sqrt(3)), half, name, True)
+            return Distribution(None, None, mean, _tidy(abs(float(slope)) * second), None, name, True)
         return Distribution(None, None, float(values.mean()), float(values.std()), None, name, False)
 
     def _share(
@@ -236,9 +237,7 @@ class Evaluator:
             derived.add(index)
             moving = next(operand for operand in operands if operand.node in derived)
             if name in VIEWS:
-                values[index] = values[moving.node]
-                if name in ("_to_copy", "to") and graph.nodes[index].dtype in (torch.bool, torch.int64):
-                    values[index] = values[index].to(graph.nodes[index].dtype)
+                values[index] = _cast(values[moving.node], graph.nodes[index].dtype)
                 continue
             if name not in ACTIVATIONS:
                 return None
@@ -250,9 +249,10 @@ class Evaluator:
             for operand in operands:
                 if operand.node not in derived:
                     other = fixed.get(operand.node)
-                    if not isinstance(other, Tensor) or other.numel() != 1:
+                    level = _level(other) if isinstance(other, Tensor) else None
+                    if level is None:
                         return None
-                    replaced[operand.ref] = other.reshape(()).cpu()
+                    replaced[operand.ref] = level
             raw = graph.nodes[index]
             args = map_refs(list(raw.args), lambda ref, known=replaced: _fresh(known[ref.index]))
             values[index] = raw.op(*args, **{k: v for k, v in raw.kwargs.items() if k != "device"})
@@ -292,14 +292,14 @@ class Evaluator:
             return None
         drawn: list[Tensor] = []
         count = 0
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _one_thread():
             torch.manual_seed(0)
             for _ in range(_MOST_REPEATS):
                 value = self._run(order)[node]
                 if not isinstance(value, Tensor):
                     return None
                 drawn.append(value.double().flatten())
-                count += elements(tuple(value.shape))
+                count += value.numel()
                 if count >= _ENOUGH_VALUES or work * len(drawn) > _MOST_ELEMENTS:
                     break
         # A scale that is redrawn with every mask must not make two values look like many.
@@ -309,6 +309,17 @@ class Evaluator:
         if 0 < zeros < 1 and _single_valued(drawn):
             return _two_values(0.0, zeros, float(nonzero.mean()), name)
         return Distribution(None, None, float(values.mean()), float(values.std()), None, name, False)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Masks are small: waking other threads for each operation costs far more than the operation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _single_valued(drawn: list[Tensor]) -> bool:
@@ -328,10 +339,24 @@ def _two_values(low: float, share: float, high: float, source: str) -> Distribut
     return Distribution((low, high), round(probability, 6), mean, std, None, source, False)
 
 
+def _level(value: Tensor) -> Tensor | None:
+    """The value that all elements of a tensor share, as a scalar tensor."""
+    if value.numel() == 0 or bool((value != value.flatten()[0]).any()):
+        return None
+    return value.flatten()[0].cpu()
+
+
+def _cast(values: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Casts as the network does, but keeps full precision."""
+    if dtype is None:
+        return values
+    return values.double() if dtype.is_floating_point else values.to(dtype)
+
+
 def _fresh(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _tidy(value: float | None) -> float | None:
+def _tidy(value: float) -> float:
     """Rounds away the error of evaluating in floats, so that 0.1 reads 0.1."""
-    return None if value is None else float(f"{value:.6g}")
+    return float(f"{value:.6g}")

@@ -23,7 +23,7 @@ from varshift.flow._raw import iterate_refs
 
 _SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
 _ADDITIVE = frozenset({"add", "sub", "subtract", "rsub"})
-_FROM_DROPOUT = frozenset({"dropout", "native_dropout", "_fused_dropout"})
+_STEPS_TO_MASK = 8
 
 
 @dataclass(slots=True)
@@ -229,6 +229,7 @@ class NoiseFinder:
                 site.joins.append(index)
                 site.node = index
                 site.centred = False
+                site.rate = None  # the signal sets the scale
                 return chain
         return None
 
@@ -236,21 +237,47 @@ class NoiseFinder:
         """An index of the same draw as an earlier permutation: its inverse or its continuation."""
         return any(site.kind == "permutation" and site.sources & sources for site in self.sites)
 
+    def _dropped_weight(self, index: int, noise: Operand) -> bool:
+        """A mask on a parameter that is then used as a weight (DropConnect) is noise where the two meet."""
+        graph = self._graph
+        if not (graph.infos[index].mixes and graph.learned[noise.node]):
+            return False
+        node = noise.node
+        for _ in range(_STEPS_TO_MASK):
+            noisy = [operand for operand in graph.operands[node] if self._noise[operand.node]]
+            if len(noisy) != 1:
+                return False
+            if not graph.learned[noisy[0].node]:
+                break
+            node = noisy[0].node
+        known = next((site for site in self.sites if site.node == node), None)
+        if known is not None:
+            known.joins.append(index)
+            return True
+        mask = noisy[0]
+        distribution = self._distribution(mask)
+        if distribution is None or not distribution.is_mask or distribution.probability is None:
+            return False
+        rate = distribution.probability
+        rate = 1 - rate if self._drops_where_true(node, mask) else rate
+        site = self._add(node, "weight_dropout", round(rate, 6), self._noise[mask.node])
+        site.joins.append(index)
+        return True
+
     def _join(self, index: int, noise: Operand, sources: int) -> None:
         graph = self._graph
         name = graph.infos[index].name
+        if self._dropped_weight(index, noise):
+            return
         if name in COMPARISONS:
             self._add(index, "sampling", None, sources)
             return
-        integral = graph.nodes[noise.node].dtype not in (None,) and not _is_mask_or_float(graph, noise.node)
-        if name in INDEXING and integral:
+        if name in INDEXING and not _is_mask_or_float(graph, noise.node):
             self._add(index, "permutation", None, sources)
             return
         distribution = self._distribution(noise)
         kind, rate = self._classify(index, noise, distribution)
-        if graph.infos[index].mixes and graph.learned[noise.node]:
-            kind = "weight_dropout" if kind in ("dropout", "channel_dropout", "drop_path") else kind
-        elif kind == "dropout":
+        if kind == "dropout":
             source = next((o.node for o in graph.signals(index)), index)
             kind = self._elementwise_kind(index, source)
         site = self._add(index, kind, rate, sources)
@@ -292,8 +319,8 @@ class NoiseFinder:
         if info.name == "where" and noise.argument == "condition":
             kept = next(iterate_refs(bound.get("self")), None)
             other = next(iterate_refs(bound.get("other")), None)
-            signals = {operand.ref for operand in graph.signals(index)}
-            return other in signals and kept not in signals
+            data = {operand.ref for operand in graph.operands[index] if not self._noise[operand.node]}
+            return other in data and kept not in data
         return False
 
     def _mask_kind(self, index: int, noise: int) -> str:

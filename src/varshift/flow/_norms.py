@@ -85,9 +85,12 @@ def hand_written(modules: dict[str, nn.Module]) -> dict[str, tuple[str | None, s
 def _record(norms: dict[str, Norm], norm: Norm, graph: Graph, index: int, source: int | None) -> None:
     known = norms.setdefault(norm.name, norm)
     known.batch_statistics = known.batch_statistics or norm.batch_statistics
-    shape = graph.nodes[source].shape if source is not None else None
+    shape = (graph.nodes[source].shape if source is not None else None) or ()
+    if norm.kind == "instance_norm" and len(shape) > 1 and norm.channels and shape[1] != norm.channels:
+        # Its decomposition folds the samples into the channels.
+        shape = (shape[0] * shape[1] // norm.channels, norm.channels, *shape[2:])
     known.calls.append(index)
-    known.shapes.append(shape or ())
+    known.shapes.append(shape)
 
 
 def norm_input(graph: Graph, index: int) -> tuple[int, ...]:

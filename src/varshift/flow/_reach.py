@@ -1,6 +1,6 @@
 """How noise travels: which norms it reaches, through what, and which max pools read it first.
 
-Everything is one pass over the nodes with one bit per noise site, so the cost does not grow with their number.
+Everything is one pass over the nodes with one bit per noise site, so their number hardly matters.
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ def _stacked(graph: Graph, index: int) -> list[list[int]]:
     stacked = bind(graph.nodes[source]).get("dim", 0)
     over = bind(graph.nodes[index]).get("dim")
     dims = over if isinstance(over, (list, tuple)) else [over]
-    if rank and over is not None and stacked % rank not in [dim % rank for dim in dims]:
+    if (
+        rank
+        and over is not None
+        and stacked % rank not in [int(dim) % rank for dim in dims if dim is not None]
+    ):
         return []
     return [[operand.node] for operand in graph.signals(source)]
 

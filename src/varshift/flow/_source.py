@@ -27,7 +27,7 @@ def parse_trace(trace: str) -> tuple[Frame, ...]:
 
 def is_foreign(file: str) -> bool:
     """Whether a frame belongs to torch or to the tracer, not to the user."""
-    return file.startswith((_TORCH, _OURS)) or file == _BATCHES or file.startswith("<")
+    return file.startswith((_TORCH, _OURS, "<")) or file == _BATCHES
 
 
 class SourceFinder:

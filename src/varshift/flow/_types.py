@@ -163,8 +163,8 @@ class Capture:
     def method(self) -> CaptureMethod:
         """The weaker of the two methods used."""
         order: list[CaptureMethod] = ["export", "dispatch", "hooks"]
-        used = [flow.method if flow else "hooks" for flow in (self.train, self.eval)]
-        return max(used, key=order.index)
+        used: list[CaptureMethod] = [flow.method if flow else "hooks" for flow in (self.train, self.eval)]
+        return max(used, key=lambda method: order.index(method))
 
     @property
     def limits(self) -> tuple[str, ...]:

@@ -46,16 +46,37 @@ def canonical_tensor(names: dict[str, str], path: str) -> str:
     return f"{owner}.{leaf}" if owner else leaf
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors that torch refuses to copy (results of autograd) are detached in it."""
+def copy_model(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """A deep copy; tensors that torch refuses to copy (results of autograd) are detached in it.
+
+    Args:
+        model: The module.
+        share: Let parameters and buffers share their memory with the original, which saves copying it. The
+            copy must then not be run on real tensors.
+    """
     memo: dict[int, Any] = {}
+    if share:
+        for parameter in model.parameters():
+            if type(parameter) is nn.Parameter:
+                memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+        for buffer in model.buffers():
+            if type(buffer) is Tensor:
+                memo[id(buffer)] = buffer.detach()
     for module in model.modules():
         for value in vars(module).values():
             for tensor in _tensors(value):
-                if not tensor.is_leaf:
+                if not tensor.is_leaf and id(tensor) not in memo:
                     memo[id(tensor)] = tensor.detach().clone()
     with torch.no_grad():
         return copy.deepcopy(model, memo)
+
+
+def switches_quietly(model: nn.Module) -> bool:
+    """Whether `train()` and `eval()` set flags only (a module may merge weights there, as LoRA layers do)."""
+    return all(
+        type(module).train is nn.Module.train and type(module).eval is nn.Module.eval
+        for module in model.modules()
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
