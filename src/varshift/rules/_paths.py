@@ -33,11 +33,11 @@ def noise_delta(site: NoiseSite) -> float | None:
         return None
 
 
-def multiplies(flow: Flow, site: NoiseSite) -> bool:
-    """Whether the noise is a factor of the signal, not a term added to it."""
-    if site.kind not in ("gaussian", "uniform"):
-        return True
-    return 0 <= site.node < len(flow.nodes) and flow.nodes[site.node].kind != "join"
+def added(flow: Flow, site: NoiseSite) -> bool:
+    """Whether the noise is a term added to the signal: its effect then depends on how large that is."""
+    if site.kind not in ("gaussian", "uniform") or not 0 <= site.node < len(flow.nodes):
+        return False
+    return _operation(flow.nodes[site.node].op) in ("add", "sub", "subtract", "rsub")
 
 
 class Between:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import _thresholds as thresholds
 from ._evidence import Evidence
 from ._finding import Confidence, Cure, Finding, Severity
-from ._paths import Between, multiplies, noise_delta
+from ._paths import Between, added, noise_delta
 from ._reading import (
     RECALIBRATE,
     Shift,
@@ -191,7 +191,7 @@ class NoiseFeedsNorm(Rule):
     def _predicted(self, flow: Flow, between: Between, site: NoiseSite, name: str) -> Iterator[Finding]:
         if site.kind == "permutation":  # it changes neither mean nor variance
             return
-        bound = noise_delta(site) if multiplies(flow, site) else None
+        bound = None if added(flow, site) else noise_delta(site)
         certain = bound is not None and between.keeps_the_factor(site, name)
         severity: Severity = "advice" if bound is None else shift_severity(fold(bound)) or "advice"
         if not certain and severity == "error":
@@ -326,7 +326,7 @@ class NoiseReachesNorm(Rule):
     def _suspected(self, flow: Flow, site: NoiseSite, name: str) -> Iterator[Finding]:
         if site.kind == "permutation":
             return
-        bound = noise_delta(site) if multiplies(flow, site) else None
+        bound = None if added(flow, site) else noise_delta(site)
         strong = bound is not None and bound <= 1 - thresholds.NOTABLE_DROP_RATE + 1e-9
         yield Finding(
             code=self.code,

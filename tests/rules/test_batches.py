@@ -1,0 +1,124 @@
+"""VS301 and VS302 on hand-made evidence."""
+
+from __future__ import annotations
+
+import pytest
+
+MAP, POINT, VECTOR = (8, 4, 6, 6), (8, 4, 1, 1), (8, 4)
+
+
+def batch_of_one(build, shapes=(MAP,), nodes=(), norm=None, **loader):
+    norm = {"shapes": shapes, **(norm or {})}
+    flow = build.flow(norms=[build.norm(**norm)], nodes=nodes)
+    known = build.evidence(build.facts(), train=flow, loader=build.loader(**loader))
+    return build.findings("VS301", known)
+
+
+REST_OF_ONE = {"samples": 1001, "drop_last": False, "last_batch": 1}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "severity"),
+    [((MAP,), "warning"), ((POINT,), "error"), ((VECTOR,), "error"), ((MAP, POINT), "error")],
+)
+def test_a_last_batch_of_one_stops_norms_with_one_value_per_channel(build, shapes, severity):
+    (finding,) = batch_of_one(build, shapes, **REST_OF_ONE)
+    assert (finding.severity, finding.confidence, finding.where) == (severity, "certain", "bn")
+    assert "1001 samples in batches of 8" in finding.message
+    assert finding.cures[0].safety == "safe"
+
+
+@pytest.mark.parametrize(
+    ("loader", "fires"),
+    [
+        ({}, False),
+        ({"last_batch": 1, "drop_last": None}, True),
+        ({"batch_size": 1, "last_batch": 1}, True),
+        (
+            {"samples": None, "batch_size": None, "drop_last": None, "last_batch": None, "sizes": (8, 8, 1)},
+            True,
+        ),
+        (
+            {"samples": None, "batch_size": None, "drop_last": None, "last_batch": None, "sizes": (8, 8)},
+            False,
+        ),
+        ({"samples": 1002, "drop_last": False, "last_batch": 2}, False),
+    ],
+)
+def test_where_a_batch_of_one_comes_from(build, loader, fires):
+    assert len(batch_of_one(build, **loader)) == fires
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [{"batch_statistics": False}, {"kind": "instance_norm"}, {"name": "unknown", "batch_statistics": False}],
+)
+def test_norms_that_do_not_look_at_the_batch_do_not_mind(build, norm):
+    assert batch_of_one(build, (VECTOR,), norm=norm, **REST_OF_ONE) == ()
+
+
+def test_samples_folded_into_the_first_dimension_are_unfolded(build):
+    nodes = [build.node(0, "input", shape=(8, 16, 4))]
+    folded, plain = ((128, 4),), ((8, 4),)
+    assert [one.severity for one in batch_of_one(build, folded, nodes, **REST_OF_ONE)] == ["warning"]
+    assert [one.severity for one in batch_of_one(build, plain, nodes, **REST_OF_ONE)] == ["error"]
+
+
+def test_without_a_captured_network_it_is_a_warning_for_the_model(build):
+    known = build.evidence(build.facts(), loader=build.loader(**REST_OF_ONE))
+    (finding,) = build.findings("VS301", known)
+    assert (finding.where, finding.severity) == ("", "warning")
+    frozen = build.evidence(build.facts(live=False), loader=build.loader(**REST_OF_ONE))
+    assert build.findings("VS301", frozen) == ()
+
+
+def small(build, *layers, facts=None, **known):
+    facts = facts or [build.facts(layer.name) for layer in layers]
+    return build.findings("VS302", build.evidence(*facts, measurement=build.measurement(*layers), **known))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"effective_batch": 10.0}, ("warning", "measured")),
+        ({"effective_batch": 5.0}, ("error", "measured")),
+        ({"effective_batch": 14.0}, None),
+        ({"effective_batch": 7.5, "effective_batch_error": 0.3}, ("warning", "measured")),
+        ({"effective_batch": 5.0, "effective_batch_error": None}, None),
+        ({"effective_batch": None}, None),
+        ({"values_per_channel": 12}, ("warning", "certain")),
+        ({"values_per_channel": 4, "effective_batch": None}, ("error", "certain")),
+        ({"values_per_channel": 12, "effective_batch": 3.0}, ("error", "measured")),
+        ({"values_per_channel": 16}, None),
+        ({"reached": False, "values_per_channel": None, "effective_batch": 2.0}, None),
+    ],
+)
+def test_an_effective_batch_below_its_threshold_by_more_than_its_error(build, values, expected):
+    found = small(build, build.layer(**values))
+    assert [(one.severity, one.confidence) for one in found] == ([expected] if expected else [])
+
+
+def test_one_finding_at_the_worst_norm_counts_the_others(build):
+    layers = [
+        build.layer(name, effective_batch=size)
+        for name, size in zip("abcd", (30.0, 10.0, 4.0, 5.0), strict=True)
+    ]
+    (finding,) = small(build, *layers)
+    assert (finding.where, finding.severity) == ("c", "error")
+    assert finding.evidence["below_16"] == 3
+    assert finding.evidence["below_8"] == 2
+    assert finding.evidence["norms"] == 4
+    assert "'b'" in finding.message
+
+
+def test_a_small_last_batch_is_not_the_typical_one(build):
+    layer = build.layer(values_per_channel=5, effective_batch=None)
+    assert len(small(build, layer, loader=build.loader(sizes=(5, 5, 5)))) == 1
+    assert small(build, layer, loader=build.loader(sizes=(64, 64, 5))) == ()
+
+
+def test_norms_that_do_not_learn_or_work_on_single_samples_are_left_out(build):
+    layer = build.layer(effective_batch=3.0)
+    assert small(build, layer, facts=[build.facts(live=False)]) == ()
+    assert small(build, layer, train=build.flow(norms=[build.norm(kind="instance_norm")])) == ()
+    assert build.findings("VS302", build.evidence(build.facts())) == ()
