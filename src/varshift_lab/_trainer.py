@@ -1,0 +1,168 @@
+"""A plain training loop, and an evaluation with a loss for each sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varshift import VarshiftError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How a network is trained: SGD with Nesterov momentum and a one-cycle schedule.
+
+    Attributes:
+        epochs: Passes over the data, at least 1.
+        learning_rate: Largest learning rate of the cycle.
+        momentum: Momentum of SGD.
+        weight_decay: Decay of every parameter.
+        seed: Seed of the dropout masks.
+    """
+
+    epochs: int
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs!r} must be at least 1.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate!r} must be above 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch of training, as the optimiser saw it (noise on, batch statistics, weights on the move).
+
+    Attributes:
+        loss: Mean cross-entropy over samples.
+        accuracy: Share of samples classified correctly.
+    """
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A network in ``eval()`` on a data set.
+
+    Attributes:
+        losses: ``(N,)``, cross-entropy of each sample, in the loader's order.
+        accuracy: Share of samples classified correctly.
+    """
+
+    losses: Tensor
+    accuracy: float
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over samples."""
+        return float(self.losses.double().mean())
+
+
+def train(
+    model: nn.Module,
+    loader: Iterable[Any],
+    settings: TrainingSettings,
+    progress: Progress | None = None,
+) -> list[EpochRecord]:
+    """Trains a classifier in place and leaves it in training mode.
+
+    The global random state is as before afterwards. Same model, data and seed give the same weights on the same
+    machine with the same number of threads.
+
+    Args:
+        model: The network, class scores out.
+        loader: Batches of ``(inputs, class indices)``, with a length.
+        settings: See `TrainingSettings`.
+        progress: Called with steps done and steps in all.
+
+    Returns:
+        One record per epoch.
+
+    Raises:
+        VarshiftError: If the loss is not finite at the end of an epoch.
+        TypeError: If the loader has no length, which the schedule needs.
+    """
+    if not isinstance(loader, Sized):
+        raise TypeError(f"loader is a {type(loader).__name__} without a length: the schedule needs one.")
+    total = settings.epochs * len(loader)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+    )
+    # A cycle of one step has no end for its schedule to be divided by.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=max(total, 2), cycle_momentum=settings.momentum > 0
+    )
+    device = next(model.parameters()).device
+    records, done = [], 0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        model.train()
+        for epoch in range(settings.epochs):
+            loss_sum = torch.zeros((), device=device)
+            correct = torch.zeros((), device=device)
+            samples = 0
+            for inputs, targets in loader:
+                inputs, targets = inputs.to(device), targets.to(device)
+                outputs = model(inputs)
+                loss = F.cross_entropy(outputs, targets)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                loss_sum += loss.detach() * len(targets)
+                correct += (outputs.detach().argmax(1) == targets).sum()
+                samples += len(targets)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            record = EpochRecord(float(loss_sum) / samples, float(correct) / samples)
+            if not math.isfinite(record.loss):
+                raise VarshiftError(
+                    f"training diverged in epoch {epoch + 1}: the loss is {record.loss}. Use a learning rate "
+                    f"below {settings.learning_rate:g}."
+                )
+            records.append(record)
+    return records
+
+
+def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
+    """Runs a classifier in ``eval()`` over a data set and leaves every training flag as it was.
+
+    Raises:
+        ValueError: If the loader yields nothing.
+    """
+    flags = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    losses, correct = [], 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for inputs, targets in loader:
+                outputs, targets = model(inputs.to(device)), targets.to(device)
+                losses.append(F.cross_entropy(outputs, targets, reduction="none").cpu())
+                correct += int((outputs.argmax(1) == targets).sum())
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+    if not losses:
+        raise ValueError("loader yields nothing: at least one batch is needed.")
+    merged = torch.cat(losses)
+    return Evaluation(merged, correct / len(merged))
