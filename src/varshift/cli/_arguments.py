@@ -78,6 +78,8 @@ def check_device(text: str | None) -> str | None:
         torch.zeros(1, device=device).cpu()
     except Exception as error:  # each back end has its own way of saying that it is not there
         reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__).rstrip(".")
+        if reason.startswith("Expected one of"):  # and a list of everything torch has ever run on
+            reason = "torch knows no such device"
         raise VarshiftError(
             f"--device: {text!r} cannot be used here: {reason}. Usable: {', '.join(_devices())}."
         ) from error

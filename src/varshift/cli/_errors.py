@@ -125,4 +125,6 @@ def is_abort(error: BaseException) -> bool:
 def _usage(error: Any) -> tuple[str, str]:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "varshift"
-    return path, f"{one_line(error.format_message())} See `{path} --help`."
+    message = one_line(error.format_message()).rstrip(".?")
+    end = "?" if error.format_message().rstrip().endswith("?") else "."
+    return path, f"{message}{end} See `{path} --help`."

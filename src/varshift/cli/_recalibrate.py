@@ -179,7 +179,7 @@ def _print(handle: Recalibration, *, full: bool) -> None:
             ratio(_ratio(layer)),
         )
     console.print(
-        f"{counted(len(updated), 'norm')} of {len(handle.layers)} recalibrated from "
+        f"{len(updated)} of {counted(len(handle.layers), 'norm')} recalibrated from "
         f"{counted(handle.samples, 'sample')} in {counted(handle.batches, 'batch', 'batches')}"
         f"{_tolerance(handle)}. Channel means:",
         markup=False,

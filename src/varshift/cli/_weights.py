@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from varshift._errors import VarshiftError
-from varshift.cli._errors import one_line
+from varshift.cli._errors import described, one_line
 from varshift.cli._objects import suggestion
 from varshift.report._files import check_writable, write_atomically
 
@@ -201,7 +202,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol of a file that is refused in the next moment
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors, broken archives and scripted modules differ in kind
         text = str(error)
         if "weights_only" in text or "Weights only" in text:
@@ -209,8 +212,10 @@ def _read_torch(path: Path) -> Any:
                 f"--weights: {str(path)!r} was refused: {_refused(text)}, and reading such a file can run "
                 "any code. Save the state dict alone: torch.save(model.state_dict(), ...), or as safetensors."
             ) from error
-        reason = one_line(text.splitlines()[0] if text else type(error).__name__).rstrip(".")
-        raise VarshiftError(f"--weights: {str(path)!r} cannot be read as weights: {reason}.") from error
+        raise VarshiftError(
+            f"--weights: {str(path)!r} cannot be read as weights: {described(error)}. Expected a file of "
+            "torch.save or safetensors."
+        ) from error
 
 
 def _refused(text: str) -> str:

@@ -16,6 +16,7 @@ name = "svg"
 suffix = ".svg"
 
 WIDTH = 100
+FONTS = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 
 
 def render(report: Report, *, width: int = WIDTH) -> str:
@@ -39,4 +40,5 @@ def render(report: Report, *, width: int = WIDTH) -> str:
     print_report(report, console)
     picture = console.export_svg(title=f"varshift check {report.model.target}")
     # The font that rich names lies on a server; the text keeps its layout in any monospaced font.
-    return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", picture)
+    picture = re.sub(r"@font-face\s*\{[^}]*\}\s*", "", picture)
+    return re.sub(r"font-family: *Fira Code[^;]*;", f"font-family: {FONTS};", picture)
