@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from varshift._batches import Forward, batch_size, default_forward, map_tensors, move, take_samples
-from varshift._errors import ModelError
+from varshift._errors import ModelError, VarshiftError
 from varshift.flow._build import build_flow
 from varshift.flow._dispatch import dispatch_nodes
 from varshift.flow._export import export_nodes
@@ -67,7 +67,7 @@ class _Session:
     def __init__(self, model: nn.Module, batch: Any, forward: Forward, method: Method) -> None:
         self._names = canonical_names(model)
         self._forward = forward
-        self._method = method
+        self._method: Method = method
         self._original = model
         self._batch = batch
         first = next(iter((*model.parameters(), *model.buffers())), None)
@@ -85,7 +85,7 @@ class _Session:
 
     def _mode(self, mode: Mode) -> Flow | None:
         method = self._method
-        methods: list[CaptureMethod] = ["export", "dispatch"] if method == "auto" else [method]
+        methods: tuple[CaptureMethod, ...] = ("export", "dispatch") if method == "auto" else (method,)
         for batch in self._batches:
             limits: list[str] = []
             for method in methods:
@@ -136,6 +136,8 @@ class _Session:
     def _result(self, train: Flow | None, evaluation: Flow | None) -> Capture:
         if train is None and evaluation is None:
             error = self._errors["eval"]
+            if isinstance(error, VarshiftError):
+                raise error
             raise ModelError(
                 f"the model cannot be run on the batch given ({_shapes(self._batch)}): {_message(error)}"
             ) from error

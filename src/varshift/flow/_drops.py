@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from varshift.flow._graph import Graph
 from varshift.flow._noise import Site
@@ -20,20 +21,18 @@ class DropAnalysis:
         self._carried = carried
         self._norm_calls = norm_calls
         self._ancestors: list[int] = []
-        signals = inputs = 0
         for index in range(len(graph.nodes)):
             bits = 0
             if graph.signal[index]:
                 bits = 1 << index
-                signals |= bits
                 for source in graph.inputs[index]:
                     bits |= self._ancestors[source]
-            if graph.nodes[index].role == "input":
-                inputs |= 1 << index
             self._ancestors.append(bits)
         self._live = 0
         for output in graph.outputs:
             self._live |= self._ancestors[output]
+        if not self._live:  # a model that returns no tensor: its results are read elsewhere
+            self._live = -1
 
     def drops(self, position: int, site: Site) -> str | None:
         """What site number `position` multiplies; see `NoiseSite.drops`."""
@@ -143,7 +142,7 @@ class DropAnalysis:
             for operand in graph.operands[node]
         )
 
-    def _longest(self, start: int, end: int, cost) -> int:  # type: ignore[no-untyped-def]
+    def _longest(self, start: int, end: int, cost: Callable[[int], int]) -> int:
         within = self._ancestors[end]
         best = {start: 0}
         for node in range(start + 1, end + 1):

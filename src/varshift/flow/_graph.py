@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from varshift.flow._ops import OVERWRITES, SHAPE_ARGUMENTS, SHAPE_ONLY, OpInfo, bind, describe
+from varshift.flow._ops import OVERWRITES, REFILLS, SHAPE_ARGUMENTS, SHAPE_ONLY, OpInfo, bind, describe
 from varshift.flow._raw import RawNode, iterate_refs
 
 
@@ -93,6 +93,12 @@ def build_graph(nodes: list[RawNode]) -> Graph:
     return graph
 
 
+def _lends_shape(info: OpInfo, argument: str) -> bool:
+    if info.name in SHAPE_ONLY or (info.name, argument) in SHAPE_ARGUMENTS:
+        return True
+    return argument == "self" and (info.name in REFILLS or info.text == "aten.bernoulli.p")
+
+
 class _Memory:
     """Follows which node last wrote to the memory behind each value."""
 
@@ -135,7 +141,7 @@ class _Memory:
                     written.append(ref)
                     if argument in info.outs or (info.name in OVERWRITES and argument == "self"):
                         continue
-                if info.name in SHAPE_ONLY or (info.name, argument) in SHAPE_ARGUMENTS:
+                if _lends_shape(info, argument):
                     continue
                 operands.append(Operand(argument, ref, self.current(ref)))
         for ref in written:

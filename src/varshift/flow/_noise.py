@@ -319,7 +319,8 @@ class NoiseFinder:
         if info.name == "where" and noise.argument == "condition":
             kept = next(iterate_refs(bound.get("self")), None)
             other = next(iterate_refs(bound.get("other")), None)
-            data = {operand.ref for operand in graph.operands[index] if not self._noise[operand.node]}
+            carries = graph.signal if graph.signal[index] else graph.learned
+            data = {operand.ref for operand in graph.operands[index] if carries[operand.node]}
             return other in data and kept not in data
         return False
 

@@ -35,6 +35,8 @@ SHAPE_ARGUMENTS = frozenset(
 OVERWRITES = _names("""
     copy fill zero uniform normal bernoulli exponential random geometric cauchy log_normal set
 """)
+# Random operators whose functional form only takes the shape of its first argument.
+REFILLS = _names("uniform normal_functional exponential random geometric cauchy log_normal")
 # Sources of random numbers: nothing of what they read decides what they return.
 RANDOM = _names("""
     rand randn randint rand_like randn_like randint_like randperm bernoulli uniform normal

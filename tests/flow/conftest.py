@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from varshift.flow import Capture, capture
+
+
+@pytest.fixture(scope="session")
+def line_of() -> Callable[[Any, str], str]:
+    """Finds ``"file:line"`` of the line of a class or function that carries a marker comment."""
+
+    def find(owner: Any, marker: str) -> str:
+        lines, first = inspect.getsourcelines(owner)
+        found = [first + i for i, line in enumerate(lines) if line.rstrip().endswith(f"# {marker}")]
+        assert len(found) == 1
+        return f"{inspect.getsourcefile(owner)}:{found[0]}"
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def captured() -> Callable[..., Capture]:
+    """Captures a model on random inputs of the given shape."""
+
+    def run(model: nn.Module, *shape: int, method: Any = "dispatch") -> Capture:
+        return capture(model, torch.rand(shape), method=method)
+
+    return run
