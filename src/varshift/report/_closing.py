@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from varshift.report._report import Report
 
 EXPLAINED = 3
+COMMAND = 31
 
 
 def closing_section(report: Report, width: int) -> list[Line]:
@@ -31,8 +32,8 @@ def _step(command: str, meaning: str, width: int) -> list[Line]:
     if not command:
         return paragraph(meaning, width)
     first = [Span("  "), Span(command, "code")]
-    if len(command) + len(meaning) + 5 <= width and len(command) <= 34:
-        return [(*first, Span(" " * max(2, 36 - len(command))), Span(meaning, "quiet"))]
+    if len(command) < COMMAND and 2 + COMMAND + len(meaning) <= width:
+        return [(*first, Span(" " * (COMMAND - len(command))), Span(meaning, "quiet"))]
     return [tuple(first), *paragraph(meaning, width, indent=4, style="quiet")]
 
 

@@ -31,12 +31,14 @@ def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
     if len(shown) < len(measured):
         note = f"the {len(shown)} worst of {len(measured)}, in order of execution; {note}"
     lines = heading("Norms", width, note)
-    lines += _table(shown, width, scale)
+    table = _table(shown, width, scale)
+    lines += table
     explained = (
         f"bar: ratio on a logarithmic scale, 1 in its middle, {scale} and 1/{scale} at its ends. "
-        "control: the ratio after recalibrating without noise, what depth and small batches do alone. "
-        "local: variance without noise over variance with it."
+        "control: the ratio after recalibrating without noise, what depth and small batches do alone."
     )
+    if any(span.text == "local" for span in table[0]):
+        explained += " local: variance without noise over variance with it."
     lines += paragraph(explained, width, style="quiet")
     unreached = [row.name for row in report.layers if not row.reached]
     if unreached:
@@ -60,38 +62,53 @@ def _scale(rows: list[LayerRow]) -> int:
     return scale
 
 
+_TITLES = {
+    "moving": 9,
+    "real": 9,
+    "ratio": 7,
+    "bar": 0,
+    "control": 7,
+    "local": 7,
+}
+
+
 def _table(rows: list[LayerRow], width: int, scale: int) -> list[Line]:
-    figures = [9, 9, 7]
-    after = [7, 7]
-    noise = 0
-    used = 2 + sum(figures) + sum(after) + len(figures) + len(after) + 2
-    room = width - used
+    widths = dict(_TITLES)
+    for title in ("local", "moving"):  # a narrow page goes without them
+        if _room(widths, width) < 30:
+            del widths[title]
+    room = _room(widths, width)
+    longest = max(len("norm"), *(len(module_name(row.name)) for row in rows))
     if room >= 70:
-        noise = min(24, max(len(_noise(row)) for row in rows))
-        noise = max(noise, len("noise"))
-        room -= noise + 1
-    name = min(max(len(module_name(row.name)) for row in rows), room - 11, max(18, (3 * room) // 5))
-    name = max(name, 5)
+        widths["noise"] = max(len("noise"), min(24, max(len(_noise(row)) for row in rows)))
+        room = _room(widths, width)
+    name = min(longest, room - 9, max(14, (3 * room) // 5))
     bar = min(WIDEST_BAR, room - name)
-    bar -= 1 - bar % 2  # an odd number of cells has a middle
-    widths = [name, *figures, bar, *after, *([noise] if noise else [])]
-    head = ["norm", "moving", "real", "ratio", "", "control", "local", *(["noise"] if noise else [])]
-    table = [[Span(title, "quiet") for title in head]]
+    widths["bar"] = bar - 1 + bar % 2  # an odd number of cells has a middle
+    table = [[Span("norm", "quiet"), *(Span("" if title == "bar" else title, "quiet") for title in widths)]]
     for row in rows:
-        style = style_of(excess(row))
-        cells = [
-            Span(shortened(module_name(row.name), name), "code"),
-            Span(figure(row.moving_var)),
-            Span(figure(row.real_var)),
-            Span(ratio(row.ratio), style),
-            Span(ratio_bar(row.ratio, scale, bar), style),
-            Span(ratio(row.control_ratio), "quiet"),
-            Span(ratio(row.local_ratio), "quiet"),
-        ]
-        if noise:
-            cells.append(Span(shortened(_noise(row), noise), "quiet"))
-        table.append(cells)
-    return columns(table, widths, right=(1, 2, 3, 5, 6))
+        cells = _cells(row, scale, widths)
+        table.append([Span(shortened(module_name(row.name), name), "code"), *(cells[key] for key in widths)])
+    flush = [index for index, key in enumerate(widths, start=1) if key not in ("bar", "noise")]
+    return columns(table, [name, *widths.values()], right=flush)
+
+
+def _room(widths: dict[str, int], width: int) -> int:
+    """What the name and the bar have to themselves: two indents and a blank behind every column are taken."""
+    return width - 2 - sum(widths.values()) - len(widths) - 1
+
+
+def _cells(row: LayerRow, scale: int, widths: dict[str, int]) -> dict[str, Span]:
+    style = style_of(excess(row))
+    return {
+        "moving": Span(figure(row.moving_var)),
+        "real": Span(figure(row.real_var)),
+        "ratio": Span(ratio(row.ratio), style),
+        "bar": Span(ratio_bar(row.ratio, scale, widths["bar"]), style),
+        "control": Span(ratio(row.control_ratio), "quiet"),
+        "local": Span(ratio(row.local_ratio), "quiet"),
+        "noise": Span(shortened(_noise(row), widths.get("noise", 5)), "quiet"),
+    }
 
 
 def _noise(row: LayerRow) -> str:
@@ -131,7 +148,7 @@ def noises_section(report: Report, width: int, *, full: bool) -> list[Line]:
     name = min(max(len(module_name(row.name)) for row in shown), max(12, room // 2))
     name = max(name, 4)
     to = max(12, room - name)
-    head = ["site", "kind", "rate", "reaches", "nearest norm, and how"]
+    head = ["site", "kind", "rate", "reaches", "nearest norm, and how" if to >= 21 else "nearest"]
     table = [[Span(title, "quiet") for title in head]]
     for row in shown:
         table.append(
@@ -154,7 +171,9 @@ def _nearest(row: NoiseRow, width: int) -> Span:
     if row.nearest is None:
         return Span("none", "good")
     how = _PATHS[row.path]
-    name = shortened(module_name(row.nearest), max(8, width - len(how) - 2))
+    if width - len(how) - 2 < 10:
+        how = ""
+    name = shortened(module_name(row.nearest), width - len(how) - 2)
     source = place(row.source)
     text = f"{name}, {how}" if how else name
     if source and len(text) + 2 + len(source) <= width:

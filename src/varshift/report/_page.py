@@ -83,7 +83,7 @@ def paragraph(
     """Text wrapped to the page. `mark` stands in front of its first line, `hang` indents the others."""
     lead = len(mark.text) if mark else 0
     room = max(20, width - indent - max(lead, hang))
-    wrapped = textwrap.wrap(content, room, break_long_words=False, break_on_hyphens=False) or [""]
+    wrapped = textwrap.wrap(content, room, break_on_hyphens=False) or [""]
     first = line(Span(" " * indent), mark or Span(""), Span(wrapped[0], style))
     rest = [line(Span(" " * (indent + max(lead, hang))), Span(text, style)) for text in wrapped[1:]]
     return [first, *rest]

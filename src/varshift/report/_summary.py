@@ -52,6 +52,9 @@ def verdict(report: Report) -> str:
         return "Nothing found: the network has no norm with running statistics."
     if report.data is None:
         return "Nothing found in how the network is built; no data was given, so nothing was measured."
+    worst = worst_layer(report)
+    if worst is not None and style_of(excess(worst)) != "good":
+        return "Nothing found by the rules that ran."
     return "Nothing found: the network computes at deployment what it learned."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from varshift.report._page import Line, Span, Style, columns, heading, paragraph
@@ -45,7 +46,7 @@ def gap_section(report: Report, width: int) -> list[Line]:
 def _rows(gap: Gap, width: int) -> list[Line]:
     steps = {step.cause: step for step in gap.steps}
     accuracy, kl = gap.accuracy or {}, gap.kl or {}
-    extra = accuracy or kl
+    extra = bool(accuracy or kl) and width >= 72
     values = [gap.states.get(state) for state, _, _ in _STEPS]
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
@@ -55,7 +56,8 @@ def _rows(gap: Gap, width: int) -> list[Line]:
     bar = max(8, min(48, bar))
     decimals = _decimals(finite)
     head = ["", gap.metric if len(gap.metric) < 10 else "distance", "change", "± error"]
-    head += ["accuracy" if accuracy else "KL" if kl else "", ""]
+    head += ["accuracy" if accuracy else "KL" if kl else ""] if extra else [""]
+    head.append("")
     widths.append(bar)
     if meaning:
         widths.append(meaning)
@@ -71,7 +73,7 @@ def _rows(gap: Gap, width: int) -> list[Line]:
             Span(_fixed(value, decimals)),
             Span(_fixed(delta, decimals, sign=True) if step else "", style),
             Span(_fixed(step.stderr, decimals) if step and step.stderr is not None else "", "quiet"),
-            Span(percent(accuracy.get(state)) if accuracy else figure(kl.get(state)) if kl else ""),
+            Span(_extra(accuracy, kl, state) if extra else ""),
             Span(step_bar(before, value, low, high, bar), style),
         ]
         if meaning:
@@ -80,6 +82,10 @@ def _rows(gap: Gap, width: int) -> list[Line]:
         before = value
     table.append(_last_row(table[-1], values[-1], low, high, bar))
     return columns(table, widths, right=(1, 2, 3, 4))
+
+
+def _extra(accuracy: Mapping[str, float], kl: Mapping[str, float], state: str) -> str:
+    return percent(accuracy.get(state)) if accuracy else figure(kl.get(state))
 
 
 def _last_row(row: list[Span], value: float | None, low: float, high: float, bar: int) -> list[Span]:
