@@ -85,8 +85,8 @@ class StaleStatistics(Rule):
     average itself included, and when the deployed network shows it too: statistics re-estimated without
     noise differ from those of training on purpose. A ratio folded of 1.1 or an offset of 0.1 is a warning,
     1.5 or 0.5 an error. If no norm stands out but the loss falls when the statistics are re-estimated (step
-    "statistics" of the gap: more than two standard errors and one per cent of the loss), the norm nearest
-    to it is named.
+    "statistics" of the gap: more than two standard errors and one per cent of the loss), the norm furthest
+    off is named: a warning from a tenth of the loss, else advice.
 
     For a frozen norm the input in evaluation is compared with its statistics, and a large difference (1.5
     or 0.5) is advice.
@@ -145,7 +145,9 @@ class StaleStatistics(Rule):
         step = _loss_step(measurement.gap)
         if step is not None and candidates and not found:
             staleness, facts, layer = max(candidates, key=lambda item: _nominal_size(item[2]))
-            yield self._finding(evidence, facts, layer, "warning", staleness, step)
+            yield self._finding(
+                evidence, facts, layer, _step_severity(measurement.gap, step), staleness, step
+            )
 
     def _deployed_too(self, layer: LayerMeasurement) -> bool:
         """Whether the deployed network suffers: statistics re-estimated on purpose fit it."""
@@ -374,6 +376,12 @@ def _loss_step(gap: Gap | None) -> GapStep | None:
     if gap.accuracy is not None:  # only cross-entropy has a scale of its own
         floor = max(floor, thresholds.LOSS_NATS)
     return step if delta > max(floor, thresholds.LOSS_STANDARD_ERRORS * error) else None
+
+
+def _step_severity(gap: Gap | None, step: GapStep) -> Severity:
+    loss = known(gap.states.get("recalibrated_noisy")) if gap else None
+    large = (step.delta or 0.0) >= thresholds.LOSS_SHARE_WARNING * abs(loss or 0.0)
+    return "warning" if large else "advice"
 
 
 def _gap_share(gap: Gap | None) -> dict[str, float | None]:

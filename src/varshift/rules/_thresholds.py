@@ -25,6 +25,9 @@ STANDARD_ERRORS: Final = 3.0
 LOSS_STANDARD_ERRORS: Final = 2.0
 LOSS_SHARE: Final = 0.01
 LOSS_NATS: Final = 0.01
+# Where no norm stands out, what the moving average lags behind while the learning rate is still high costs a
+# few per cent of the loss in healthy nets: advice. A tenth of the loss is worth a warning.
+LOSS_SHARE_WARNING: Final = 0.1
 
 # Without data a noise that reaches a norm through weights is worth more than advice from this drop rate on:
 # q / k = 0.11, so the shift reaches SHIFT_WARNING even for inputs without a mean.
