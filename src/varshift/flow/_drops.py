@@ -40,17 +40,22 @@ class DropAnalysis:
         if not self._live >> last & 1:
             return "nothing"
         bit = 1 << position
-        found = self._first_meeting(last, bit, through_weights=False)
+        # Right behind the gate any other signal will do; further on it must be one that went around it.
+        found = self._first_meeting(last, bit, through_weights=False, anywhere=True)
         if found is None:
-            found = self._first_meeting(last, bit, through_weights=True)
-        if found is None:
-            return "everything"
-        return self._compare(*found)
+            found = self._first_meeting(last, bit, through_weights=True, anywhere=False)
+        if found is not None:
+            return self._compare(*found)
+        # One of several inputs is dropped as a whole: on purpose or not, nobody can tell.
+        others = self._first_meeting(last, bit, through_weights=True, anywhere=True)
+        return "everything" if others is None else None
 
-    def _first_meeting(self, start: int, bit: int, through_weights: bool) -> tuple[int, int] | None:
+    def _first_meeting(
+        self, start: int, bit: int, *, through_weights: bool, anywhere: bool
+    ) -> tuple[int, int] | None:
         """Where the gated signal first meets one that did not pass the gate: both operands there."""
         graph = self._graph
-        origin = self._ancestors[start]
+        origin = -1 if anywhere else self._ancestors[start]
         queue, seen = deque([start]), {start}
         best: tuple[int, int, int] | None = None
         while queue:
