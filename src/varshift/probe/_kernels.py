@@ -98,6 +98,9 @@ def kernel_takes(call: NormCall, dtype: torch.dtype) -> bool:
 
 def batch_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
     """Writes per-channel mean and unbiased variance of ``x`` of shape ``(N, C, ...)``."""
+    if rows_are_faster(x) and x.dtype == mean_out.dtype:
+        _moments_by_rows(x, mean_out, var_out)
+        return
     same = x.dtype == mean_out.dtype or (
         mean_out.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
     )
@@ -110,6 +113,35 @@ def batch_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
     var, mean = torch.var_mean(x.to(wide), dims, correction=min(1, x.numel() // x.shape[1] - 1))
     mean_out.copy_(mean)
     var_out.copy_(var)
+
+
+def rows_are_faster(x: Tensor) -> bool:
+    """Whether the moments are cheaper through those of each sample's maps than through the batch norm kernel.
+
+    On contiguous maps in main memory torch's batch norm kernel walks scalar by scalar with a stride; its group
+    norm kernel reads each map once with vector instructions and is several times as fast.
+    """
+    rows = x.shape[0] * x.shape[1]
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.dim() >= 3
+        and x.is_contiguous()
+        and x.numel() >= 32 * rows > 0
+    )
+
+
+def _moments_by_rows(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
+    """Moments of each map by the group norm kernel (Welford), pooled over samples in double precision."""
+    samples, channels = x.shape[:2]
+    size = x.numel() // (samples * channels)
+    _, mean, inverse_std = torch.native_group_norm(x, None, None, samples, channels, size, channels, 0.0)
+    mean = mean.double()
+    common = mean.mean(0)
+    within = inverse_std.double().pow_(-2).mean(0)  # biased variance of a map; a constant map gives 1 / inf
+    between = mean.sub_(common).square_().mean(0)
+    mean_out.copy_(common)
+    var_out.copy_((within + between) * (samples * size / (samples * size - 1)))
 
 
 def instance_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:

@@ -42,28 +42,52 @@ def live_norms(
     """Finds the norms that learn statistics when the model trains.
 
     Torch's own norms say so by their flag after ``model.train()``. Norms with a forward of their own may do
-    anything, so they are watched during one train-mode pass over two samples: those that ask for batch
-    statistics or write to their buffers are live.
+    anything, so they are watched: subclasses of torch's norms on a few zeros, all others during one train-mode
+    pass over two samples. Those that ask for batch statistics or write to their buffers are live.
 
     Returns:
         The names of the live norms, and of those among them that are written by hand.
     """
     model.train(True)
     live = {norm.name for norm in norms if norm.module.training}
-    watched = [norm for norm in norms if norm.overrides_forward and norm.name in live]
-    if not watched:
+    unsure = []
+    for norm in norms:
+        if norm.overrides_forward and norm.name in live:
+            asks = _asks_for_batch_statistics(norm)
+            if asks is None:
+                unsure.append(norm)
+            elif not asks:
+                live.discard(norm.name)
+    if not unsure:
+        snapshot.restore_buffers()
         return frozenset(live), frozenset()
     set_noise(model, norms, True)
     with Tap(norms, "called", record=False) as tap:
         _try_small(lambda part: forward(model, part), batch, tap)
-    changed = {norm.name for norm in watched if snapshot.wrote(norm.mean) or snapshot.wrote(norm.var)}
-    for norm in watched:
-        asked = norm.name in tap.trained or norm.name in changed
+    for norm in unsure:
+        changed = snapshot.wrote(norm.mean) or snapshot.wrote(norm.var)
         ran = norm.name in tap.called or norm.name in tap.by_hand
-        if ran and not asked:
+        if ran and not changed and norm.name not in tap.trained:
             live.discard(norm.name)
     snapshot.restore_buffers()
     return frozenset(live), frozenset(tap.by_hand & live)
+
+
+def _asks_for_batch_statistics(norm: Norm) -> bool | None:
+    """Runs a subclass of torch's batch norm alone; None when that does not tell."""
+    dimensions = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+    extra = next((count for cls, count in dimensions.items() if isinstance(norm.module, cls)), None)
+    if extra is None:
+        return None
+    zeros = norm.mean.new_zeros((2, norm.channels, *[1] * extra))
+    weight = next(norm.module.parameters(recurse=False), None)
+    try:
+        with torch.no_grad(), Tap([norm], "called", record=False) as tap:
+            tap.begin()
+            norm.module.forward(zeros if weight is None else zeros.to(weight.dtype))
+    except Exception:  # noqa: BLE001 - it wants more than an input; the whole model will tell
+        return None
+    return norm.name in tap.trained if norm.name in tap.called else None
 
 
 def _try_small(run: Callable[[Any], Any], batch: Any, tap: Tap) -> None:
@@ -74,7 +98,7 @@ def _try_small(run: Callable[[Any], Any], batch: Any, tap: Tap) -> None:
                 tap.begin()
                 run(take_samples(batch, 2))
                 return
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, the whole batch decides
                 pass
         tap.begin()
         run(batch)

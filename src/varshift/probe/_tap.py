@@ -25,6 +25,7 @@ from varshift.probe._kernels import (
     instance_moments,
     kernel_takes,
     like,
+    rows_are_faster,
     run_batch_norm,
     run_instance_norm,
 )
@@ -200,10 +201,13 @@ class Tap(TorchFunctionMode):
             mean_out, var_out = self._bank_of[norm.name].scratch(norm, count)
             if norm.kind == "instance":
                 instance_moments(x, mean_out, var_out)
-            elif use_batch and kernel_takes(call, mean_out.dtype):
+            elif use_batch and kernel_takes(call, mean_out.dtype) and not rows_are_faster(x):
                 return run_batch_norm(call, mean_out, var_out, training=True)
             else:
                 batch_moments(x, mean_out, var_out)
+                if use_batch and kernel_takes(call, mean_out.dtype):
+                    biased = var_out * ((count - 1) / count)
+                    return run_batch_norm(call, mean_out, biased, training=False)
         if use_batch:
             return run(call, None, None, training=True)
         mean, var = self._substitutes.get(norm.name, (call.running_mean, call.running_var))
