@@ -48,8 +48,9 @@ def build_flow(
     recurrent = frozenset(name for name, module in modules.items() if isinstance(module, nn.RNNBase))
     finder = NoiseFinder(graph, Evaluator(graph, tensors), recurrent)
     sites = finder.run()
-    norms, norm_calls = find_norms(graph, modules, names)
-    reach = propagate(graph, sites, {i: n for i, n in norm_calls.items() if norms[n].tracked})
+    norms, norm_calls, statistics = find_norms(graph, modules, names)
+    tracked = {index for index, norm in norm_calls.items() if norms[norm].tracked}
+    reach = propagate(graph, sites, tracked, statistics)
     builder = _Builder(graph, modules, sites, norms, norm_calls, reach)
     if _decided_by_chance(graph, finder):
         limits = (*limits, _CHANCE)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TracerBase
 
 from varshift._batches import map_tensors
 from varshift.flow._raw import RawNode, Role, first_shape
+from varshift.flow._source import is_foreign
 from varshift.flow._types import Ref
 from varshift.flow._unwrap import canonical_tensor
 
@@ -75,7 +79,8 @@ def export_nodes(
     """
     tensors: list[Tensor] = []
     map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)
-    program = torch.export.export(_Wrapper(model, forward, batch), tuple(tensors), strict=False)
+    with _whole_traces():
+        program = torch.export.export(_Wrapper(model, forward, batch), tuple(tensors), strict=False)
     signature = program.graph_signature
     roles: dict[str, tuple[Role, str | None, Tensor | None]] = {}
     for name, path in signature.inputs_to_parameters.items():
@@ -90,6 +95,33 @@ def export_nodes(
     reader = _Reader(names, roles)
     reader.read(program.graph_module)
     return reader.nodes
+
+
+@contextlib.contextmanager
+def _whole_traces() -> Iterator[None]:
+    """Lets export record the lines of functions that a forward calls; it only keeps those named forward."""
+    name = "_filter_traceback_frames"
+    tracer = TracerBase
+    default = getattr(tracer, name, None)
+    if default is None:  # another version of torch: the lines are those of the forward then
+        yield
+        return
+
+    def keep(self: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
+        start = next(
+            (i for i, f in enumerate(summary) if f.filename == __file__ and f.name == "forward"), None
+        )
+        if start is None:
+            return default(self, summary)
+        return traceback.StackSummary.from_list(
+            [f for f in summary[start + 1 :] if not is_foreign(f.filename)]
+        )
+
+    setattr(tracer, name, keep)
+    try:
+        yield
+    finally:
+        setattr(tracer, name, default)
 
 
 def _strip(path: str) -> str:

@@ -32,7 +32,7 @@ class Norm:
 
 def find_norms(
     graph: Graph, modules: dict[str, nn.Module], aliases: dict[str, str]
-) -> tuple[list[Norm], dict[int, int]]:
+) -> tuple[list[Norm], dict[int, int], set[int]]:
     """Finds the norm sites of a graph.
 
     Args:
@@ -41,11 +41,13 @@ def find_norms(
         aliases: Canonical module names by any path.
 
     Returns:
-        The norms in order of execution, and for each node that is a call of one, its position among them.
+        The norms in order of execution, for each node that is a call of one its position among them, and
+        the nodes that compute statistics inside hand-written norms.
     """
     norms: dict[str, Norm] = {}
     calls: dict[int, str] = {}
     explicit: set[str] = set()
+    statistics: set[int] = set()
     for index, node in enumerate(graph.nodes):
         if node.role != "call" or not graph.infos[index].is_norm:
             continue
@@ -58,12 +60,12 @@ def find_norms(
         explicit.add(norm.name)
     for name in hand_written(modules):
         if not any(owner == name or owner.startswith(name + ".") for owner in explicit):
-            for index, norm, source in _composite(graph, name, modules[name]):
+            for index, norm, source in _composite(graph, name, modules[name], statistics):
                 _record(norms, norm, graph, index, source)
                 calls[index] = name
     ordered = sorted(norms.values(), key=lambda norm: norm.calls[0])
     place = {norm.name: position for position, norm in enumerate(ordered)}
-    return ordered, {index: place[name] for index, name in calls.items()}
+    return ordered, {index: place[name] for index, name in calls.items()}, statistics
 
 
 def hand_written(modules: dict[str, nn.Module]) -> dict[str, tuple[str | None, str]]:
@@ -115,10 +117,13 @@ def _operator_norm(graph: Graph, index: int, modules: dict[str, nn.Module]) -> N
     shape = (graph.nodes[source].shape if source is not None else None) or ()
     channels = shape[1] if len(shape) > 1 else 0
     owner, repeated = _statistics_owner(graph, next(iterate_refs(bound.get("running_mean")), None))
-    instance = info.name == "instance_norm" or repeated
+    module = modules.get(node.module)
+    # Instance norm is carried out as batch norm of one sample with all channels of all samples.
+    folded = repeated and shape[:1] == (1,) and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+    by_class = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    instance = info.name == "instance_norm" or folded or by_class
     if owner is None:
-        module = modules.get(node.module)
-        if instance or isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        if instance:
             return None  # statistics of one sample: the same in both modes
         owner_module = node.module
         kept = hand_written({owner_module: module}) if module is not None else {}
@@ -147,8 +152,13 @@ def _statistics_owner(graph: Graph, ref: int | None) -> tuple[tuple[str, int] | 
     return None, False
 
 
-def _composite(graph: Graph, name: str, module: nn.Module) -> list[tuple[int, Norm, int | None]]:
-    """Calls of a hand-written norm: where, inside the module, a statistic meets the signal."""
+def _composite(
+    graph: Graph, name: str, module: nn.Module, statistics: set[int]
+) -> list[tuple[int, Norm, int | None]]:
+    """Calls of a hand-written norm: where, inside the module, a statistic meets the signal.
+
+    The nodes that compute its statistics are added to `statistics`.
+    """
     mean, variance = hand_written({name: module})[name]
     buffers = {f"{name}.{key}" if name else key for key in (mean, variance) if key is not None}
     channels = module._buffers[variance].numel()  # type: ignore[union-attr]
@@ -184,4 +194,6 @@ def _composite(graph: Graph, name: str, module: nn.Module) -> list[tuple[int, No
             reduced.add(index)
         elif any(o.node in done for o in plain):
             done.add(index)
+    if found:
+        statistics |= reduced | {index for index in kept if graph.nodes[index].role == "call"}
     return found

@@ -5,6 +5,7 @@ Everything is one pass over the nodes with one bit per noise site, so their numb
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from varshift.flow._graph import Graph, elements
@@ -103,8 +104,15 @@ def _stacked(graph: Graph, index: int) -> list[list[int]]:
     return [[operand.node] for operand in graph.signals(source)]
 
 
-def propagate(graph: Graph, sites: list[Site], norm_calls: dict[int, int]) -> Reach:
-    """Carries every site's noise through the graph."""
+def propagate(graph: Graph, sites: list[Site], norm_calls: Collection[int], statistics: set[int]) -> Reach:
+    """Carries every site's noise through the graph.
+
+    Args:
+        graph: The graph.
+        sites: The noise sites.
+        norm_calls: Nodes that normalise with running statistics.
+        statistics: Nodes inside a norm that compute its statistics: noise leaves the norm by its output only.
+    """
     starts: dict[int, int] = {}
     exempt: dict[int, int] = {}
     pooled = 0
@@ -130,6 +138,8 @@ def propagate(graph: Graph, sites: list[Site], norm_calls: dict[int, int]) -> Re
         if not (carried or started):
             continue
         reach.carried[index] = carried | started
+        if index in statistics:
+            continue
         if index in norm_calls:
             _arrive(graph, reach, index, (direct, weight, join))
             unpooled[index] = p

@@ -105,7 +105,7 @@ class NormSite:
         channels: Number of channels.
         source: ``"file:line"`` of its first call, or None.
         calls: Indices of the nodes that run it; several for a shared norm.
-        shapes: Input shape of each call.
+        shapes: Input shape of each call (of the few samples that were captured).
         batch_statistics: Whether the captured mode normalises with batch statistics.
         tracked: False for a norm without running statistics (it uses batch statistics in every mode; it is
             listed so that this can be reported, and it is never a target of reachability).
