@@ -52,8 +52,8 @@ def parse_shapes(items: Sequence[str] | None) -> list[tuple[int, ...]] | None:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in re.split(r"[,x]", text.strip(" ()[]")) if part.strip()]
-    if not parts or not all(re.fullmatch(r"[0-9]+", part) and int(part) > 0 for part in parts):
+    parts = [part.strip() for part in re.split(r"[,x]", text.strip(" ()[]").removesuffix(","))]
+    if not all(re.fullmatch(r"[0-9]+", part) and int(part) > 0 for part in parts):
         raise VarshiftError(
             f"--shape: {text!r} must be positive whole numbers without the batch dimension, as in "
             "--shape 3,224,224."

@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = State()
     path = list(sys.path)
     try:
-        return run(list(sys.argv[1:] if arguments is None else arguments), state)
+        code = run(list(sys.argv[1:] if arguments is None else arguments), state)
+        if code == INTERRUPTED:  # some versions of the parser catch it themselves
+            raise KeyboardInterrupt
+        return code
     except KeyboardInterrupt:
         sys.stderr.write("varshift: interrupted.\n")
         return INTERRUPTED

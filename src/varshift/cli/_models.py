@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from varshift._errors import VarshiftError
@@ -13,18 +14,21 @@ from varshift.cli._errors import user_code_error
 from varshift.cli._objects import resolve_object, suggestion
 
 
-def resolve_model(target: str, arguments: dict[str, Any]) -> nn.Module:
+def resolve_model(target: str, arguments: dict[str, Any], *, seed: int = 0) -> nn.Module:
     """The network that a target names.
 
     Args:
         target: ``package.module:callable``, ``path/to/file.py:callable``, ``timm:NAME`` or
             ``torchvision:NAME``. In place of the callable the network itself may stand.
         arguments: Keyword arguments for the callable.
+        seed: Set before anything is imported, and again before the callable runs, so that random weights do
+            not depend on what was imported on the way.
 
     Raises:
         VarshiftError: If there is no such thing, the arguments do not fit, or what comes of it is no network.
         UserCodeError: If the user's code fails.
     """
+    torch.manual_seed(seed)
     zoo, _, name = target.partition(":")
     if zoo in ("timm", "torchvision") and name:
         from varshift.cli._zoo import build_timm, build_torchvision
@@ -40,6 +44,7 @@ def resolve_model(target: str, arguments: dict[str, Any]) -> nn.Module:
             f"target: {target!r} is {_kind(found)}, not a network or a callable that makes one."
         )
     check_signature(found, arguments, target)
+    torch.manual_seed(seed)
     try:
         made = found(**arguments)
     except (Exception, SystemExit) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from varshift._errors import VarshiftError
@@ -33,8 +32,7 @@ def load_network(
     """
     if weights is None and weights_key is not None:
         raise VarshiftError("--weights-key: there is no file to look in: give --weights too.")
-    torch.manual_seed(seed)
-    network = resolve_model(target, arguments)
+    network = resolve_model(target, arguments, seed=seed)
     checkpoint, names = None, {}
     if weights is not None:
         checkpoint = read_checkpoint(weights, weights_key)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from varshift.report._levels import excess, style_of
 from varshift.report._page import Line, Span, Style, line, paragraph
 from varshift.report._words import counted, enumerated, figure, large, module_name, percent, ratio, uncertain
-from varshift.rules._thresholds import LOSS_STANDARD_ERRORS
+from varshift.rules._thresholds import LOSS_SHARE, LOSS_STANDARD_ERRORS
 
 if TYPE_CHECKING:
     from varshift.probe import Gap
@@ -109,8 +109,8 @@ def gap_sentence(gap: Gap | None) -> str:
         whole = (
             f"From training to deployment the {gap.metric} goes from {figure(trained)} to {figure(shipped)}. "
         )
-    if all(not _significant(step.delta, step.stderr) for step in (shift, stale)):
-        return f"{whole}The statistics as shipped cost nothing that could be measured ({causes})."
+    if not any(_significant(step.delta, step.stderr, fitting) for step in (shift, stale)):
+        return f"{whole}The statistics as shipped cost nothing to speak of ({causes})."
     right = ""
     if gap.accuracy and {"eval", "recalibrated"} <= set(gap.accuracy):
         right = f" (accuracy {percent(gap.accuracy['eval'])} and {percent(gap.accuracy['recalibrated'])})"
@@ -120,8 +120,11 @@ def gap_sentence(gap: Gap | None) -> str:
     )
 
 
-def _significant(delta: float | None, stderr: float | None) -> bool:
-    return delta is not None and math.isfinite(delta) and abs(delta) > LOSS_STANDARD_ERRORS * (stderr or 0.0)
+def _significant(delta: float | None, stderr: float | None, level: float) -> bool:
+    """Whether a step is beyond its own error and worth a thought, as the rules see it."""
+    if delta is None or not math.isfinite(delta):
+        return True
+    return abs(delta) > max(LOSS_STANDARD_ERRORS * (stderr or 0.0), LOSS_SHARE * abs(level))
 
 
 def basis(report: Report) -> str:

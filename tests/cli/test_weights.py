@@ -1,0 +1,175 @@
+import argparse
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from varshift import VarshiftError
+from varshift.cli._weights import load_weights, read_checkpoint, state_writer, updated_content
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 2)))
+
+
+@pytest.fixture
+def state():
+    return network(1).state_dict()
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def loaded(path, key=None, model=None):
+    model = model or network()
+    load_weights(model, read_checkpoint(path, key))
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {0: {"m": torch.zeros(1)}}}},
+        lambda state: {"model": state, "lr": 0.1},
+        lambda state: {"model_state_dict": prefixed(state, "module.")},
+        lambda state: {"state_dict": prefixed(state, "model.")},
+        lambda state: {"checkpoint": {"weights": state}},
+        lambda state: prefixed(state, "module._orig_mod.model."),
+        lambda state: {**prefixed(state, "module."), "n_averaged": torch.tensor(5)},
+        lambda state: {"model_ema": state},
+        lambda state: {key.replace("2.0", "2._orig_mod.0"): value for key, value in state.items()},
+        lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+        lambda state: {"state_dict": state, "state_dict_ema": {k: v * 0 for k, v in state.items()}},
+        lambda state: {"ema": {k: v * 0 for k, v in state.items()}, "net": state},
+    ],
+)
+def test_state_dicts_are_found_however_they_are_wrapped(tmp_path, state, wrap):
+    torch.save(wrap(state), tmp_path / "w.pt")
+    model = loaded(tmp_path / "w.pt")
+    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_wrapped_network_takes_plain_weights(tmp_path, state):
+    torch.save(state, tmp_path / "w.pt")
+    model = torch.optim.swa_utils.AveragedModel(network()).module
+    wrapped = nn.Module()
+    wrapped.module = model
+    loaded(tmp_path / "w.pt", model=wrapped)
+    assert model[0].weight.equal(state["0.weight"])
+
+
+def test_a_key_says_which_of_several_state_dicts_is_meant(tmp_path, state):
+    other = {key: value + 1 for key, value in state.items()}
+    torch.save({"state_dict": state, "best": {"ema": other}}, tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "w.pt").others == ("best.ema",)
+    assert loaded(tmp_path / "w.pt", "best.ema")[0].weight.equal(other["0.weight"])
+    with pytest.raises(
+        VarshiftError, match=r"no state dict at 'worst'\. It has them at state_dict, best\.ema"
+    ):
+        read_checkpoint(tmp_path / "w.pt", "worst")
+
+
+def test_safetensors_load_with_their_metadata(tmp_path, state):
+    save_file(prefixed(state, "module."), tmp_path / "w.safetensors", metadata={"epoch": "3"})
+    assert read_checkpoint(tmp_path / "w.safetensors").metadata == {"epoch": "3"}
+    assert loaded(tmp_path / "w.safetensors")[0].weight.equal(state["0.weight"])
+
+
+def test_what_does_not_fit_is_listed(tmp_path, state):
+    state["0.weight"] = torch.zeros(5, 3)
+    state["extra.a"] = torch.zeros(1)
+    del state["2.0.bias"], state["1.running_var"]
+    torch.save(prefixed(state, "module."), tmp_path / "w.pt")
+    with pytest.raises(VarshiftError) as caught:
+        loaded(tmp_path / "w.pt")
+    message = str(caught.value)
+    assert "does not fit Sequential" in message
+    assert "2 missing: 1.running_var, 2.0.bias" in message
+    assert "1 unexpected: extra.a" in message
+    assert "1 of another shape: 0.weight (file (5, 3), network (4, 3))" in message
+
+
+def test_long_lists_of_keys_are_cut(tmp_path):
+    torch.save({f"layer{i}.weight": torch.zeros(1) for i in range(20)}, tmp_path / "w.pt")
+    with pytest.raises(VarshiftError, match=r"20 unexpected: layer0\.weight, .* and 16 more"):
+        loaded(tmp_path / "w.pt")
+
+
+class Trap:
+    sprung = False
+
+    def __reduce__(self):
+        return (setattr, (Trap, "sprung", True))
+
+
+def make(kind, path, state):
+    if kind == "module":
+        torch.save(network(), path)
+    elif kind == "namespace":
+        torch.save({"state_dict": state, "args": argparse.Namespace(lr=1)}, path)
+    elif kind == "trap":
+        torch.save({"state_dict": state, "trap": Trap()}, path)
+    elif kind == "plain pickle":
+        path.write_bytes(pickle.dumps({"state_dict": Trap()}))
+    elif kind == "script":
+        torch.jit.save(torch.jit.trace(network().eval(), torch.zeros(2, 3)), path)
+
+
+@pytest.mark.parametrize("kind", ["module", "namespace", "trap", "plain pickle", "script"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_pickles_are_refused_and_never_run(tmp_path, state, kind):
+    make(kind, tmp_path / "w.pt", state)
+    with pytest.raises(VarshiftError, match=r"was refused: it .*torch\.save\(model\.state_dict\(\)"):
+        read_checkpoint(tmp_path / "w.pt")
+    assert not Trap.sprung
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.bin"])
+@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 broken"])
+def test_files_of_another_kind_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VarshiftError, match=r"--weights: .*cannot be read"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_a_file_without_weights_is_refused(tmp_path):
+    torch.save({"epoch": 3, "lr": [0.1]}, tmp_path / "w.pt")
+    with pytest.raises(VarshiftError, match="holds a dict with 'epoch', 'lr' and no state dict"):
+        read_checkpoint(tmp_path / "w.pt")
+    with pytest.raises(VarshiftError, match=r"there is no file .*did you mean .*w\.pt"):
+        read_checkpoint(tmp_path / "v.pt")
+
+
+def test_a_checkpoint_is_written_as_it_was_but_for_what_changed(tmp_path, state):
+    half = {key: value.half() if key.endswith("var") else value for key, value in state.items()}
+    content = {"epoch": 3, "model": {"state_dict": prefixed(half, "module.")}, "tail": [1, 2]}
+    torch.save(content, tmp_path / "w.pt")
+    checkpoint = read_checkpoint(tmp_path / "w.pt")
+    names = load_weights(network(), checkpoint)
+    updated_content(checkpoint, names, {"1.running_var": torch.full((4,), 2.0)}, ".pt")(tmp_path / "out.pt")
+    out = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert list(out) == ["epoch", "model", "tail"]
+    assert (out["epoch"], out["tail"]) == (3, [1, 2])
+    found = out["model"]["state_dict"]
+    assert list(found) == list(content["model"]["state_dict"])
+    for key, value in content["model"]["state_dict"].items():
+        assert found[key].dtype == value.dtype
+        expected = torch.full((4,), 2.0).half() if key.endswith("var") else value
+        assert found[key].equal(expected)
+    updated_content(checkpoint, names, {}, ".safetensors")(tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert set(file.keys()) == set(found)
+
+
+def test_tied_weights_can_be_written_as_safetensors(tmp_path):
+    shared = torch.ones(2, 2)
+    write = state_writer({"a": shared, "b": shared.t(), "_extra_state": 3}, ".safetensors")
+    write(tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.get_tensor("b").equal(shared)
