@@ -101,11 +101,12 @@ class Norms(nn.Module):
         self.untracked = nn.BatchNorm2d(4, track_running_stats=False)
         self.sync = nn.SyncBatchNorm(4)
         self.group, self.layer = nn.GroupNorm(2, 4), nn.LayerNorm(5)
+        self.order = list(self._modules)
         self.alias = self.plain
 
     def forward(self, x: Tensor) -> Tensor:
-        for module in list(self.children()):
-            x = module(x)  # call
+        for name in self.order:
+            x = getattr(self, name)(x)  # call
         return self.alias(x)  # again
 
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from varshift._batches import map_tensors
 from varshift.flow._export import output_tensors
-from varshift.flow._raw import Frame, RawNode, first_shape
+from varshift.flow._raw import Frame, RawNode, Role, first_shape
 from varshift.flow._source import is_foreign
 from varshift.flow._types import Ref
 from varshift.flow._unwrap import canonical_tensor
@@ -39,7 +38,8 @@ def dispatch_nodes(
         Exception: Whatever the model raises.
     """
     recorder = _Recorder(model, names)
-    map_tensors(batch, recorder.add_input)
+    for tensor in output_tensors(batch):
+        recorder.add_input(tensor)
     before = register_module_forward_pre_hook(recorder.enter)
     after = register_module_forward_hook(recorder.leave, always_call=True)
     try:
@@ -59,6 +59,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, names: dict[str, str]) -> None:
         super().__init__()
         self.nodes: list[RawNode] = []
+        self._has_inputs = False
         self._results: dict[int, Any] = {}
         self._alive: list[Tensor] = []  # an identity is only good while its tensor lives
         self._storages: dict[int, int] = {}
@@ -83,11 +84,11 @@ class _Recorder(TorchDispatchMode):
         self._results[id(tensor)] = reference
         self._alive.append(tensor)
 
-    def add_input(self, tensor: Tensor) -> Tensor:
+    def add_input(self, tensor: Tensor) -> None:
         """Declares a tensor of the batch."""
+        self._has_inputs = True
         if id(tensor) not in self._results:
             self._register(tensor, RawNode("input"))
-        return tensor
 
     def enter(self, module: nn.Module, _args: Any) -> None:
         """Notes that a module was called."""
@@ -132,7 +133,9 @@ class _Recorder(TorchDispatchMode):
             self.nodes.append(alias)
             self._bind(tensor, Ref(len(self.nodes) - 1))
             return Ref(len(self.nodes) - 1)
-        return self._register(tensor, RawNode("constant", value=tensor.detach()))
+        # Without a tensor in the batch, the tensors that forward= brings along are the signal.
+        role: Role = "constant" if self._has_inputs else "input"
+        return self._register(tensor, RawNode(role, value=tensor.detach()))
 
     def _module(self) -> str:
         return self._stack[-1][1] if self._stack else ""
