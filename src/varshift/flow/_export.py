@@ -41,7 +41,7 @@ class _Wrapper(nn.Module):
 
 
 def output_tensors(outputs: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Every tensor inside a model's outputs or a batch: tensors, containers, dataclasses and plain objects."""
+    """Every tensor inside outputs or a batch: tensors, containers, dataclasses and plain objects."""
     if isinstance(outputs, Tensor):
         yield outputs
         return
