@@ -220,3 +220,22 @@ def test_a_zoo_that_is_not_installed(refused, monkeypatch):
         assert f'{zoo}: targets need {zoo}: pip install "varshift[zoo]".' in refused(
             "check", f"{zoo}:resnet18"
         )
+
+
+@pytest.mark.zoo
+def test_a_users_file_may_import_torchvision_next_to_any_torch(file, place):
+    import subprocess
+    import sys
+
+    file(
+        "vision.py",
+        "from torchvision.models import squeezenet1_1\n\ndef build():\n    return squeezenet1_1(num_classes=2)\n",
+    )
+    words = ["check", "vision.py:build", "--shape", "3,64,64", "--json", "r.json"]
+    code = f"import sys; from varshift.cli import main; sys.exit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=place
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert (place / "r.json").exists()

@@ -27,8 +27,6 @@ from varshift.cli._options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from varshift.report import Report
 
 DEFAULT_BATCHES = 16
@@ -202,18 +200,7 @@ def _measured(
 
 
 def _print(report: Report, *, full: bool, to_error: bool) -> None:
+    from varshift.cli._console import wide_console
     from varshift.report._terminal import print_report
 
     print_report(report, wide_console(to_error=to_error), full=full)
-
-
-def wide_console(*, to_error: bool = False) -> Console:
-    """A console that, where nobody has said how wide it is, is wide enough for tables."""
-    import os
-
-    from rich.console import Console
-
-    console = Console(stderr=to_error, highlight=False)
-    if console.is_terminal or "COLUMNS" in os.environ:
-        return console
-    return Console(stderr=to_error, highlight=False, width=100)

@@ -16,32 +16,22 @@ def progress_bar() -> Iterator[Report | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
     )
-    tasks: dict[str, object] = {}
+    task = bar.add_task("starting", total=None, count="")
 
     def follow(stage: str, done: int, total: int | None) -> None:
-        if stage not in tasks:
-            for task in bar.task_ids:
-                bar.update(task, visible=False)
-            tasks[stage] = bar.add_task(stage, total=total)
-        bar.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+        count = f"{done}/{total}" if total else str(done or "")
+        bar.update(task, description=stage, completed=done, total=total, count=count)
 
     with bar:
         yield follow

@@ -159,7 +159,7 @@ def _print(handle: Recalibration, *, full: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from varshift.cli._check import wide_console
+    from varshift.cli._console import wide_console
     from varshift.report._words import counted, figure, module_name, ratio, shortened
 
     console = wide_console()

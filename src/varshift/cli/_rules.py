@@ -5,14 +5,12 @@ from __future__ import annotations
 
 def rules() -> int:
     """List the rules: code, name, and when each fires."""
-    from rich.console import Console
     from rich.table import Table
 
+    from varshift.cli._console import wide_console
     from varshift.rules import FAMILIES, all_rules
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 100))
+    console = wide_console()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True, style="cyan")

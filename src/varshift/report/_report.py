@@ -215,4 +215,4 @@ class Report:
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from varshift.report._terminal import renderables
 
-        yield from renderables(self, width=options.max_width)
+        yield from renderables(self, width=options.max_width, ascii_only=options.ascii_only)
