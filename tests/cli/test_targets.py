@@ -227,10 +227,10 @@ def test_a_users_file_may_import_torchvision_next_to_any_torch(file, place):
     import subprocess
     import sys
 
-    file(
-        "vision.py",
-        "from torchvision.models import squeezenet1_1\n\ndef build():\n    return squeezenet1_1(num_classes=2)\n",
+    text = (
+        "from torchvision.models import squeezenet1_1 as net\ndef build():\n    return net(num_classes=2)\n"
     )
+    file("vision.py", text)
     words = ["check", "vision.py:build", "--shape", "3,64,64", "--json", "r.json"]
     code = f"import sys; from varshift.cli import main; sys.exit(main({words!r}))"
     done = subprocess.run(
