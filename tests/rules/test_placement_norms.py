@@ -58,7 +58,8 @@ def test_without_data_the_bound_of_the_noise_sets_the_severity(build, values, bo
         ({"rate": 0.5}, {"kind": "pool"}),
         ({"rate": 0.5}, {"kind": "other"}),
         ({"rate": 0.5}, {"kind": "activation", "op": "aten.gelu.default"}),
-        ({"rate": 0.5}, {"kind": "product", "extra": ("activation",)}),
+        ({"rate": 0.5}, {"kind": "product", "op": "aten.mul.Tensor", "extra": ("activation",)}),
+        ({"rate": 0.5}, {"kind": "activation", "op": "aten.pow.Tensor_Scalar"}),
         ({"kind": "gaussian", "rate": 1.0}, {"kind": "activation", "op": "aten.relu.default"}),
         ({"kind": "gaussian", "rate": 1.0}, {"noise_op": "aten.add.Tensor"}),
         ({"kind": "drop_block", "rate": 0.5}, {}),
@@ -79,12 +80,38 @@ def test_without_data_what_dilutes_or_is_unknown_is_suspected_and_no_error(build
     [
         {"kind": "activation", "op": "aten.relu_.default"},
         {"kind": "activation", "op": "aten.leaky_relu.default"},
-        {"kind": "product", "extra": ("parameter",)},
+        {"kind": "activation", "op": "aten.mul.Tensor", "extra": ("parameter",)},
+        {"kind": "activation", "op": "aten.div.Scalar"},
+        {"kind": "activation", "op": "aten.add.Tensor", "extra": ("constant",)},
     ],
 )
 def test_what_hands_the_factor_on_keeps_the_prediction(build, between):
     (finding,) = predicted(build, build.feeding(), chain(build, **between))
     assert (finding.severity, finding.confidence) == ("error", "predicted")
+
+
+def test_behind_a_bias_a_relu_does_not_hand_the_factor_on(build):
+    nodes = [
+        build.node(0, "input"),
+        build.node(1, "noise", (0,), "aten.dropout.default"),
+        build.node(2, "activation", (1,), "aten.add.Tensor"),
+        build.node(3, "activation", (2,), "aten.relu.default"),
+        build.node(4, "norm", (3,)),
+    ]
+    flow = build.flow([build.feeding()], [build.norm(calls=(4,))], nodes)
+    (finding,) = build.findings("VS101", build.evidence(build.facts(), train=flow))
+    assert finding.confidence == "suspected"
+
+
+def test_dividing_by_the_signal_is_not_a_scale(build):
+    nodes = [
+        build.node(0, "parameter"),
+        build.node(1, "noise", (), "aten.dropout.default"),
+        build.node(2, "activation", (0, 1), "aten.div.Tensor"),
+        build.node(3, "norm", (2,)),
+    ]
+    (finding,) = predicted(build, build.feeding(), nodes)
+    assert finding.confidence == "suspected"
 
 
 def test_nothing_is_predicted_for_a_flow_without_nodes(build):

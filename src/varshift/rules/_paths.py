@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 _CLOSED_FORM = ("dropout", "channel_dropout", "drop_path", "gaussian", "uniform")
 
 # f(a x) = a f(x) for a >= 0: such an activation hands the noise's factor on unchanged.
-_HOMOGENEOUS = ("relu", "leaky_relu", "prelu", "rrelu", "abs", "neg", "threshold")
+_HOMOGENEOUS = ("relu", "leaky_relu", "prelu", "rrelu", "abs")
+# So do scales that are the same in both modes; a term that is the same in both leaves the variance alone.
+_SCALES = ("mul", "multiply", "div", "divide", "true_divide", "neg", "negative")
+_TERMS = ("add", "sub", "subtract", "rsub")
+_FIXED = ("parameter", "buffer", "constant")
 
 
 def noise_delta(site: NoiseSite) -> float | None:
@@ -37,7 +41,7 @@ def added(flow: Flow, site: NoiseSite) -> bool:
     """Whether the noise is a term added to the signal: its effect then depends on how large that is."""
     if site.kind not in ("gaussian", "uniform") or not 0 <= site.node < len(flow.nodes):
         return False
-    return _operation(flow.nodes[site.node].op) in ("add", "sub", "subtract", "rsub")
+    return _operation(flow.nodes[site.node].op) in _TERMS
 
 
 class Between:
@@ -49,6 +53,11 @@ class Between:
         for node in flow.nodes:
             for index in node.inputs:
                 self._readers[index].append(node.index)
+        self._fixed: set[int] = set()  # what owes nothing to the input or to chance
+        for node in flow.nodes:
+            derived = bool(node.inputs) and all(index in self._fixed for index in node.inputs)
+            if node.kind in _FIXED or (derived and node.kind not in ("random", "noise")):
+                self._fixed.add(node.index)
         self._calls = {norm.name: set(norm.calls) for norm in flow.norms}
         self._all_calls = {call for calls in self._calls.values() for call in calls}
 
@@ -87,20 +96,26 @@ class Between:
         changes the factor, and of an operation that is not known nothing can be said.
         """
         nodes = self.nodes(site, norm)
-        return nodes is not None and all(self._hands_on(node, site) for node in nodes)
+        if nodes is None:
+            return False
+        steps = [self._step(node) for node in nodes]
+        bends, terms = "activation" in steps, "term" in steps
+        # Behind a bias even a ReLU is not homogeneous, and a Gaussian factor can be negative.
+        return "unknown" not in steps and not (bends and (terms or site.kind == "gaussian"))
 
-    def _hands_on(self, node: Node, site: NoiseSite) -> bool:
+    def _step(self, node: Node) -> str:
         if node.kind == "view":
-            return True
-        if node.kind == "activation":
-            # A Gaussian factor can be negative, and then even a ReLU does not hand it on.
-            return site.kind != "gaussian" and _operation(node.op) in _HOMOGENEOUS
-        if (
-            node.kind == "product"
-        ):  # a learned or constant scale per channel leaves each channel's ratio alone
-            others = [self._flow.nodes[index].kind for index in node.inputs]
-            return sum(kind not in ("parameter", "buffer", "constant") for kind in others) <= 1
-        return False
+            return "view"
+        operation = _operation(node.op)
+        if node.kind == "activation" and operation in _HOMOGENEOUS:
+            return "activation"
+        if sum(index not in self._fixed for index in node.inputs) > 1 or not node.inputs:
+            return "unknown"
+        if operation in _SCALES and (
+            not operation.startswith(("d", "t")) or node.inputs[0] not in self._fixed
+        ):
+            return "scale"  # a quotient only where the signal is divided
+        return "term" if operation in _TERMS else "unknown"
 
 
 def _operation(op: str) -> str:
