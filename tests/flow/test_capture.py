@@ -316,6 +316,7 @@ def test_model_and_random_states_are_bit_equal_afterwards(kind, method) -> None:
     assert model.state_dict().keys() == state.keys()
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), name
+    assert any("random numbers of Python" in limit for limit in result.limits)
     if kind is Uncopyable:
         assert any("cannot be copied" in limit for limit in result.limits)
 

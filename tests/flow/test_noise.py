@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -298,3 +301,41 @@ def test_random_control_flow_is_named_as_a_limit(captured) -> None:
     result = captured(Chance(), 2, 4, method="auto")
     assert result.method == "dispatch"
     assert any("random number is read as a Python number" in limit for limit in result.limits)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+@pytest.mark.parametrize("method", ["export", "dispatch"])
+def test_random_numbers_from_elsewhere_are_named_as_a_limit(captured, method, draw) -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x if self.training and draw() < 0.5 else self.layer(x)
+
+    result = captured(Skipping(), 2, 4, method=method)
+    (limit,) = result.limits
+    assert "random numbers of Python or NumPy in train mode" in limit
+
+
+class Recurrence(nn.Module):
+    """One mask for the hidden state of all steps; the first state is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.norm = nn.LSTMCell(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = memory = torch.zeros(x.shape[0], 4)
+        mask = torch.empty(x.shape[0], 4).bernoulli_(0.5) / 0.5
+        for step in x.unbind(1):
+            state, memory = self.cell(step, (state * mask, memory))
+        return self.norm(state)
+
+
+@pytest.mark.parametrize("method", ["export", "dispatch"])
+def test_locked_mask_of_a_recurrence_is_noise_from_the_second_step(captured, method) -> None:
+    sites = captured(Recurrence(), 2, 3, 4, method=method).train.noises
+    found = [(site.name, site.kind, site.rate, site.nearest) for site in sites]
+    assert found == [("", "dropout", 0.5, "norm")] * 2

@@ -27,6 +27,10 @@ from varshift.flow._unwrap import canonical_names, copy_model, switches_quietly,
 Method = Literal["auto", "export", "dispatch"]
 Mode = Literal["train", "eval"]
 _SAMPLES = 2
+_CHANCE = (
+    "The model draws random numbers of Python or NumPy in {mode} mode; what they decide, such as skipping a "
+    "layer, is not seen."
+)
 
 
 def capture(
@@ -91,7 +95,10 @@ class _Session:
             for method in methods:
                 try:
                     with self._model(method, limits) as model:
+                        drawn = _random_position()
                         raw = self._trace(method, model, mode, batch)
+                        if _random_position() != drawn:
+                            limits.append(_CHANCE.format(mode=mode))
                         return build_flow(raw, model, self._names, mode, method, tuple(limits))
                 except _Refused as refused:
                     # Export refuses with many types, and a model may raise anything; both are reported.
@@ -206,6 +213,12 @@ def _random_state() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
+
+
+def _random_position() -> tuple[Any, bytes, int]:
+    """Where the random generators of Python and NumPy stand."""
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), int(state[2])
 
 
 @contextlib.contextmanager

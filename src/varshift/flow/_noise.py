@@ -68,7 +68,8 @@ class NoiseFinder:
             if merged is not None:
                 self._chain.append(merged)
             elif len(self.sites) > before:
-                self._chain.append(len(self.sites) - 1)
+                fresh = not self._graph.infos[index].mixes
+                self._chain.append(len(self.sites) - 1 if fresh else None)
             else:
                 self._chain.append(self._carried_chain(index))
         return self.sites
@@ -86,7 +87,18 @@ class NoiseFinder:
             bits |= self._noise[source]
         if self.random and self.random[-1] == index:
             bits |= 1 << (len(self.random) - 1)
+        elif bits and graph.infos[index].name in PRODUCTS and self._times_zero(index):
+            return 0
         return bits
+
+    def _times_zero(self, index: int) -> bool:
+        """Noise times zero is no noise: a mask on the first state of a recurrence, say."""
+        fixed = [
+            operand.node
+            for operand in self._graph.operands[index]
+            if not (self._noise[operand.node] or self._graph.learned[operand.node])
+        ]
+        return any(self._evaluator.constant(node) == 0 for node in fixed)
 
     def _carried_chain(self, index: int) -> int | None:
         graph = self._graph
@@ -276,6 +288,8 @@ class NoiseFinder:
             self._add(index, "permutation", None, sources)
             return
         distribution = self._distribution(noise)
+        if distribution is not None and distribution.std == 0:
+            return
         kind, rate = self._classify(index, noise, distribution)
         if kind == "dropout":
             source = next((o.node for o in graph.signals(index)), index)
