@@ -1,0 +1,80 @@
+"""`check` against the bare forward passes and the bare exports that it makes."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+
+import torch
+from _models import Case, cases
+from _timing import in_turn, ratio, show, table, write
+from recalibrate import forwards
+
+import varshift as vs
+
+
+def exports(case: Case) -> None:
+    """The two exports inside a capture, on a copy as the capture makes it, with nothing around them."""
+    model = copy.deepcopy(case.model)
+    x = case.batches[0][0][:2]
+    for training in (True, False):
+        torch.export.export(model.train(training), (x,), strict=False)
+
+
+def bare_forwards(case: Case) -> None:
+    """The forward passes of one check: train, clean and three times eval on every batch.
+
+    The three short passes that compare outputs in eval are part of what a check costs beyond them.
+    """
+    model = case.model.train()
+    with torch.no_grad():
+        for x, _ in case.batches:
+            model(x)
+    forwards(model, case, batch_statistics=True)
+    for _ in range(3):
+        forwards(model, case, batch_statistics=False)
+
+
+def measure(case: Case, rounds: int) -> list[str]:
+    """One row of the table."""
+    shape = tuple(case.batches[0][0].shape[1:])
+    seconds = in_turn(
+        {
+            "check": lambda: vs.check(case.model, case.batches),
+            "free": lambda: vs.check(case.model, shape=shape),
+            "forwards": lambda: bare_forwards(case),
+            "exports": lambda: exports(case),
+        },
+        rounds,
+    )
+    seconds["measuring"] = [a - b for a, b in zip(seconds["check"], seconds["free"], strict=True)]
+    return [case.name] + [
+        show(ratio(seconds, above, below))
+        for above, below in (("measuring", "forwards"), ("check", "forwards"), ("free", "exports"))
+    ]
+
+
+def main() -> None:
+    """Measures all cases and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    rows = [measure(case, rounds) for case in cases(batches=8)]
+    header = [
+        "network",
+        "(check with data - check without) / its forwards",
+        "check with data / its forwards",
+        "check without data / its exports",
+    ]
+    write(
+        "check",
+        "Cost of `check`",
+        "Time of `varshift.check` divided by the time of the bare forward passes (8 batches) or exports that it "
+        f"makes: median and quartiles of {rounds} rounds in one run (`python benchmarks/check.py`). A check with "
+        "data captures the network too, at a fixed cost that the second column includes; it weighs less the more "
+        "batches there are.\n\n" + table(header, rows),
+    )
+
+
+if __name__ == "__main__":
+    main()
