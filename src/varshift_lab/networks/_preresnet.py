@@ -165,10 +165,10 @@ def preresnet(
 ) -> PreResNet:
     """Builds a pre-activation residual network by its depth.
 
-    Without `block`, depth is nominal, as in the variance-shift paper (arXiv 1801.05134) and the code it builds
-    on: ``(depth - 2) / 6`` blocks per stage, bottlenecks from depth 44 on. Its "PreResNet-110" has therefore
-    18 bottlenecks per stage (164 layers, 163 norms, 1,703,258 parameters). With `block`, depth counts layers:
-    ``6 n + 2`` for basic blocks, ``9 n + 2`` for bottlenecks.
+    Without `block`, depth is nominal, as in the variance-shift paper (arXiv 1801.05134) and the code it
+    builds on: ``(depth - 2) / 6`` blocks per stage, bottlenecks from depth 44 on. Its "PreResNet-110" has
+    therefore 18 bottlenecks per stage (164 layers, 163 norms, 1,703,258 parameters). With `block`, depth
+    counts layers: ``6 n + 2`` for basic blocks, ``9 n + 2`` for bottlenecks.
 
     Args:
         depth: Depth as above.
