@@ -38,7 +38,11 @@ def cases(batches: int = 4) -> list[Case]:
             preresnet(depth=20, num_classes=10, dropout=0.3, placement="a", in_channels=3),
             _data(batches, 128, (3, 32, 32), 10),
         ),
-        Case("torchvision ResNet-18, 3x128x128, batch 32", torchvision.models.resnet18(), _data(batches, 32, (3, 128, 128), 1000)),
+        Case(
+            "torchvision ResNet-18, 3x128x128, batch 32",
+            torchvision.models.resnet18(),
+            _data(batches, 32, (3, 128, 128), 1000),
+        ),
         Case(
             "timm DenseNet-121, dropout .2, 3x64x64, batch 32",
             timm.create_model("densenet121", proj_drop_rate=0.2),

@@ -62,7 +62,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     rows = [measure(case, rounds) for case in cases()]
-    header = ["network", "/ forward, norms on batch statistics", "/ forward in eval()", "/ torch update_bn", "/ fvcore"]
+    header = [
+        "network",
+        "/ forward, norms on batch statistics",
+        "/ forward in eval()",
+        "/ torch update_bn",
+        "/ fvcore",
+    ]
     write(
         "recalibrate",
         "Cost of `recalibrate`",
