@@ -6,11 +6,11 @@ import argparse
 import copy
 
 import torch
+
+import varshift as vs
 from _models import Case, cases
 from _timing import in_turn, ratio, show, table, write
 from recalibrate import forwards
-
-import varshift as vs
 
 
 def exports(case: Case) -> None:
@@ -24,7 +24,7 @@ def exports(case: Case) -> None:
 def bare_forwards(case: Case) -> None:
     """The forward passes of one check: train, clean and three times eval on every batch.
 
-    The three short passes that compare outputs in eval are part of what a check costs beyond them.
+    The short passes that compare outputs in eval are part of what a check costs beyond them.
     """
     model = case.model.train()
     with torch.no_grad():
@@ -66,14 +66,13 @@ def main() -> None:
         "check with data / its forwards",
         "check without data / its exports",
     ]
-    write(
-        "check",
-        "Cost of `check`",
-        "Time of `varshift.check` divided by the time of the bare forward passes (8 batches) or exports that it "
-        f"makes: median and quartiles of {rounds} rounds in one run (`python benchmarks/check.py`). A check with "
-        "data captures the network too, at a fixed cost that the second column includes; it weighs less the more "
-        "batches there are.\n\n" + table(header, rows),
+    text = (
+        "Time of `varshift.check` divided by the time of the bare forward passes (8 batches) or the bare "
+        f"exports that it makes: median and quartiles of {rounds} rounds in one run "
+        "(`python benchmarks/check.py`). A check with data captures the network too, at a fixed cost that the "
+        "second column includes; it weighs less the more batches there are."
     )
+    write("check", "Cost of `check`", text + "\n\n" + table(header, rows))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 import torch
-from _models import Case, cases
-from _timing import in_turn, ratio, show, table, write
 from fvcore.nn import update_bn_stats
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 import varshift as vs
+from _models import Case, cases
+from _timing import in_turn, ratio, show, table, write
 
 
 def forwards(model: nn.Module, case: Case, *, batch_statistics: bool) -> None:
@@ -67,16 +67,15 @@ def main() -> None:
         "/ forward, norms on batch statistics",
         "/ forward in eval()",
         "/ torch update_bn",
-        "/ fvcore",
+        "/ fvcore update_bn_stats",
     ]
-    write(
-        "recalibrate",
-        "Cost of `recalibrate`",
-        "Time of `varshift.recalibrate(model, batches)` divided by the time of a peer on the same model and batches: "
-        f"median and quartiles of {rounds} rounds in one run (`python benchmarks/recalibrate.py`). The first peer "
-        "is the bare forward pass in the same state; the peers `update_bn` and `update_bn_stats` leave dropout on.\n\n"
-        + table(header, rows),
+    text = (
+        "Time of `varshift.recalibrate(model, batches)` divided by the time of a peer on the same model and "
+        f"batches: median and quartiles of {rounds} rounds in one run (`python benchmarks/recalibrate.py`). "
+        "The first peer is the bare forward pass in the same state, noise off and norms on batch statistics; "
+        "`update_bn` and `update_bn_stats` leave dropout on."
     )
+    write("recalibrate", "Cost of `recalibrate`", text + "\n\n" + table(header, rows))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 import torch
-from _timing import table, write
 from torch import nn
 
 import varshift as vs
+from _timing import table, write
 from varshift_lab._trainer import TrainingSettings, train
 from varshift_lab.data import cifar10, tensor_loader
 from varshift_lab.networks import preresnet
@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tolerance", type=float, default=0.01)
     arguments = parser.parse_args()
+    if not FOLDER.is_dir():
+        print(f"skipped: CIFAR-10 is not in {FOLDER} (set VARSHIFT_DATA to the folder of data sets)")
+        return
     data = cifar10(FOLDER)
     images, labels = data.normalised(), data.labels
     rows = []
@@ -68,13 +71,12 @@ def main() -> None:
         "median error of the standard deviation",
         "of the mean, in sigmas",
     ]
-    write(
-        "tolerance",
-        "Early stop of `recalibrate`",
-        f"PreResNet-20 with Dropout-(a) at 0.5 after 100 training steps; CIFAR-10, 50,000 images, batch 128; "
-        f"`recalibrate(tolerance={arguments.tolerance})` against a full pass (`python benchmarks/tolerance.py`). "
-        "Errors are medians over all channels of all norms.\n\n" + table(header, rows),
+    text = (
+        "PreResNet-20 with Dropout-(a) at 0.5 after 100 training steps; CIFAR-10, 50,000 images, batch 128; "
+        f"`recalibrate(tolerance={arguments.tolerance})` against a full pass "
+        "(`python benchmarks/tolerance.py`). Errors are medians over all channels of all norms."
     )
+    write("tolerance", "Early stop of `recalibrate`", text + "\n\n" + table(header, rows))
 
 
 if __name__ == "__main__":
