@@ -143,7 +143,7 @@ def _cure(before: Outcome, after: Outcome, seconds: float) -> str:
         f"{wrong(after.held_out)} of {samples} are wrong instead of {wrong(before.held_out)}. "
     )
     if held_out.direction < 0:
-        return start + "That is a cure, on data that neither training nor recalibration has seen."
+        return start + "So it helped, on data that neither training nor recalibration has seen."
     if held_out.direction > 0:
         return start + "That is worse: recalibration did harm in this run."
     if training.direction < 0:

@@ -42,6 +42,7 @@ def demo(
     the sick one has dropout in front of the last norm of each residual branch, the healthy one behind its
     last norm.
     """
+    from varshift import VarshiftError
     from varshift.report._files import check_writable
 
     for path in (out, svg):
@@ -50,8 +51,12 @@ def demo(
 
     from varshift_lab._demo import Demo, DemoSettings, one_thread
 
+    try:
+        run = Demo(DemoSettings(seed=seed, epochs=epochs, depth=depth))
+    except (ImportError, ValueError) as error:
+        raise VarshiftError(str(error)) from error
     with one_thread():
-        _play(Demo(DemoSettings(seed=seed, epochs=epochs, depth=depth)), out=out, full=full, svg=svg)
+        _play(run, out=out, full=full, svg=svg)
     return 0
 
 
@@ -133,7 +138,7 @@ def _table(before: Outcome, after: Outcome, healthy: Outcome) -> Table:
     from varshift_lab._story import in_training
 
     table = Table(box=None, pad_edge=False, show_edge=False)
-    table.add_column("")
+    table.add_column("loss and accuracy")
     for heading in ("train()", "eval()", "eval(), recalibrated"):
         table.add_column(heading, justify="right")
     for name, outcome, cured in (("sick", before, after), ("healthy", healthy, None)):
@@ -154,4 +159,4 @@ def _table(before: Outcome, after: Outcome, healthy: Outcome) -> Table:
 
 
 def _cell(loss: float, accuracy: float) -> str:
-    return f"loss {loss:.3f}, {100 * accuracy:.1f} %"
+    return f"{loss:.3f}  {100 * accuracy:5.1f} %"
