@@ -41,7 +41,10 @@ def test_the_size_of_the_bias_sets_the_severity(build, values, severity):
     assert finding.evidence["predicted_mean_ratio"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("values", [{"kind": "alpha_dropout"}, {"rate": None}, {"rate": 1.0}])
+@pytest.mark.parametrize(
+    "values",
+    [{"kind": "alpha_dropout"}, {"rate": None}, {"rate": 1.0}, {"kind": "gaussian", "additive": True}],
+)
 def test_where_nothing_can_be_predicted_the_finding_is_suspected(build, values):
     (finding,) = found(build, "VS105", build.noise(pools=(POOL,), **values))
     assert (finding.severity, finding.confidence) == ("warning", "suspected")

@@ -8,9 +8,9 @@ import pytest
 CHAIN = (("input", ()), ("noise", (0,)), ("view", (1,)), ("norm", (2,)))
 
 
-def chain(build, kind="view", op=None, noise_op="aten.mul.Tensor", extra=()):
+def chain(build, kind="view", op=None, extra=()):
     nodes = [build.node(index, one, inputs) for index, (one, inputs) in enumerate(CHAIN)]
-    nodes[1] = build.node(1, "noise", (0,), noise_op)
+    nodes[1] = build.node(1, "noise", (0,), "aten.mul.Tensor")
     nodes[2] = build.node(2, kind, (1, *(4 + index for index, _ in enumerate(extra))), op)
     return [*nodes, *(build.node(4 + index, one) for index, one in enumerate(extra))]
 
@@ -61,7 +61,7 @@ def test_without_data_the_bound_of_the_noise_sets_the_severity(build, values, bo
         ({"rate": 0.5}, {"kind": "product", "op": "aten.mul.Tensor", "extra": ("activation",)}),
         ({"rate": 0.5}, {"kind": "activation", "op": "aten.pow.Tensor_Scalar"}),
         ({"kind": "gaussian", "rate": 1.0}, {"kind": "activation", "op": "aten.relu.default"}),
-        ({"kind": "gaussian", "rate": 1.0}, {"noise_op": "aten.add.Tensor"}),
+        ({"kind": "gaussian", "rate": 1.0, "additive": True}, {}),
         ({"kind": "drop_block", "rate": 0.5}, {}),
         ({"kind": "dropout", "rate": None}, {}),
         ({"kind": "alpha_dropout", "rate": 0.5}, {}),

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from varshift.flow._classify import Site
 from varshift.flow._drops import DropAnalysis
 from varshift.flow._evaluate import Evaluator
 from varshift.flow._graph import Graph, build_graph
-from varshift.flow._noise import NoiseFinder, Site
+from varshift.flow._noise import NoiseFinder
 from varshift.flow._norms import Norm, find_norms
 from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS
 from varshift.flow._raw import RawNode
@@ -198,6 +199,7 @@ class _Builder:
                     near=ways,
                     pools=pools[position],
                     drops=dropped,
+                    additive=site.additive,
                 )
             )
         return tuple(built)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from varshift.flow._classify import Site
 from varshift.flow._graph import Graph
-from varshift.flow._noise import Site
 from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, VIEWS
 from varshift.flow._reach import mixes_units, summands
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,19 @@ class Evaluator:
         self._graph = graph
         self._tensors = tensors
         self._cache: dict[Any, Distribution | None] = {}
+        self._given: Mapping[int, float] = {}
 
-    def distribution(self, node: int, sources: list[int]) -> Distribution | None:
-        """Distribution of a pure-noise value; None when it cannot be evaluated."""
+    def distribution(
+        self, node: int, sources: list[int], given: Mapping[int, float] | None = None
+    ) -> Distribution | None:
+        """Distribution of a value made of noise; None when it cannot be evaluated.
+
+        Args:
+            node: The value.
+            sources: The random nodes behind it.
+            given: Levels to put in the place of signals; without any, the value must be free of signal.
+        """
+        self._given = given or {}
         order = self._closure(node)
         if order is None:
             return None
@@ -75,13 +85,16 @@ class Evaluator:
 
     def constant(self, ref: int) -> float | None:
         """The value of a noise-free, signal-free tensor whose elements are all equal."""
-        order = self._closure(ref)
-        if order is None or any(self._graph.infos[i].name in RANDOM for i in order):
-            return None
+        given, self._given = self._given, {}
         try:
+            order = self._closure(ref)
+            if order is None or any(self._graph.infos[i].name in RANDOM for i in order):
+                return None
             value = self._run(order)[ref]
         except Exception:  # as above: unknown is an honest answer
             return None
+        finally:
+            self._given = given
         level = _level(value) if isinstance(value, Tensor) else None
         return None if level is None else float(level)
 
@@ -93,7 +106,12 @@ class Evaluator:
             index = stack.pop()
             if index in found:
                 continue
-            if graph.signal[index] or len(found) >= _MOST_NODES or graph.elements(index) > _MOST_ELEMENTS:
+            if len(found) >= _MOST_NODES or graph.elements(index) > _MOST_ELEMENTS:
+                return None
+            if index in self._given:
+                found.add(index)
+                continue
+            if (graph.signal[index] and not self._given) or graph.nodes[index].role == "input":
                 return None
             found.add(index)
             raw = graph.nodes[index]
@@ -107,6 +125,9 @@ class Evaluator:
         parts = []
         for index in order:
             node = self._graph.nodes[index]
+            if index in self._given:
+                parts.append((self._given[index], node.shape))
+                continue
             named = map_refs((list(node.args), dict(node.kwargs)), lambda ref: ("ref", place.get(ref.index)))
             parts.append(
                 (self._graph.infos[index].text, repr(named), node.target, node.shape, id(node.value))
@@ -224,17 +245,16 @@ class Evaluator:
         """Runs the operations between a source and a value on a vector of points instead of a tensor."""
         graph = self._graph
         derived: set[int] = {source}
+        for index in order:
+            if any(operand.node in derived for operand in graph.operands[index]) and index not in self._given:
+                derived.add(index)
         values: dict[int, Any] = {source: points}
-        constants = [index for index in order if index < source or graph.nodes[index].role != "call"]
         fixed: dict[int, Any] = {}
         for index in order:
-            if index == source:
+            if index == source or index not in derived:
                 continue
             operands = graph.operands[index]
-            if not any(operand.node in derived for operand in operands):
-                continue
             name = graph.infos[index].name
-            derived.add(index)
             moving = next(operand for operand in operands if operand.node in derived)
             if name in VIEWS:
                 values[index] = _cast(values[moving.node], graph.nodes[index].dtype)
@@ -245,14 +265,15 @@ class Evaluator:
                 operand.ref: values.get(operand.node) for operand in operands if operand.node in derived
             }
             if not fixed:
-                fixed = self._run(constants)
+                fixed = self._run([other for other in order if other not in derived])
             for operand in operands:
                 if operand.node not in derived:
                     other = fixed.get(operand.node)
                     level = _level(other) if isinstance(other, Tensor) else None
                     if level is None:
                         return None
-                    replaced[operand.ref] = level
+                    # In full length, since the operation may write to it.
+                    replaced[operand.ref] = _cast(level, level.dtype).expand(points.shape)
             raw = graph.nodes[index]
             args = map_refs(list(raw.args), lambda ref, known=replaced: _fresh(known[ref.index]))
             values[index] = raw.op(*args, **{k: v for k, v in raw.kwargs.items() if k != "device"})
@@ -271,7 +292,9 @@ class Evaluator:
 
         for index in order:
             node = graph.nodes[index]
-            if node.role == "call":
+            if index in self._given:
+                values[index] = torch.full(node.shape or (), self._given[index], dtype=node.dtype)
+            elif node.role == "call":
                 args = map_refs(list(node.args), resolve)
                 kwargs = {key: map_refs(value, resolve) for key, value in node.kwargs.items()}
                 if kwargs.get("device") is not None:

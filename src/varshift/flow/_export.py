@@ -79,7 +79,7 @@ def export_nodes(
     """
     tensors: list[Tensor] = []
     map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)
-    with _whole_traces():
+    with _whole_traces(), _unchecked_distributions():
         program = torch.export.export(_Wrapper(model, forward, batch), tuple(tensors), strict=False)
     signature = program.graph_signature
     roles: dict[str, tuple[Role, str | None, Tensor | None]] = {}
@@ -122,6 +122,18 @@ def _whole_traces() -> Iterator[None]:
         yield
     finally:
         setattr(tracer, name, default)
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Export cannot follow the checks of distributions' arguments, which read values."""
+    distribution = torch.distributions.Distribution
+    default = distribution._validate_args
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(default)
 
 
 def _strip(path: str) -> str:

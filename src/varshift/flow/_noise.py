@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
 
+from varshift.flow._classify import REPLACEMENTS, Classifier, Draws, Site
 from varshift.flow._evaluate import Distribution, Evaluator
-from varshift.flow._graph import Graph, Operand, elements
+from varshift.flow._graph import Graph, Operand
 from varshift.flow._ops import (
     ACTIVATIONS,
     COMPARISONS,
     DROPOUT,
-    EXPANSIONS,
     INDEXING,
     PRODUCTS,
     RANDOM,
@@ -19,32 +19,10 @@ from varshift.flow._ops import (
     VIEWS,
     bind,
 )
-from varshift.flow._raw import iterate_refs
 
-_SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
 _ADDITIVE = frozenset({"add", "sub", "subtract", "rsub"})
+_SELECTIONS = frozenset({"index", "_unsafe_index", "masked_select"})
 _STEPS_TO_MASK = 8
-
-
-@dataclass(slots=True)
-class Site:
-    """A noise site under construction.
-
-    Attributes:
-        node: Node at which the noise meets the signal.
-        kind: See `NoiseSite.kind`.
-        rate: See `NoiseSite.rate`.
-        joins: All nodes at which the same noise meets the same signal, in order of execution.
-        sources: Bit set of the random sources.
-        centred: Whether it multiplies the signal with noise of mean zero, as in ``x + x * noise``.
-    """
-
-    node: int
-    kind: str
-    rate: float | None
-    joins: list[int] = field(default_factory=list)
-    sources: int = 0
-    centred: bool = False
 
 
 class NoiseFinder:
@@ -53,10 +31,10 @@ class NoiseFinder:
     def __init__(self, graph: Graph, evaluator: Evaluator, recurrent_modules: frozenset[str]) -> None:
         self._graph = graph
         self._evaluator = evaluator
-        self._recurrent_modules = recurrent_modules
         self.sites: list[Site] = []
-        self.random: list[int] = []  # nodes that draw random numbers; a bit's position is a place in here
-        self._noise: list[int] = []  # bit set of sources behind a value without signal
+        self._draws = Draws()
+        self.random, self._noise = self._draws.random, self._draws.bits
+        self._classifier = Classifier(graph, evaluator, self._draws, recurrent_modules)
         self._chain: list[int | None] = []  # the site a signal comes from with nothing but elementwise work
 
     def run(self) -> list[Site]:
@@ -72,6 +50,10 @@ class NoiseFinder:
                 self._chain.append(len(self.sites) - 1 if fresh else None)
             else:
                 self._chain.append(self._carried_chain(index))
+        self.sites = sorted((site for site in self.sites if not site.absorbed), key=lambda site: site.node)
+        for site in self.sites:
+            if site.part and site.rate is not None and not site.additive:
+                site.rate = None  # a factor of mean zero is no noise around the signal, whatever its spread
         return self.sites
 
     def is_noise(self, index: int) -> bool:
@@ -132,7 +114,7 @@ class NoiseFinder:
             return None
         noisy = [operand for operand in graph.operands[index] if self._noise[operand.node]]
         if not noisy:
-            return self._centred_sum(index)
+            return self._sum_of_parts(index)
         if not graph.signal[index]:
             return None
         sources = 0
@@ -189,61 +171,92 @@ class NoiseFinder:
             return "dropout"
         if kind != "dropout":
             return kind
-        return self._elementwise_kind(index, source)
-
-    def _elementwise_kind(self, index: int, source: int) -> str:
-        """Tells dropout on attention weights and between recurrent layers from the ordinary kind."""
-        graph = self._graph
-        if graph.nodes[index].module in self._recurrent_modules:
-            return "recurrent_dropout"
-        for _ in range(8):
-            name = graph.infos[source].name
-            if name in _SOFTMAX:
-                return "attention_dropout"
-            signals = graph.signals(source)
-            if name not in VIEWS or len(signals) != 1:
-                break
-            source = signals[0].node
-        return "dropout"
+        return self._classifier.elementwise_kind(index, source)
 
     def _add(self, index: int, kind: str, rate: float | None, sources: int = 0) -> Site:
         site = Site(index, kind, rate, [index], sources)
         self.sites.append(site)
         return site
 
-    def _sources(self, bits: int) -> list[int]:
-        return [index for position, index in enumerate(self.random) if bits >> position & 1]
-
-    def _distribution(self, operand: Operand) -> Distribution | None:
-        return self._evaluator.distribution(operand.node, self._sources(self._noise[operand.node]))
-
     def _merge(self, chain: int, index: int, noise: Operand) -> None:
         """The same draw meets the same signal again: one noise operation written in several steps."""
-        site = self.sites[chain]
+        graph, site = self._graph, self.sites[chain]
+        name = graph.infos[index].name
         site.joins.append(index)
         site.sources |= self._noise[noise.node]
-        if self._graph.infos[index].name in _ADDITIVE and site.kind in ("dropout", "channel_dropout"):
+        others = [operand for operand in graph.signals(index) if self._chain[operand.node] != chain]
+        if others and (name in SUMS or name in REPLACEMENTS):
+            # What was taken from one signal is given by another: a mixture, as in zoneout or mixup.
+            self._become_choice(site, index)
+        elif name in _ADDITIVE and site.kind in ("dropout", "channel_dropout"):
             # A mask that multiplies and then adds its complement fills dropped units: alpha dropout.
             site.kind = "alpha_dropout" if site.kind == "dropout" else "feature_alpha_dropout"
 
-    def _centred_sum(self, index: int) -> int | None:
-        """``x + s * noise``: noise of mean zero scaled by a signal enters where it is added."""
+    def _become_choice(self, site: Site, index: int) -> None:
+        site.node, site.kind, site.rate, site.part, site.additive = index, "sampling", None, False, False
+
+    def _sum_of_parts(self, index: int) -> int | None:
+        """A sum of two signals, one or both of which were just multiplied with noise."""
         graph = self._graph
         if graph.infos[index].name not in _ADDITIVE:
             return None
         signals = graph.signals(index)
         if len(signals) != 2:
             return None
-        chains = [self._chain[operand.node] for operand in signals]
-        for chain, other in ((chains[0], chains[1]), (chains[1], chains[0])):
-            if chain is not None and chain != other and self.sites[chain].centred:
-                site = self.sites[chain]
+        first, second = (self._chain[operand.node] for operand in signals)
+        if first is not None and second is not None and first != second:
+            return self._mixture(index, first, second)
+        for chain in (first, second):
+            if chain is None or first == second:
+                continue
+            site = self.sites[chain]
+            if site.kind in ("gaussian", "uniform") and not site.additive and self._relative_sum(index, site):
+                return chain
+            if site.part:
+                # The signal sets the scale of what is added.
+                site.node, site.rate, site.additive, site.part = index, None, True, False
                 site.joins.append(index)
-                site.node = index
-                site.centred = False
-                site.rate = None  # the signal sets the scale
                 return chain
         return None
+
+    def _relative_sum(self, index: int, site: Site) -> bool:
+        """``x + x * r``: the signal times a factor around one, in two steps."""
+        kind, rate = self._classifier.relative(index, site)
+        if kind == "other":
+            return False
+        site.node, site.kind, site.rate, site.part = index, kind, rate, False
+        site.joins.append(index)
+        return True
+
+    def _mixture(self, index: int, first: int, second: int) -> int | None:
+        """``m * x + (1 - m) * y``: two products with the same draw, one large where the other is small."""
+        graph, sites = self._graph, (self.sites[first], self.sites[second])
+        shared = sites[0].sources & sites[1].sources
+        if not shared or any(site.absorbed for site in sites):
+            return None
+        units = [
+            next((operand.node for operand in graph.signals(site.joins[0])), site.joins[0]) for site in sites
+        ]
+        if units[0] == units[1]:
+            return None
+        sources = self._draws.sources(sites[0].sources | sites[1].sources)
+
+        def spread(one: float, other: float) -> Distribution | None:
+            return self._evaluator.distribution(index, sources, {units[0]: one, units[1]: other})
+
+        one, other = spread(1.0, 0.0), spread(0.0, 1.0)
+        if one is None or other is None:
+            return None
+        signs = math.copysign(1.0, one.mean), math.copysign(1.0, other.mean)
+        alike, opposed = spread(*signs), spread(signs[0], -signs[1])
+        if alike is None or opposed is None or alike.std >= opposed.std:
+            return None  # the factors do not move against each other
+        kept, absorbed = sites
+        absorbed.absorbed = True
+        kept.joins = sorted({*kept.joins, *absorbed.joins, index})
+        kept.sources |= absorbed.sources
+        self._become_choice(kept, index)
+        return first
 
     def _reorders_again(self, index: int, signals: list[Operand], sources: int) -> bool:
         """An index of the same draw as an earlier permutation: its inverse or its continuation."""
@@ -267,12 +280,10 @@ class NoiseFinder:
             known.joins.append(index)
             return True
         mask = noisy[0]
-        distribution = self._distribution(mask)
-        if distribution is None or not distribution.is_mask or distribution.probability is None:
+        rate = self._classifier.drop_rate(node, mask)
+        if rate is None:
             return False
-        rate = distribution.probability
-        rate = 1 - rate if self._drops_where_true(node, mask) else rate
-        site = self._add(node, "weight_dropout", round(rate, 6), self._noise[mask.node])
+        site = self._add(node, "weight_dropout", rate, self._noise[mask.node])
         site.joins.append(index)
         return True
 
@@ -284,103 +295,13 @@ class NoiseFinder:
         if name in COMPARISONS:
             self._add(index, "sampling", None, sources)
             return
-        if name in INDEXING and not _is_mask_or_float(graph, noise.node):
-            self._add(index, "permutation", None, sources)
+        if name in _SELECTIONS or (name in INDEXING and not _is_mask_or_float(graph, noise.node)):
+            kind = "other" if name in REPLACEMENTS else "permutation"
+            self._add(index, kind, None, sources)
             return
-        distribution = self._distribution(noise)
-        if distribution is not None and distribution.std == 0:
-            return
-        kind, rate = self._classify(index, noise, distribution)
-        if kind == "dropout":
-            source = next((o.node for o in graph.signals(index)), index)
-            kind = self._elementwise_kind(index, source)
-        site = self._add(index, kind, rate, sources)
-        site.centred = (
-            distribution is not None and name in PRODUCTS and abs(distribution.mean) <= 0.1 * distribution.std
-        )
-
-    def _classify(
-        self, index: int, noise: Operand, distribution: Distribution | None
-    ) -> tuple[str, float | None]:
-        graph = self._graph
-        pooled = self._pooled(noise.node)
-        if distribution is None:
-            return ("drop_block" if pooled else "other"), None
-        name = graph.infos[index].name
-        if distribution.is_mask and distribution.probability is not None:
-            rate = distribution.probability
-            if self._drops_where_true(index, noise):
-                rate = 1 - rate
-            if name in SUMS:
-                return "other", round(rate, 6)
-            return ("drop_block" if pooled else self._mask_kind(index, noise.node)), round(rate, 6)
-        if distribution.discrete is not None:
-            return "other", None
-        source = distribution.source
-        if source in ("randn", "randn_like", "normal", "normal_functional"):
-            if distribution.affine or graph.learned[noise.node]:
-                return "gaussian", distribution.std
-        elif source in ("rand", "rand_like", "uniform") and distribution.affine:
-            return "uniform", distribution.half_width
-        return "other", None
-
-    def _drops_where_true(self, index: int, noise: Operand) -> bool:
-        """Whether a boolean mask marks what is dropped rather than what is kept."""
-        graph = self._graph
-        info, bound = graph.infos[index], bind(graph.nodes[index])
-        if info.name in ("masked_fill", "index_put", "masked_scatter", "index_fill"):
-            return True
-        if info.name == "where" and noise.argument == "condition":
-            kept = next(iterate_refs(bound.get("self")), None)
-            other = next(iterate_refs(bound.get("other")), None)
-            carries = graph.signal if graph.signal[index] else graph.learned
-            data = {operand.ref for operand in graph.operands[index] if carries[operand.node]}
-            return other in data and kept not in data
-        return False
-
-    def _mask_kind(self, index: int, noise: int) -> str:
-        """The kind of a Bernoulli mask from the dimensions over which it varies."""
-        full = self._graph.nodes[index].shape or ()
-        mask = self._drawn_shape(noise)
-        mask = (1,) * (len(full) - len(mask)) + mask[-len(full) :] if full else mask
-        varies = [m > 1 for m in mask]
-        wants = [size > 1 for size in full]
-        if elements(mask) == 1 or (not any(varies[1:]) and any(wants[1:])):
-            return "drop_path"
-        if all(v or not w for v, w in zip(varies[1:], wants[1:], strict=True)):
-            return "dropout"
-        if len(full) >= 4 and varies[1] and not any(varies[2:]):
-            return "channel_dropout"
-        return "channel_dropout" if len(full) == 3 else "dropout"
-
-    def _drawn_shape(self, noise: int) -> tuple[int, ...]:
-        """Shape of a noise value before it was expanded."""
-        graph = self._graph
-        shape = graph.nodes[noise].shape or ()
-        node = noise
-        for _ in range(32):
-            name = graph.infos[node].name
-            noisy = [operand.node for operand in graph.operands[node] if self._noise[operand.node]]
-            if len(noisy) != 1 or (name not in ACTIVATIONS and name not in VIEWS):
-                break
-            node = noisy[0]
-            if name in EXPANSIONS or (name in ACTIVATIONS and graph.elements(node) < elements(shape)):
-                shape = graph.nodes[node].shape or ()
-        return shape
-
-    def _pooled(self, noise: int) -> bool:
-        """Whether the noise was spread over a neighbourhood before use."""
-        graph = self._graph
-        stack, seen = [noise], set()
-        while stack:
-            node = stack.pop()
-            if node in seen or not self._noise[node]:
-                continue
-            seen.add(node)
-            if "pool" in graph.infos[node].name or "conv" in graph.infos[node].name:
-                return True
-            stack.extend(graph.inputs[node])
-        return False
+        site = Site(index, "other", None, [index], sources)
+        if self._classifier.classify(site, noise):
+            self.sites.append(site)
 
 
 def _is_mask_or_float(graph: Graph, node: int) -> bool:

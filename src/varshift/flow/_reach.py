@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from varshift.flow._classify import Site
 from varshift.flow._graph import Graph, elements
-from varshift.flow._noise import Site
 from varshift.flow._norms import norm_input
 from varshift.flow._ops import (
     ACTIVATIONS,

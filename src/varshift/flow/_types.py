@@ -65,7 +65,8 @@ class NoiseSite:
             ``"attention_dropout"``, ``"recurrent_dropout"``, ``"weight_dropout"``, ``"rrelu"``,
             ``"sampling"`` (a random choice that depends on the signal), ``"permutation"`` or ``"other"``.
         rate: Drop probability for the Bernoulli kinds, standard deviation for ``"gaussian"``, half-width
-            for ``"uniform"``; None when unknown.
+            for ``"uniform"`` (of a factor relative to its mean, of a term as it stands); None when unknown
+            or set by the signal.
         source: ``"file:line"`` or None.
         node: Index of the node at which the noise meets the signal.
         reaches: Names of all norm sites downstream.
@@ -78,6 +79,9 @@ class NoiseSite:
         drops: For ``"drop_path"``: what the gate multiplies: ``"branch"``, ``"identity"``,
             ``"everything"`` (there is no other path around it), ``"nothing"`` (the result is not used)
             or None when this cannot be told.
+        additive: Whether the noise is a term (``x + r``) or values of its own beside the signal, and not a
+            factor of it (``x * (1 + r)``, ``x + x * r``): what it does to a variance then depends on how
+            large the signal is.
     """
 
     name: str
@@ -92,6 +96,7 @@ class NoiseSite:
     near: Mapping[str, Path] = field(default_factory=dict)
     pools: tuple[tuple[str, str | None, int], ...] = ()
     drops: str | None = None
+    additive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

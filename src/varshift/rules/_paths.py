@@ -29,19 +29,12 @@ def noise_delta(site: NoiseSite) -> float | None:
     ``v + s2 (v + c**2)``: the ratio is ``1 / (1 + s2)`` for inputs without a mean, and smaller with one.
     None where the noise is of another kind, its rate is not known, or it is added to the signal.
     """
-    if site.kind not in _CLOSED_FORM or site.rate is None:
+    if site.kind not in _CLOSED_FORM or site.rate is None or site.additive:
         return None
     try:
         return theory.noise_delta(theory.noise_variance(site.kind, site.rate))
     except ValueError:  # a rate that this kind cannot have, such as a drop probability of 1
         return None
-
-
-def added(flow: Flow, site: NoiseSite) -> bool:
-    """Whether the noise is a term added to the signal: its effect then depends on how large that is."""
-    if site.kind not in ("gaussian", "uniform") or not 0 <= site.node < len(flow.nodes):
-        return False
-    return _operation(flow.nodes[site.node].op) in _TERMS
 
 
 class Between:

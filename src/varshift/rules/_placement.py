@@ -95,7 +95,7 @@ class NoiseBeforeMaxPool(Rule):
                     yield self._finding(evidence, site, *max(pools, key=lambda item: item[0] or 0.0))
 
     def _ratio(self, site: NoiseSite, window: int) -> float | None:
-        if site.rate is None or site.kind == "alpha_dropout":
+        if site.rate is None or site.additive or site.kind == "alpha_dropout":
             return None
         try:
             return theory.noisy_max_pool_mean_ratio(site.kind, site.rate, window)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import _thresholds as thresholds
 from ._evidence import Evidence
 from ._finding import Confidence, Cure, Finding, Severity
-from ._paths import Between, added, noise_delta
+from ._paths import Between, noise_delta
 from ._reading import (
     RECALIBRATE,
     Shift,
@@ -23,7 +23,7 @@ from ._reading import (
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
-    from varshift.flow import Flow, NoiseSite
+    from varshift.flow import NoiseSite
 
 _MOVE = Cure("move the noise behind the last norm, in front of the classifier, and train again", "unsafe")
 _SLOT = Cure("move it between the branch's last norm and its last weight, and train again", "unsafe")
@@ -184,14 +184,14 @@ class NoiseFeedsNorm(Rule):
                 continue
             worst = _worst(evidence, names)
             if worst is None:
-                yield from self._predicted(flow, between, site, names[0])
+                yield from self._predicted(between, site, names[0])
             elif shift_severity(worst[1].blamed):
                 yield _measured(self, site, *worst, "feeds", (RECALIBRATE, _MOVE, _WEAKEN))
 
-    def _predicted(self, flow: Flow, between: Between, site: NoiseSite, name: str) -> Iterator[Finding]:
+    def _predicted(self, between: Between, site: NoiseSite, name: str) -> Iterator[Finding]:
         if site.kind == "permutation":  # it changes neither mean nor variance
             return
-        bound = None if added(flow, site) else noise_delta(site)
+        bound = noise_delta(site)
         certain = bound is not None and between.keeps_the_factor(site, name)
         severity: Severity = "advice" if bound is None else shift_severity(fold(bound)) or "advice"
         if not certain and severity == "error":
@@ -309,7 +309,7 @@ class NoiseReachesNorm(Rule):
                 continue
             worst = _worst(evidence, names)
             if worst is None:
-                yield from self._suspected(flow, site, names[0])
+                yield from self._suspected(site, names[0])
             elif shift_severity(worst[1].blamed):
                 name, shift = worst
                 others = [other.name for other in flow.noises if other != site and name in other.near]
@@ -323,10 +323,10 @@ class NoiseReachesNorm(Rule):
                     tuple(dict.fromkeys(others)),
                 )
 
-    def _suspected(self, flow: Flow, site: NoiseSite, name: str) -> Iterator[Finding]:
+    def _suspected(self, site: NoiseSite, name: str) -> Iterator[Finding]:
         if site.kind == "permutation":
             return
-        bound = None if added(flow, site) else noise_delta(site)
+        bound = noise_delta(site)
         strong = bound is not None and bound <= 1 - thresholds.NOTABLE_DROP_RATE + 1e-9
         yield Finding(
             code=self.code,
