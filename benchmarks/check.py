@@ -69,8 +69,8 @@ def main() -> None:
     text = (
         "Time of `varshift.check` divided by the time of the bare forward passes (8 batches) or the bare "
         f"exports that it makes: median and quartiles of {rounds} rounds in one run "
-        "(`python benchmarks/check.py`). A check with data captures the network too, at a fixed cost that the "
-        "second column includes; it weighs less the more batches there are."
+        "(`python benchmarks/check.py`). A check with data captures the network too, at a fixed cost that "
+        "the second column includes; it weighs less the more batches there are."
     )
     write("check", "Cost of `check`", text + "\n\n" + table(header, rows))
 

@@ -22,9 +22,9 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
     """Splits a batch into positional inputs, keyword inputs and the target (None without one).
 
     A tensor is the input. Of a tuple or list, the first items are the inputs (as many as ``model.forward``
-    requires, at least one) and the next one, if any, is the target. A mapping is passed by keyword when its
-    keys are arguments of ``forward``; otherwise its only tensor that is not a target is the input, and failing
-    that the mapping itself is.
+    requires, at least one; they may also stand in a tuple or mapping of their own) and the next one, if any,
+    is the target. A mapping is passed by keyword when its keys are arguments of ``forward``; otherwise its
+    only tensor that is not a target is the input, and failing that the mapping itself is.
 
     Raises:
         DataError: If the batch is empty or of another type.
@@ -36,18 +36,21 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         if len(batch) == 0:
             raise DataError("a batch is an empty tuple: expected inputs, or (inputs, targets).")
-        required = min(max(1, _required_inputs(model, len(batch))), len(batch))
-        target = batch[required] if len(batch) > required else None
-        inputs = tuple(batch[:required])
-        if len(inputs) == 1 and isinstance(inputs[0], Mapping) and _accepts(model, inputs[0]):
-            return (), dict(inputs[0]), target
-        if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)) and _required_inputs(model, 1) > 1:
-            return tuple(inputs[0]), {}, target
-        return inputs, {}, target
+        return _split_sequence(model, batch)
     raise DataError(
         f"a batch is a {type(batch).__name__}: expected a tensor, (inputs, targets) or a mapping. "
         "Pass forward= (a function of model and batch) for other structures."
     )
+
+
+def _split_sequence(model: nn.Module, batch: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    first, rest = batch[0], batch[1:]
+    if isinstance(first, Mapping) and _accepts(model, first):
+        return (), dict(first), rest[0] if rest else None
+    if isinstance(first, (tuple, list)) and _required_inputs(model, len(first) + 1) == len(first) > 1:
+        return tuple(first), {}, rest[0] if rest else None
+    required = min(max(1, _required_inputs(model, len(batch))), len(batch))
+    return tuple(batch[:required]), {}, batch[required] if len(batch) > required else None
 
 
 def _split_mapping(model: nn.Module, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

@@ -1,0 +1,127 @@
+"""How batches of all structures are split into inputs and targets."""
+
+from collections import UserDict, namedtuple
+
+import pytest
+import torch
+from torch import nn
+
+import varshift as vs
+from varshift._batches import batch_size, map_tensors, primary_output, split_batch, take_samples
+
+X, Y, Z = torch.zeros(6, 3), torch.ones(6, dtype=torch.long), torch.full((6, 2), 2.0)
+
+
+class One(nn.Module):
+    def forward(self, x, mask=None):
+        return x
+
+
+class Two(nn.Module):
+    def forward(self, x, z, *, scale=1.0):
+        return x
+
+
+class Any(nn.Module):
+    def forward(self, *xs):
+        return xs
+
+
+class Named(nn.Module):
+    def forward(self, pixels, attention_mask=None, labels=None):
+        return pixels
+
+
+class Open(nn.Module):
+    def forward(self, **kwargs):
+        return kwargs
+
+
+Pair = namedtuple("Pair", "x y")
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "args", "kwargs", "target"),
+    [
+        (One(), X, [X], {}, None),
+        (One(), (X,), [X], {}, None),
+        (One(), (X, Y), [X], {}, Y),
+        (One(), [X, Y], [X], {}, Y),
+        (One(), Pair(X, Y), [X], {}, Y),
+        (One(), (X, Y, Z), [X], {}, Y),
+        (Two(), (X, Z), [X, Z], {}, None),
+        (Two(), (X, Z, Y), [X, Z], {}, Y),
+        (Two(), ((X, Z), Y), [X, Z], {}, Y),
+        (Two(), ([X, Z],), [X, Z], {}, None),
+        (Any(), (X, Z, Y), [X, Z], {}, Y),
+        (Any(), ((X, Z), Y), [X, Z], {}, Y),
+        (Named(), {"pixels": X, "labels": Y}, [], {"pixels": X, "labels": Y}, Y),
+        (
+            Named(),
+            {"pixels": X, "attention_mask": Z, "id": "a"},
+            [],
+            {"pixels": X, "attention_mask": Z},
+            None,
+        ),
+        (Named(), UserDict({"pixels": X, "labels": Y}), [], {"pixels": X, "labels": Y}, Y),
+        (Named(), ({"pixels": X}, Y), [], {"pixels": X}, Y),
+        (One(), {"image": X, "label": Y}, [X], {}, Y),
+        (One(), {"image": X, "label": Y, "path": ["a"]}, [X], {}, Y),
+        (Open(), {"a": X, "y": Y}, [], {"a": X, "y": Y}, Y),
+    ],
+)
+def test_split(model, batch, args, kwargs, target):
+    found_args, found_kwargs, found_target = split_batch(model, batch)
+    assert [id(value) for value in found_args] == [id(value) for value in args]
+    assert {key: id(value) for key, value in found_kwargs.items()} == {
+        key: id(value) for key, value in kwargs.items()
+    }
+    assert found_target is target
+
+
+def test_a_mapping_that_fits_nothing_is_the_input_itself():
+    batch = {"left": X, "right": Z}
+    (given,), kwargs, target = split_batch(One(), batch)
+    assert given == batch
+    assert not kwargs
+    assert target is None
+
+
+@pytest.mark.parametrize("batch", [(), {}, 3.0, "text", None])
+def test_what_is_no_batch(batch):
+    with pytest.raises(vs.DataError, match="batch is"):
+        split_batch(One(), batch)
+
+
+def test_primary_output():
+    class Output:
+        logits = X
+
+    for outputs in (
+        X,
+        (X, Z),
+        [X],
+        {"aux": Z, "out": X},
+        {"logits": X, "loss": Y},
+        Output(),
+        {"deep": [(X,)]},
+    ):
+        assert primary_output(outputs) is X
+    assert primary_output("nothing") is None
+
+
+def test_take_samples_cuts_what_has_a_batch_dimension():
+    cut = take_samples({"x": X, "classes": torch.arange(10), "meta": ["a"], "pair": Pair(X, Y)}, 2)
+    assert cut["x"].shape == (2, 3)
+    assert cut["classes"].shape == (10,)
+    assert isinstance(cut["pair"], Pair)
+    assert cut["pair"].y.shape == (2,)
+    assert batch_size(cut) == 2
+
+
+def test_map_tensors_keeps_the_structure():
+    mapped = map_tensors({"a": [X, (Z, "text")], "b": UserDict({"c": Y})}, lambda tensor: tensor + 1)
+    assert torch.equal(mapped["a"][0], X + 1)
+    assert mapped["a"][1][1] == "text"
+    assert isinstance(mapped["b"], UserDict)
+    assert torch.equal(mapped["b"]["c"], Y + 1)

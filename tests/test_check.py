@@ -1,0 +1,218 @@
+"""The front door, as a user of the Python API meets it."""
+
+import json
+
+import jsonschema
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import varshift as vs
+from varshift.report import report_schema
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Net(nn.Module):
+    def __init__(self, p=0.5):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 3)
+        self.p = p
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.dropout(self.conv2(x), self.p, self.training)
+        return self.head(F.relu(self.norm2(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(32, 1, 10, 10, generator=generator), torch.randint(3, (32,), generator=generator))
+        for _ in range(6)
+    ]
+
+
+@pytest.fixture
+def sick(batches):
+    torch.manual_seed(0)
+    net = Net()
+    vs.recalibrate(net, batches, noise=True)
+    return net
+
+
+def test_a_report_tells_where_how_much_and_why(sick, batches):
+    report = vs.check(sick, batches)
+    finding = next(found for found in report.findings if found.code == "VS101")
+    assert finding.severity == "error"
+    assert finding.confidence == "measured"
+    assert finding.where == ""  # functional dropout in the forward of the root module
+    assert finding.cls == "Net"
+    file, line = finding.source.rsplit(":", 1)
+    assert "F.dropout" in open_line(file, int(line))
+    assert finding.evidence["norm"] == "norm2"
+    assert finding.evidence["ratio"] < 0.55
+    assert {found.where for found in report.findings if found.code == "VS207"} == {"norm2"}
+    assert report.layer("norm1").ratio == pytest.approx(1, abs=0.02)
+    assert report.layer("norm2").noise == ("",)
+    assert report.data.batches == 6
+    assert report.data.samples == 192
+    assert report.capture == "export"
+
+
+def open_line(file, number):
+    with open(file) as source:
+        return source.read().splitlines()[number - 1]
+
+
+def test_recalibrating_cures_what_check_finds(sick, batches):
+    assert vs.check(sick, batches).findings
+    vs.recalibrate(sick, batches)
+    assert not vs.check(sick, batches).findings
+
+
+def test_every_kind_of_report_fits_the_schema(sick, batches):
+    for report in (
+        vs.check(sick, batches),
+        vs.check(sick, [x for x, _ in batches]),
+        vs.check(sick, shape=(1, 10, 10)),
+        vs.check(sick, example_inputs=batches[0][0]),
+        vs.check(sick),
+    ):
+        jsonschema.validate(json.loads(report.to_json()), report_schema())
+
+
+def test_without_data_it_says_what_data_would_add(sick):
+    report = vs.check(sick, shape=(1, 10, 10))
+    assert report.data is None
+    assert report.gap is None
+    assert [finding.confidence for finding in report.findings if finding.code == "VS101"] == ["predicted"]
+    assert any("No data were given" in limit for limit in report.limits)
+    assert report.layer("norm2").ratio is None
+
+
+def test_with_nothing_but_the_model_it_reads_the_modules(sick):
+    sick.norm1.momentum = 0.99
+    report = vs.check(sick)
+    assert [finding.code for finding in report.findings] == ["VS204"]
+    assert any("not captured" in limit for limit in report.limits)
+
+
+def test_nothing_of_the_model_changes(sick, batches):
+    for training in (True, False):
+        sick.train(training)
+        sick.norm1.train(not training)
+        before = {key: value.clone() for key, value in sick.state_dict().items()}
+        flags = [module.training for module in sick.modules()]
+        state = torch.get_rng_state()
+        vs.check(sick, batches)
+        assert all(torch.equal(value, before[key]) for key, value in sick.state_dict().items())
+        assert [module.training for module in sick.modules()] == flags
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in sick.modules())
+
+
+def test_same_seed_same_report(sick, batches):
+    assert vs.check(sick, batches, seed=1).to_json() == vs.check(sick, batches, seed=1).to_json()
+
+
+def test_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(3, 6)
+            self.drop, self.norm = nn.Dropout(0.3), nn.BatchNorm1d(6)
+
+        def forward(self, x, y):
+            return self.norm(self.drop(self.a(x) + self.b(y)))
+
+    report = vs.check(Two(), shape=[(4,), (3,)])
+    assert [(noise.name, noise.path, noise.nearest) for noise in report.noises] == [
+        ("drop", "direct", "norm")
+    ]
+    data = [((torch.randn(8, 4), torch.randn(8, 3)), torch.randn(8, 6)) for _ in range(4)]
+    assert vs.check(Two(), data).data.batches == 4
+
+
+def test_wrappers_do_not_matter(sick, batches):
+    plain = vs.check(sick, batches)
+    for wrapped in (nn.DataParallel(sick), torch.compile(sick, backend="eager")):
+        report = vs.check(wrapped, batches)
+        assert [layer.name for layer in report.layers] == [layer.name for layer in plain.layers]
+        assert [layer.ratio for layer in report.layers] == [layer.ratio for layer in plain.layers]
+
+
+def test_own_forward_and_loss(sick, batches):
+    data = [{"scan": x, "diagnosis": y} for x, y in batches]
+    report = vs.check(
+        sick,
+        data,
+        forward=lambda model, batch: model(batch["scan"]),
+        loss=lambda outputs, batch: F.cross_entropy(outputs, batch["diagnosis"]),
+    )
+    assert report.gap.states == pytest.approx(vs.check(sick, batches).gap.states)
+    assert {"VS101", "VS207"} <= set(report.findings_by_code)
+
+
+def test_progress_is_reported(sick, batches):
+    steps = []
+    vs.check(sick, batches, progress=lambda stage, done, total: steps.append((stage, done, total)))
+    assert steps[0][0].startswith("capturing")
+    assert steps[-1][1:] == (30, 30)
+
+
+def test_select_and_ignore(sick, batches):
+    assert {f.code for f in vs.check(sick, batches, select=["VS2"]).findings} == {"VS207"}
+    assert "VS207" not in {f.code for f in vs.check(sick, batches, ignore=["VS207"]).findings}
+    with pytest.raises(vs.VarshiftError, match="VS999"):
+        vs.check(sick, batches, select=["VS999"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loader": []}, "no batches"),
+        ({"loader": [(torch.full((4, 1, 10, 10), torch.nan), torch.zeros(4, dtype=torch.long))]}, "batch 0"),
+        ({"loader": [("words", "only")]}, "without any tensor"),
+        ({"loader": [(torch.zeros(4, 1, 10, 10), torch.full((4,), 7))]}, "3 outputs"),
+        ({"shape": (2, 10, 10)}, r"2, 10, 10"),
+    ],
+)
+def test_bad_input_is_one_clear_error(sick, arguments, message):
+    before = {key: value.clone() for key, value in sick.state_dict().items()}
+    with pytest.raises((vs.DataError, vs.ModelError), match=message):
+        vs.check(sick, **arguments)
+    assert all(torch.equal(value, before[key]) for key, value in sick.state_dict().items())
+
+
+def test_what_is_not_a_module_is_refused(batches):
+    with pytest.raises(vs.ModelError, match=r"expected a torch\.nn\.Module"):
+        vs.check(lambda x: x, batches)
+
+
+def test_core_needs_neither_rich_nor_typer(sick):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "for name in ('rich', 'typer', 'jinja2', 'timm', 'torchvision', 'sklearn', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch, varshift as vs\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(.5), torch.nn.BatchNorm1d(4))\n"
+        "report = vs.check(net, [torch.randn(16, 4) for _ in range(4)])\n"
+        "vs.recalibrate(net, [torch.randn(16, 4)])\n"
+        "assert 'VS207' in str(report), str(report)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
