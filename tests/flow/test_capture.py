@@ -361,6 +361,43 @@ def test_wrong_shape_is_the_users_to_mend(method) -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+def test_part_that_one_mode_uses_is_named_with_the_batch_it_failed_on() -> None:
+    class Auxiliary(Small):
+        """Like an auxiliary classifier: only in train mode, and only for inputs that are large enough."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.Sequential(nn.Conv2d(4, 4, 5), nn.Flatten(), nn.Linear(4, 2))
+
+        def forward(self, x: Tensor) -> Any:
+            return (super().forward(x), self.aux(self.body[0](x))) if self.training else super().forward(x)
+
+    result = capture(Auxiliary(), torch.rand(1, 3, 5, 5))
+    assert result.train is None
+    assert result.eval is not None
+    (failure,) = result.failures
+    assert failure.startswith(
+        "The model could not be captured in train mode (input shapes (2, 3, 5, 5), in 'aux.0' (Conv2d)): "
+    )
+    assert failure.endswith("In eval mode it runs, without this part, which may need larger or more inputs.")
+    assert capture(Auxiliary(), torch.rand(1, 3, 7, 7)).failures == ()
+
+
+def test_failing_module_is_named() -> None:
+    with pytest.raises(ModelError, match=r"\(4, 5, 6, 6\), in 'body\.0' \(Conv2d\)\)"):
+        capture(Small(), torch.rand(4, 5, 6, 6))
+
+
+def test_lazy_modules_want_a_batch_first() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Dropout(0.3), nn.LazyBatchNorm2d())
+    with pytest.raises(ModelError, match=r"'0\.weight' yet: run it once"):
+        capture(model, torch.rand(IMAGES))
+    model(torch.rand(IMAGES))
+    flow = capture(model, torch.rand(IMAGES)).train
+    assert flow is not None
+    assert [(site.name, site.path) for site in flow.noises] == [("1", "direct")]
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ModelError, match="method='fx'"):
         capture(Small(), torch.rand(IMAGES), method="fx")  # type: ignore[arg-type]

@@ -56,13 +56,19 @@ def capture(
         raise ModelError(f"method={method!r}: expected 'auto', 'export' or 'dispatch'.")
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+    lazy = next((name for name, value in _values(model) if torch.nn.parameter.is_lazy(value)), None)
+    if lazy is not None:
+        raise ModelError(
+            f"the model has not set the shape of {lazy!r} yet: run it once on a batch first (lazy modules)."
+        )
     return _Session(unwrap(model), batch, forward or default_forward, method).run()
 
 
 class _Refused(Exception):  # noqa: N818 - carries the error of a tracer or a model, is none itself
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, where: str = "") -> None:
         super().__init__(str(error))
         self.error = error
+        self.where = where  # the innermost module at work, as ``'path' (Class)``
 
 
 class _Session:
@@ -78,8 +84,8 @@ class _Session:
         self._batches = _candidates(move(batch, first.device if first is not None else None))
         self._copies: dict[str, nn.Module | Exception] = {}
         self._seconds = 0.0
-        self._errors: dict[str, Exception] = {}
-        self._failures: list[str] = []
+        self._refused: dict[Mode, list[_Refused]] = {"train": [], "eval": []}  # the last of each batch
+        self._worked: dict[Mode, int] = {}  # which of the batches
 
     def run(self) -> Capture:
         """Captures both modes."""
@@ -90,7 +96,8 @@ class _Session:
     def _mode(self, mode: Mode) -> Flow | None:
         method = self._method
         methods: tuple[CaptureMethod, ...] = ("export", "dispatch") if method == "auto" else (method,)
-        for batch in self._batches:
+        for number, batch in enumerate(self._batches):
+            last = _Refused(ModelError("nothing was tried."))
             limits: list[str] = []
             for method in methods:
                 try:
@@ -99,14 +106,14 @@ class _Session:
                         raw = self._trace(method, model, mode, batch)
                         if _random_position() != drawn:
                             limits.append(_CHANCE.format(mode=mode))
-                        return build_flow(raw, model, self._names, mode, method, tuple(limits))
+                        flow = build_flow(raw, model, self._names, mode, method, tuple(limits))
+                        self._worked[mode] = number
+                        return flow
                 except _Refused as refused:
                     # Export refuses with many types, and a model may raise anything; both are reported.
-                    self._errors[mode] = refused.error
+                    last = refused
                     limits.append(f"Export refused the model in {mode} mode: {_short(refused.error)}.")
-        self._failures.append(
-            f"The model could not be captured in {mode} mode: {_short(self._errors[mode])}."
-        )
+            self._refused[mode].append(last)
         return None
 
     @contextlib.contextmanager
@@ -116,6 +123,8 @@ class _Session:
             try:
                 share = method == "export" and switches_quietly(self._original)
                 self._copies[method] = copy_model(self._original, share=share)
+                if method == "export":
+                    _fix_momentum(self._copies[method])
             except Exception as error:  # whatever a user's __deepcopy__ may raise
                 self._copies[method] = error
         copied = self._copies[method]
@@ -136,19 +145,73 @@ class _Session:
             with torch.compiler.set_stance("force_eager"):
                 return tracer(model, batch, self._forward, self._names)
         except Exception as error:
-            raise _Refused(error) from error
+            raise _Refused(error, _place(error, model, self._names)) from error
         finally:
             self._seconds += time.perf_counter() - started
 
     def _result(self, train: Flow | None, evaluation: Flow | None) -> Capture:
         if train is None and evaluation is None:
-            error = self._errors["eval"]
+            refused = self._refused["eval"][-1]
+            error = refused.error
             if isinstance(error, VarshiftError):
                 raise error
+            place = f", in {refused.where}" if refused.where else ""
             raise ModelError(
-                f"the model cannot be run on the batch given ({_shapes(self._batch)}): {_message(error)}"
+                f"the model cannot be run on the batch given ({_shapes(self._batch)}{place}): "
+                f"{_message(error)}"
             ) from error
-        return Capture(train, evaluation, self._seconds, tuple(self._failures))
+        failures = []
+        if train is None:
+            failures.append(self._failure("train", "eval", evaluation))
+        if evaluation is None:
+            failures.append(self._failure("eval", "train", train))
+        return Capture(train, evaluation, self._seconds, tuple(failures))
+
+    def _failure(self, mode: Mode, other: Mode, flow: Flow | None) -> str:
+        """Why a mode could not be captured: its error on the batch on which the other mode ran."""
+        number = self._worked[other]
+        refused = self._refused[mode][number]
+        place = f", in {refused.where}" if refused.where else ""
+        text = (
+            f"The model could not be captured in {mode} mode ({_shapes(self._batches[number])}{place}): "
+            f"{_short(refused.error)}."
+        )
+        path = refused.where.split("'")[1] if refused.where else ""
+        if path and flow is not None and not any(_inside(node.module, path) for node in flow.nodes):
+            text += f" In {other} mode it runs, without this part, which may need larger or more inputs."
+        return text
+
+
+def _inside(module: str, path: str) -> bool:
+    return module == path or module.startswith(path + ".")
+
+
+def _place(error: BaseException, model: nn.Module, names: dict[str, str]) -> str:
+    """The innermost of the model's modules that was at work when an error was raised."""
+    paths = {id(module): names.get(path, path) for path, module in model.named_modules()}
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and paths.get(id(owner)):
+            place = f"'{paths[id(owner)]}' ({type(owner).__name__})"
+        trace = trace.tb_next
+    return place
+
+
+def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _fix_momentum(copied: Any) -> None:
+    """Gives norms that average over all batches a momentum; they read a counter's value, export cannot.
+
+    How the statistics are updated changes nothing of what is connected to what.
+    """
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
+            module.momentum = 0.1
 
 
 def _candidates(batch: Any) -> list[Any]:
