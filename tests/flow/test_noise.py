@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal
 
 from varshift.flow import NoiseSite, capture
 
@@ -104,6 +105,10 @@ def variational(x: Tensor) -> Tensor:
     return torch.cat([mean + scale * torch.randn_like(scale), mean], 1)
 
 
+def seeded(x: Tensor) -> Tensor:
+    return x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.75)
+
+
 # what it is, its kind, its rate
 LAYERS: dict[str, tuple[nn.Module, str, float | None]] = {
     "dropout": (nn.Dropout(0.3), "dropout", 0.3),
@@ -130,6 +135,9 @@ LAYERS: dict[str, tuple[nn.Module, str, float | None]] = {
     "gaussian": (Layer(lambda x: x + torch.randn_like(x) * 0.25), "gaussian", 0.25),
     "gaussian_product": (Layer(lambda x: x * (1 + 0.35 * torch.randn_like(x))), "gaussian", 0.35),
     "gaussian_in_place": (Layer(lambda x: x + torch.empty_like(x).normal_(0, 0.5)), "gaussian", 0.5),
+    "distribution": (Layer(lambda x: x * Normal(1.0, 0.3).sample(x.shape)), "gaussian", 0.3),
+    "distribution_of_masks": (Layer(lambda x: x * Bernoulli(0.6).sample(x.shape)), "dropout", 0.4),
+    "seeded": (Layer(seeded), "dropout", 0.25),
     "uniform": (Layer(lambda x: x + torch.empty_like(x).uniform_(-0.1, 0.3)), "uniform", 0.2),
     "relative": (Layer(lambda x: x + 0.1 * x.std() * torch.randn_like(x)), "gaussian", None),
     "variational": (Layer(variational), "gaussian", None),

@@ -156,20 +156,24 @@ class Evaluator:
             return "uniform", (float(bound["from"]), float(bound["to"]))
         if name in ("randn", "randn_like"):
             return "normal", (0.0, 1.0)
-        if name == "normal" and all(isinstance(bound.get(key), (int, float)) for key in ("mean", "std")):
-            return "normal", (float(bound["mean"]), float(bound["std"]))
+        if name == "normal":
+            mean, std = self._number(bound.get("mean")), self._number(bound.get("std"))
+            return None if mean is None or std is None else ("normal", (mean, std))
         if name == "bernoulli":
-            p = bound.get("p")
-            if not isinstance(p, (int, float)):
-                ref = next(iterate_refs(p if p is not None else bound.get("self")), None)
-                p = self.constant(ref) if ref is not None else None
-            return None if p is None else ("bernoulli", (float(p), 0.0))
+            p = self._number(bound["p"] if bound.get("p") is not None else bound.get("self"))
+            return None if p is None else ("bernoulli", (p, 0.0))
         if name in ("dropout", "native_dropout", "feature_dropout"):
-            ref = next(iterate_refs(bound.get("input")), None)
-            filled = self.constant(ref) if ref is not None else None
+            filled = self._number(bound.get("input"))
             p = float(bound["p"])
             return None if filled is None or p >= 1 else ("bernoulli", (1 - p, filled / (1 - p)))
         return None
+
+    def _number(self, value: Any) -> float | None:
+        """A parameter of a distribution: a number, or a tensor that holds one number everywhere."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        ref = next(iterate_refs(value), None)
+        return None if ref is None else self.constant(ref)
 
     def _push(
         self, node: int, order: list[int], source: int, base: tuple[str, tuple[float, float]]

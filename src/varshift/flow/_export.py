@@ -187,7 +187,9 @@ class _Reader:
         self.nodes.append(node)
         return Ref(len(self.nodes) - 1)
 
-    def _placeholder(self, node: fx.Node) -> Ref:
+    def _placeholder(self, node: fx.Node) -> Ref | None:
+        if not isinstance(node.meta.get("val"), Tensor):
+            return None  # an object that the model holds, such as a generator of random numbers
         shape, dtype = first_shape(node.meta.get("val"))
         role, target, value = self.roles.get(node.name, ("input", None, None))
         return self._add(RawNode(role, shape=shape, dtype=dtype, target=target, value=value))
