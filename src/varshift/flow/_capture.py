@@ -89,7 +89,7 @@ class _Session:
 
     def run(self) -> Capture:
         """Captures both modes."""
-        with _quiet(), _random_state():
+        with _quiet(), _random_state(), _whole_attention():
             train, evaluation = self._mode("train"), self._mode("eval")
         return self._result(train, evaluation)
 
@@ -263,6 +263,17 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _whole_attention() -> Iterator[None]:
+    """Switches off the path by which transformers run a whole layer as one operation in eval mode."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextlib.contextmanager

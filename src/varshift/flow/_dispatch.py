@@ -73,7 +73,7 @@ class _Recorder(TorchDispatchMode):
                 self._register(tensor, node)
 
     def _register(self, tensor: Tensor, node: RawNode) -> Ref:
-        node.shape, node.dtype = tuple(tensor.shape), tensor.dtype
+        node.shape, node.dtype = first_shape(tensor)
         self.nodes.append(node)
         reference = Ref(len(self.nodes) - 1)
         self._bind(tensor, reference)
@@ -107,6 +107,7 @@ class _Recorder(TorchDispatchMode):
         known = self._results.get(id(tensor))
         if isinstance(known, Ref):
             return known
+        shape, dtype = first_shape(tensor)
         if known is not None:  # one result of several: named when it is first read
             source, position = known
             self.nodes.append(
@@ -116,8 +117,8 @@ class _Recorder(TorchDispatchMode):
                     (source, position),
                     module=self._module(),
                     frames=self.nodes[source.index].frames,
-                    shape=tuple(tensor.shape),
-                    dtype=tensor.dtype,
+                    shape=shape,
+                    dtype=dtype,
                 )
             )
             self._results[id(tensor)] = Ref(len(self.nodes) - 1)
@@ -126,10 +127,10 @@ class _Recorder(TorchDispatchMode):
         if owner is not None:
             node = self.nodes[owner]
             alias = RawNode("call", torch.ops.aten.alias.default, (Ref(owner),), module=self._module())
-            if tuple(tensor.shape) == node.shape:
+            if shape == node.shape:
                 self._bind(tensor, Ref(owner))
                 return Ref(owner)
-            alias.shape, alias.dtype = tuple(tensor.shape), tensor.dtype
+            alias.shape, alias.dtype = shape, dtype
             self.nodes.append(alias)
             self._bind(tensor, Ref(len(self.nodes) - 1))
             return Ref(len(self.nodes) - 1)

@@ -71,6 +71,8 @@ def iterate_refs(value: Any) -> Iterator[int]:
 def first_shape(value: Any) -> tuple[tuple[int, ...] | None, torch.dtype | None]:
     """Shape and element type of the first tensor in a result."""
     if isinstance(value, Tensor):
+        if value.is_nested:  # rows of different lengths: there is no one shape
+            return None, value.dtype
         return tuple(int(size) for size in value.shape), value.dtype
     if isinstance(value, (tuple, list)):
         for item in value:
