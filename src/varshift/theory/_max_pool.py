@@ -21,7 +21,7 @@ def noisy_max_pool_mean_ratio(kind: str, rate: float, window: int) -> float:
     For half-normal inputs ``h`` and independent factors ``m`` with ``E[m] = 1`` it is
     ``E[max m_i h_i] / E[max h_i]``. Every noise spreads the values and so raises their maximum; nothing
     compensates for it in evaluation. With the distribution ``F`` of one ``m h`` and ``n`` values in the
-    window:
+    window::
 
         E[max] = integral over x > 0 of 1 - F(x)**n  -  integral over x < 0 of F(x)**n
 

@@ -47,7 +47,7 @@ def half_normal_moments(std: float = 1.0) -> Moments:
 def relu_moments(mean: float = 0.0, std: float = 1.0) -> Moments:
     """Moments of ``max(z, 0)`` with ``z ~ N(mean, std**2)``.
 
-    With ``a = mean / std`` and the standard normal density phi and distribution Phi:
+    With ``a = mean / std`` and the standard normal density phi and distribution Phi::
 
         E[max(z, 0)]    = mean Phi(a) + std phi(a)
         E[max(z, 0)**2] = (mean**2 + std**2) Phi(a) + mean std phi(a)

@@ -121,7 +121,7 @@ def max_pool_mean_ratio(keep: float, window: int) -> float:
     For half-normal inputs: ``E[max of the window with each value kept with probability keep and scaled by
     1 / keep, else 0] / E[max of the whole window]``. The maximum of a random subset is little smaller than
     that of all, so the rescaling is not compensated and the mean is up to ``1 / keep`` too large in training:
-    1.43 for a window of 2 x 2 at keep 0.5. With ``T(x) = erfc(x / sqrt(2))``, the chance of exceeding x:
+    1.43 for a window of 2 x 2 at keep 0.5. With ``T(x) = erfc(x / sqrt(2))``, the chance of exceeding x::
 
         E[max of n kept values] = integral over x > 0 of 1 - (1 - keep T(x))**n
 

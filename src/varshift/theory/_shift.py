@@ -194,7 +194,7 @@ def delta_b(
 ) -> float:
     """Shift of Dropout-(b): dropout, then a weight layer, then the norm.
 
-    With ``K = alignment`` and ``rho = correlation``:
+    With ``K = alignment`` and ``rho = correlation``::
 
         delta = (v + v rho (K - 1)) / (V1 + v rho (K - 1)),   V1 = (c**2 + v) / keep - c**2
 
