@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,7 +137,16 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(*(map_tensors(item, function) for item in value))
     if isinstance(value, (tuple, list)):
         return type(value)(map_tensors(item, function) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        mapped = copy.copy(value)
+        for name, item in _fields(value).items():
+            object.__setattr__(mapped, name, map_tensors(item, function))  # a frozen one, too
+        return mapped
     return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _rebuild_mapping(original: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
@@ -145,20 +156,53 @@ def _rebuild_mapping(original: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any
         return mapped
 
 
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors inside a nested batch, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from tensors(_fields(value))
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The first tensor inside a nested batch."""
-    if isinstance(value, Tensor):
-        return value
-    items = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    )
-    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+    return next(tensors(value), None)
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples in a batch: the length of its first tensor's first dimension."""
+    """Number of samples in a batch: the length of its first tensor's first dimension.
+
+    A batch of lists with one entry per sample, as detectors take them, has the length of its lists.
+    """
+    listed = _samples_in_lists(batch)
+    if listed is not None:
+        return listed
     tensor = first_tensor(batch)
     return 1 if tensor is None or tensor.dim() == 0 else int(tensor.shape[0])
+
+
+def _samples_in_lists(batch: Any) -> int | None:
+    """Number of samples where inputs, and targets if any, are lists with one entry per sample."""
+    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], (tuple, list)):
+        return None
+    inputs, count = batch[0], len(batch[0])
+    if count == 0 or not all(isinstance(item, Tensor) for item in inputs):
+        return None
+    targets = batch[1] if len(batch) > 1 else None
+    if isinstance(targets, (tuple, list)) and len(targets) == count and not isinstance(targets[0], Tensor):
+        return count
+    # Tensors of several inputs share the samples' dimension; images of different sizes do not share theirs.
+    return count if len({item.shape for item in inputs}) > 1 and not _share_first(batch) else None
+
+
+def _share_first(batch: Any) -> bool:
+    return len({tensor.shape[:1] for tensor in tensors(batch)}) == 1
 
 
 def take_samples(batch: Any, count: int) -> Any:
@@ -166,6 +210,11 @@ def take_samples(batch: Any, count: int) -> Any:
     size = batch_size(batch)
     if size <= count:
         return batch
+    if _samples_in_lists(batch) is not None:
+        cut = [
+            item[:count] if isinstance(item, (tuple, list)) and len(item) == size else item for item in batch
+        ]
+        return type(batch)(cut)
     return map_tensors(
         batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.shape[0] == size else tensor
     )

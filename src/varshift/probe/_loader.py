@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from varshift._batches import batch_size, first_tensor, move
 from varshift._errors import DataError
@@ -38,6 +38,16 @@ def draw(
             f"loader is a {type(loader).__name__}: expected an iterable of batches. "
             "Wrap a single batch in a list: [batch]."
         )
+    if isinstance(loader, Dataset) and not hasattr(loader, "__iter__"):
+        raise DataError(
+            f"loader is a {type(loader).__name__}, which yields single samples: "
+            "wrap it in a torch.utils.data.DataLoader."
+        )
+    if _is_one_batch(loader):
+        raise DataError(
+            f"loader is a {type(loader).__name__} of tensors of different kinds: this looks like one batch, "
+            "not like several. Wrap it in a list: [batch]."
+        )
     count = 0
     for batch in islice(iter(loader), max_batches):
         if first_tensor(batch) is None and not hasattr(batch, "__dict__"):
@@ -45,10 +55,21 @@ def draw(
                 f"batch {count} is a {type(batch).__name__} without any tensor: expected a tensor, "
                 "(inputs, targets) or a mapping of tensors."
             )
+        if batch_size(batch) == 0:
+            raise DataError(f"batch {count} is empty: its tensors hold no samples. Skip such batches.")
         yield count, move(batch, device)
         count += 1
     if count == 0:
         raise DataError("the loader yielded no batches: check that its data set is not empty.")
+
+
+def _is_one_batch(loader: Any) -> bool:
+    """Whether a pair of tensors was passed for a loader: batches of the same loader are of one kind."""
+    if not isinstance(loader, (tuple, list)) or len(loader) < 2:
+        return False
+    if not all(isinstance(item, Tensor) for item in loader):
+        return False
+    return len({(item.dtype, item.dim()) for item in loader}) > 1
 
 
 class FiniteWatch:

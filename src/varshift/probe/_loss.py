@@ -26,10 +26,11 @@ def target_of(model: nn.Module, batch: Any) -> Any:
 def batch_loss(outputs: Any, target: Any, batch: Any, loss: Loss | None) -> float | None:
     """Mean loss over one batch, None when there is nothing to compare with.
 
-    The user's function is called as ``loss(outputs, targets)`` with the outputs as the model returned them (and
-    the whole batch in place of targets that could not be found). Without one: the model's own ``.loss``;
-    cross-entropy for class indices; binary cross-entropy for 0/1 integers of the same shape as the outputs;
-    mean squared error for float targets.
+    The user's function is called as ``loss(outputs, targets)`` with the outputs as the model returned them
+    (and the whole batch in place of targets that could not be found). Without one: the model's own ``.loss``,
+    or its first output where that is a single number without dimensions; cross-entropy for class indices;
+    binary cross-entropy for 0/1 integers of the same shape as the outputs; mean squared error for float
+    targets.
 
     Raises:
         DataError: If targets and outputs do not fit together.
@@ -37,22 +38,33 @@ def batch_loss(outputs: Any, target: Any, batch: Any, loss: Loss | None) -> floa
     """
     if loss is not None:
         value = loss(outputs, batch if target is None else target)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            return float(value.detach())
-        if isinstance(value, (int, float)):
-            return float(value)
-        raise ModelError(
-            f"loss= returned {_describe(value)}: expected one number. Average over the batch inside the function."
-        )
+        number = _number(value.detach() if isinstance(value, Tensor) else value)
+        if number is None:
+            raise ModelError(
+                f"loss= returned {_describe(value)}: expected one number. "
+                "Average over the batch inside the function."
+            )
+        return number
     own = getattr(outputs, "loss", None)
     if own is None and isinstance(outputs, dict):
         own = outputs.get("loss")
     if isinstance(own, Tensor) and own.numel() == 1:
         return float(own.detach())
     output = primary_output(outputs)
-    if output is None or not isinstance(target, Tensor) or not output.is_floating_point():
+    if output is None or not output.is_floating_point():
+        return None
+    if output.dim() == 0:
+        return float(output.detach())
+    if not isinstance(target, Tensor):
         return None
     return float(_default_loss(output.float() if output.dtype != torch.float64 else output, target).detach())
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # no number, or more than one
+        return None
 
 
 def _default_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -72,8 +84,8 @@ def _default_loss(output: Tensor, target: Tensor) -> Tensor:
     classes, valid = output.shape[1], target[target != -100]
     if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= classes):
         raise DataError(
-            f"targets run from {int(valid.min())} to {int(valid.max())}, but the model has {classes} outputs: "
-            "pass a model and data that belong together, or loss= for another convention."
+            f"targets run from {int(valid.min())} to {int(valid.max())}, but the model has {classes} outputs:"
+            " pass a model and data that belong together, or loss= for another convention."
         )
     return F.cross_entropy(output, target.long())
 
@@ -114,6 +126,6 @@ def _describe(value: Any) -> str:
 
 def _mismatch(output: Tensor, target: Tensor) -> str:
     return (
-        f"outputs of shape {tuple(output.shape)} and {str(target.dtype).removeprefix('torch.')} targets of shape "
-        f"{tuple(target.shape)} fit no default loss. Pass loss= (a function of outputs and targets)."
+        f"outputs of shape {tuple(output.shape)} and {str(target.dtype).removeprefix('torch.')} targets of "
+        f"shape {tuple(target.shape)} fit no default loss. Pass loss= (a function of outputs and targets)."
     )
