@@ -12,7 +12,14 @@ from varshift.probe._norms import Norm
 
 
 class Bank:
-    """The norms of one device and one statistics type: their scratch buffers and accumulators, laid flat."""
+    """The norms of one device and one statistics type: their scratch buffers and accumulators, laid flat.
+
+    Attributes:
+        norms: The norms.
+        slices: Where each norm's channels lie, by name.
+        moments: The accumulators.
+        shared: Names of the norms that were called several times within one batch.
+    """
 
     def __init__(
         self, norms: Sequence[Norm], device: torch.device, dtype: torch.dtype, *, average: bool, series: bool
@@ -32,6 +39,7 @@ class Bank:
         self.var = torch.zeros_like(self.mean)
         self.channels = torch.tensor(sizes, device=home)
         self.counts = [0] * len(sizes)
+        self.shared: set[str] = set()
         self._expanded: dict[tuple[int, ...], Tensor] = {}
         momentum = [
             0.1 if norm.momentum is None and norm.kind == "custom" else norm.momentum for norm in norms
@@ -54,6 +62,7 @@ class Bank:
     def scratch(self, norm: Norm, count: int) -> tuple[Tensor, Tensor]:
         """The place for one call's mean and unbiased variance over `count` values per channel."""
         if self.counts[self.index[norm.name]]:  # a shared norm is called again within one batch
+            self.shared.add(norm.name)
             self._flush_one(norm)
         self.counts[self.index[norm.name]] = count
         part = self.slices[norm.name]

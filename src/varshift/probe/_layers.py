@@ -39,6 +39,9 @@ def measure_layers(
     """
     estimates = [tap.estimates(estimator) for tap in (train, clean, shipped, healthy, noisy)]
     in_train, in_clean = _series(train), _series(clean)
+    # The calls of a shared norm differ by where they stand in the network, not as batches do.
+    for name in clean.shared:
+        in_clean.pop(name, None)
     return tuple(_measure(norm, estimates, in_train, in_clean, train) for norm in norms)
 
 
@@ -67,7 +70,9 @@ def _measure(
     log_ratio = ((real_var + eps) / (moving_var + eps)).log()
     offset = (real_mean - moving_mean) / (real_var + eps).sqrt()
     stale = _staleness(norm, train, in_train[norm.name], moving_mean, moving_var, eps)
-    effective, effective_error = _effective_batch(*in_clean[norm.name])
+    effective, effective_error = (
+        _effective_batch(*in_clean[norm.name]) if norm.name in in_clean else (None, None)
+    )
     return LayerMeasurement(
         name=norm.name,
         reached=True,

@@ -74,7 +74,8 @@ class Moments:
         self._reference = zeros()
         self._sum_mean, self._sum_mean2 = zeros(), zeros()
         self._sum_moment, self._sum_moment2, self._sum_cross = zeros(), zeros(), zeros()
-        self._sum_within, self._sum_within_var = zeros(), zeros()
+        self._sum_within, self._sum_within_var, self._spread = zeros(), zeros(), zeros()
+        self._sum_count2, self._sum_weighted, self._sum_weighted2 = zeros(), zeros(), zeros()
 
     def add(self, count: Tensor, mean: Tensor, var: Tensor, part: slice = slice(None)) -> None:
         """Adds one batch.
@@ -119,8 +120,13 @@ class Moments:
         self._sum_moment[part] += moment
         self._sum_moment2[part] += moment.square()
         self._sum_cross[part] += moment * shifted
-        self._sum_within[part] += within
+        self._sum_within[part] += batch.squares
         self._sum_within_var[part] += batch.var
+        self._spread[part] += batch.count > 1
+        weighted = batch.count * shifted
+        self._sum_count2[part] += batch.count.square()
+        self._sum_weighted[part] += weighted
+        self._sum_weighted2[part] += weighted * shifted
 
     def average(
         self, start_mean: Tensor | None = None, start_var: Tensor | None = None
@@ -164,18 +170,23 @@ class Moments:
         return mean_error, var_error
 
     def within(self, part: slice = slice(None)) -> Tensor:
-        """Mean over batches of the unbiased within-batch variance: what a norm's moving average estimates."""
-        return self._sum_within_var[part] / self.batches[part].clamp_min(1)
+        """Mean over batches of the unbiased within-batch variance: what a norm's moving average estimates.
+
+        Batches of a single value per channel have none and are left out.
+        """
+        return self._sum_within_var[part] / self._spread[part].clamp_min(1)
 
     def effective_batch(self) -> tuple[Tensor, Tensor]:
-        """Mean within-batch variance and variance of the batch means, per channel.
+        """Mean within-batch variance, and variance of the means of batches of typical size, per channel.
 
-        Their ratio is the number of independent values that a batch is worth.
+        Their ratio is the number of independent values that a batch is worth. The mean of ``n`` values varies
+        as ``1 / n``, so the squared deviations are weighted by ``n``: a small last batch then counts for as
+        much as any other. The typical size is the one in which a value finds itself, ``sum n^2 / sum n``.
         """
-        k = self.batches
-        mean_bar = self._sum_mean / k.clamp_min(1)
-        between = (self._sum_mean2 - k * mean_bar.square()).clamp_min(0) / (k - 1).clamp_min(1)
-        return self._sum_within / k.clamp_min(1), between
+        count = self.pool.count.clamp_min(1)
+        deviations = (self._sum_weighted2 - self._sum_weighted.square() / count).clamp_min(0)
+        between = deviations / (self.batches - 1).clamp_min(1) * count / self._sum_count2.clamp_min(1)
+        return self._sum_within / count, between
 
 
 def rms(values: Tensor) -> float:
