@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from varshift._batches import Forward, batch_size
-from varshift._errors import ModelError
-from varshift.flow import Capture, capture, unwrap
+from varshift.flow import Capture, capture
 from varshift.probe import (
     Measurement,
     ModeFacts,
@@ -21,8 +20,10 @@ from varshift.probe import (
     measure,
     mode_facts,
     model_device,
+    network_of,
     norm_facts,
     preserved,
+    require_values,
 )
 from varshift.report import Report, build_report
 from varshift.rules import Evidence, run_rules
@@ -53,8 +54,8 @@ def check(
     """Finds out why a network is good in ``train()`` and bad in ``eval()``.
 
     With a loader the network is run in all its states on the same batches and every norm is measured. With
-    example inputs or a shape only, the network is captured and the placement rules run. With neither, only what
-    the modules say about themselves is looked at. The report says what could not be seen.
+    example inputs or a shape only, the network is captured and the placement rules run. With neither, only
+    what the modules say about themselves is looked at. The report says what could not be seen.
 
     The model is left exactly as it was found: flags, buffers, hooks and random states.
 
@@ -64,11 +65,12 @@ def check(
             Pass the training data with its augmentation: running statistics are compared with it.
         example_inputs: Instead of a loader, one batch without targets: a tensor or a tuple of tensors.
         shape: Instead of a loader, the shape of an input without the batch dimension, or several of them.
-        forward: Function of model and batch that runs the model. By default the inputs are the first items of a
-            batch, as many as ``model.forward`` requires, or the entries of a mapping that it accepts.
-        loss: Function of outputs and targets, returning one number. By default cross-entropy for class indices,
-            mean squared error for float targets, the model's own ``.loss``; without targets the outputs of the
-            states are compared.
+        forward: Function of model and batch that runs the model, and returns its outputs or, as a tensor
+            without dimensions, the loss itself. By default the inputs are the first items of a batch, as many
+            as ``model.forward`` requires, or the entries of a mapping that it accepts.
+        loss: Function of outputs and targets, returning one number. By default cross-entropy for class
+            indices, mean squared error for float targets, the model's own ``.loss``; without targets the
+            outputs of the states are compared.
         max_batches: Number of batches to draw; they are kept in memory and used in every state.
         device: Where to put the batches; by default the model's device.
         estimator: ``"pooled"``, or ``"ema"`` for the measuring protocol of Li et al. 2018.
@@ -86,7 +88,9 @@ def check(
         DataError: If the loader yields nothing, or inputs that are not finite or of an unknown structure.
         VarshiftError: If a rule code is unknown.
     """
-    network = _network(model)
+    network = network_of(model)
+    if loader is not None:
+        require_values(network)
     known = Evidence(train=None, eval=None)
     run_rules(known, select, ignore)  # an unknown code should not cost a measurement
     norms = find_norms(network)
@@ -133,18 +137,6 @@ def check(
     )
 
 
-def _network(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
-    network = unwrap(model)
-    if isinstance(network, torch.jit.ScriptModule):
-        raise ModelError(
-            f"model is a {type(network).__name__}: the inside of a scripted module cannot be seen. "
-            "Pass the module it was made from."
-        )
-    return network
-
-
 def _example(network: nn.Module, inputs: Any, shape: Any, device: torch.device | str) -> Any:
     if inputs is not None:
         return inputs
@@ -176,8 +168,8 @@ def _limits(captured: Capture | None, measurement: Measurement | None) -> tuple[
         limits.extend(captured.limits)
     if measurement is None:
         limits.append(
-            "No data were given: nothing was measured. With a loader the shift at every norm and its share of "
-            "the loss gap are measured, and findings that are only suspected here are confirmed or dropped."
+            "No data were given: nothing was measured. With a loader the shift at every norm and its share "
+            "of the loss gap are measured, and findings only suspected here are confirmed or dropped."
         )
     else:
         limits.extend(measurement.limits)

@@ -32,6 +32,22 @@ def test_norms_that_normalise_with_the_batch_in_evaluation(build, values, expect
     assert found(build, build.facts(), evaluation=flow) == ([expected] if expected else [])
 
 
+def test_norms_with_statistics_that_training_does_not_update(build):
+    assert found(build, build.facts(tracks=False)) == [("bn", "warning", "not_tracking")]
+    assert found(build, build.facts(tracks=False, live=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("bn", "The norm module 'bn'"), ("head", "The norm at 'head'"), ("", "A norm in the model")],
+)
+def test_a_functional_norm_is_not_called_a_module(build, name, start):
+    flow = build.flow(norms=[build.norm(name, tracked=False)], mode="eval")
+    evidence = build.evidence(build.facts(), eval=flow)
+    (finding,) = build.findings("VS401", evidence)
+    assert finding.message.startswith(start)
+
+
 def test_a_stuck_norm_is_reported_once(build):
     flow = build.flow(norms=[build.norm()], mode="eval")
     assert found(build, build.facts(), evaluation=flow, stuck_training={"bn": "BatchNorm2d"}) == [

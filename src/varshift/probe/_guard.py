@@ -24,8 +24,15 @@ class _Buffer:
         if self.module._buffers.get(self.name) is not self.tensor:
             self.module._buffers[self.name] = self.tensor
         if self.version is None or _version(self.tensor) != self.version:
-            with torch.no_grad():
-                self.tensor.copy_(self.copy)
+            write(self.tensor, self.copy)
+
+
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Overwrites a buffer in place, wherever it was made."""
+    # A tensor made in inference mode can be written to in inference mode only.
+    context = torch.inference_mode() if tensor.is_inference() else torch.no_grad()
+    with context:
+        tensor.copy_(value)
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -67,10 +74,16 @@ class Snapshot:
 
     def restore(self) -> None:
         """Gives every flag and buffer its value back, bit for bit."""
-        for module, training in self._flags:
-            if module.training != training:
-                module.training = training
-        self.restore_buffers()
+        root, training = self._flags[0]
+        try:
+            if root.training != training:
+                # Models that do more than flip a flag (merge and split adapters, say) undo it by themselves.
+                root.train(training)
+        finally:
+            for module, training in self._flags:
+                if module.training != training:
+                    module.training = training
+            self.restore_buffers()
 
 
 @contextmanager

@@ -82,8 +82,9 @@ def run_instance_norm(call: NormCall, mean: Tensor | None, var: Tensor | None, *
     return torch.instance_norm(call.input, call.weight, call.bias, mean, var, training, 1.0, call.eps, cudnn)
 
 
-def like(value: Tensor, model: Tensor | None) -> Tensor:
-    return value if model is None or value.dtype == model.dtype else value.to(model.dtype)
+def like(value: Tensor | None, model: Tensor | None) -> Tensor | None:
+    """The value in the type of another tensor."""
+    return value if value is None or model is None or value.dtype == model.dtype else value.to(model.dtype)
 
 
 def kernel_takes(call: NormCall, dtype: torch.dtype) -> bool:
@@ -118,8 +119,8 @@ def batch_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
 def rows_are_faster(x: Tensor) -> bool:
     """Whether the moments are cheaper through those of each sample's maps than through the batch norm kernel.
 
-    On contiguous maps in main memory torch's batch norm kernel walks scalar by scalar with a stride; reductions
-    over each map use vector instructions and are several times as fast.
+    On contiguous maps in main memory torch's batch norm kernel walks scalar by scalar with a stride;
+    reductions over each map use vector instructions and are several times as fast.
     """
     rows = x.shape[0] * x.shape[1]
     return (
@@ -163,7 +164,7 @@ def _careful_moments(x: Tensor, samples: int, channels: int, size: int) -> tuple
 
 
 def instance_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
-    """Writes what an instance norm averages: means over instances of each one's mean and unbiased variance."""
+    """Writes what an instance norm averages: means over instances of their mean and unbiased variance."""
     values = x.detach().to(mean_out.dtype).flatten(2)
     var, mean = torch.var_mean(values, 2, correction=min(1, values.shape[2] - 1))
     mean_out.copy_(mean.mean(0))

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from varshift._batches import Forward, batch_size, default_forward, map_tensors, primary_output, take_samples
-from varshift.flow import unwrap
 from varshift.probe._gap import StateLosses, build_gap
 from varshift.probe._guard import Snapshot, preserved
 from varshift.probe._layers import measure_layers
 from varshift.probe._loader import FiniteWatch, draw
 from varshift.probe._loss import Loss, batch_loss, correct, relative_l2, target_of
+from varshift.probe._network import network_of, require_values
 from varshift.probe._norms import Norm, find_norms
 from varshift.probe._pass import Progress, eager, run_pass
 from varshift.probe._recalibrate import Estimator
 from varshift.probe._states import live_norms, set_noise
 from varshift.probe._tap import Policy, Statistics, Tap
-from varshift.probe._types import Measurement
+from varshift.probe._types import Gap, LayerMeasurement, Measurement
 
 # Outputs are kept for comparison only where there are no targets, and only up to this many bytes a state.
 _OUTPUT_BYTES = 2**28
@@ -56,21 +56,22 @@ def measure(
 ) -> Measurement:
     """Measures every norm and the gap between training and deployment.
 
-    Five passes over the same batches: ``train``; ``clean``; ``eval`` as shipped; ``eval`` with the statistics of
-    the clean pass; ``eval`` with the statistics of the train pass. No pass writes to the model: statistics are
-    exchanged at the norms' kernels. Flags, buffers and random states are restored bit for bit.
+    Five passes over the same batches: ``train``; ``clean``; ``eval`` as shipped; ``eval`` with the statistics
+    of the clean pass; ``eval`` with the statistics of the train pass. No pass writes to the model: statistics
+    are exchanged at the norms' kernels. Flags, buffers and random states are restored bit for bit.
 
     Args:
         model: The model; compiled models and data-parallel wrappers are unwrapped.
         batches: The batches, on the model's device.
         forward: Function of model and batch that runs the model.
         loss: Function of outputs and targets.
-        estimator: ``"pooled"``, or ``"ema"`` for the protocol of Li et al. 2018: moving averages of within-batch
-            variances with each norm's momentum, in place of pooled ones.
+        estimator: ``"pooled"``, or ``"ema"`` for the protocol of Li et al. 2018: moving averages of
+            within-batch variances with each norm's momentum, in place of pooled ones.
         seed: Seed of the noise.
         progress: Called with stage, batches done and batches in all.
     """
-    network = unwrap(model)
+    network = network_of(model)
+    require_values(network)
     norms = find_norms(network)
     with preserved(network, seed=seed) as snapshot, eager():
         probe = _Probe(
@@ -102,7 +103,8 @@ class _Probe:
         progress: Progress | None,
     ) -> None:
         self._network, self._norms, self._batches = network, norms, batches
-        self._forward, self._loss, self._estimator = forward, loss, estimator
+        self._forward, self._loss = forward, loss
+        self._estimator: Estimator = estimator
         self._snapshot, self._progress = snapshot, progress
         self._done, self._passes = 0, 5
         self._targets = [target_of(network, batch) for batch in batches]
@@ -130,17 +132,20 @@ class _Probe:
             noisy.tap,
             estimator=self._estimator,
         )
+        gap = build_gap(
+            {name: StateLosses(state.losses, state.correct, state.outputs) for name, state in states.items()},
+            sizes,
+        )
         limits = [
-            f"norm '{norm.name}' ({type(norm.module).__name__}) could not be measured: its channels were not found"
+            f"norm '{norm.name}' ({type(norm.module).__name__}) could not be measured: "
+            "its channels were not found"
             for norm in self._norms
             if norm.name in shipped.tap.by_hand and not any(x.name == norm.name and x.reached for x in layers)
         ]
-        losses = {
-            name: StateLosses(state.losses, state.correct, state.outputs) for name, state in states.items()
-        }
+        limits.extend(_not_finite(gap, layers))
         return Measurement(
             layers=layers,
-            gap=build_gap(losses, sizes),
+            gap=gap,
             batches=len(self._batches),
             samples=sum(sizes),
             eval_repeat_difference=repeat,
@@ -209,7 +214,7 @@ class _Probe:
             result.outputs.append(output.detach().to("cpu", copy=True))
 
     def _compare_outputs(self) -> tuple[float | None, float | None]:
-        """Whether two runs in state ``eval`` agree, and whether a sample's output depends on its batch mates."""
+        """Whether two runs in state ``eval`` agree, and whether outputs depend on a sample's batch mates."""
         set_noise(self._network, self._norms, False)
         batch = take_samples(self._batches[0], 8)  # enough for batch mates to matter, and cheap
         half = max(1, batch_size(batch) // 2)
@@ -236,6 +241,21 @@ class _Probe:
     def _output(self, batch: Any) -> Tensor | None:
         tap = Tap(self._norms, "called", record=False)
         return primary_output(run_pass(self._network, self._forward, _shield(batch), tap))
+
+
+def _not_finite(gap: Gap | None, layers: Sequence[LayerMeasurement]) -> list[str]:
+    """What the report cannot show because it is not a finite number."""
+    states = [name for name, value in gap.states.items() if value is None] if gap else []
+    limits = []
+    if states:
+        limits.append(f"The loss is not finite in the states {', '.join(states)}: their steps are unknown.")
+    first = next((layer for layer in layers if layer.reached and layer.real_var is None), None)
+    if first is not None:
+        limits.append(
+            f"In evaluation the signal at the norm '{first.name}' is not finite, although the inputs are: "
+            "look for NaN in weights or statistics, or an overflow, upstream."
+        )
+    return limits
 
 
 def _shield(batch: Any) -> Any:

@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from varshift._errors import ModelError
 from varshift.probe._types import NormFacts
 
 # How the pair of running statistics is called; the first is torch's own.
@@ -68,6 +67,11 @@ class Norm:
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
     @property
+    def tracks(self) -> bool:
+        """False for a norm of torch's that owns running statistics but was told not to update them."""
+        return self.kind != "batch" or bool(getattr(self.module, "track_running_stats", True))
+
+    @property
     def overrides_forward(self) -> bool:
         """Whether its forward is not torch's own, so that its behaviour has to be observed."""
         forward = type(self.module).forward
@@ -79,18 +83,15 @@ def statistics_of(module: nn.Module) -> tuple[str, str] | None:
     """Names of a module's own pair of running statistics, None when it has none."""
     for mean_name, var_name in STATISTICS_NAMES:
         mean, var = module._buffers.get(mean_name), module._buffers.get(var_name)
-        if isinstance(mean, Tensor) and isinstance(var, Tensor):
-            if is_lazy(mean) or is_lazy(var) or mean.numel() == var.numel() > 0:
-                return mean_name, var_name
+        if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+            continue
+        if not is_lazy(mean) and not is_lazy(var) and mean.numel() == var.numel() > 0:
+            return mean_name, var_name
     return None
 
 
 def find_norms(model: nn.Module) -> tuple[Norm, ...]:
-    """All norms of a model in the order of its modules, shared ones once.
-
-    Raises:
-        ModelError: If a lazy norm has not seen a batch yet.
-    """
+    """All norms of a model in the order of its modules, shared ones once."""
     return tuple(_norms(model))
 
 
@@ -101,11 +102,6 @@ def _norms(model: nn.Module) -> Iterator[Norm]:
         if names is None:
             continue
         mean = getattr(module, names[0])
-        if is_lazy(mean):
-            raise ModelError(
-                f"norm '{name}' ({type(module).__name__}) is lazy and has no shape yet: "
-                "run the model once on a batch first."
-            )
         if id(mean) in seen:
             continue
         seen.add(id(mean))
@@ -148,4 +144,5 @@ def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
         largest=float(finite_var.max()) if finite_var.numel() else None,
         live=live,
         frozen_parameters=bool(parameters) and not any(p.requires_grad for p in parameters),
+        tracks=norm.tracks,
     )

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from varshift._batches import Forward, batch_size, default_forward
 from varshift._errors import ModelError
-from varshift.flow import unwrap
 from varshift.probe._distributed import Ranks
-from varshift.probe._guard import Snapshot, preserved
+from varshift.probe._guard import Snapshot, preserved, write
 from varshift.probe._loader import FiniteWatch, draw, model_device
 from varshift.probe._moments import Moments
+from varshift.probe._network import network_of, require_values
 from varshift.probe._norms import Norm, find_norms
 from varshift.probe._pass import Progress, Stop, eager, run_pass
 from varshift.probe._states import live_norms, set_noise
@@ -23,6 +23,8 @@ from varshift.probe._tap import Tap
 
 Estimator = Literal["pooled", "ema"]
 _Statistics = dict[str, tuple[Tensor, Tensor]]
+# A module, the name of a buffer of its own, and a value for it: `model.to` may replace the buffer itself.
+_Value = tuple[nn.Module, str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Recalibration:
         batches: int,
         samples: int,
         converged: bool | None,
-        old: Sequence[tuple[Tensor, Tensor]] = (),
+        old: Sequence[_Value] = (),
     ) -> None:
         self.layers, self.batches, self.samples, self.converged = layers, batches, samples, converged
         self._old = tuple(old)
@@ -120,8 +122,8 @@ def recalibrate(
         model: The model; compiled models and data-parallel wrappers are unwrapped.
         loader: Batches, as the model was trained on them. Any iterable.
         noise: True keeps dropout and its kin on: the statistics that training would have produced.
-        estimator: ``"pooled"``, or ``"ema"`` for each norm's own moving average with its own momentum, started
-            from the stored statistics (the protocol of Li et al. 2018, section 4).
+        estimator: ``"pooled"``, or ``"ema"`` for each norm's own moving average with its own momentum,
+            started from the stored statistics (the protocol of Li et al. 2018, section 4).
         max_batches: Largest number of batches to draw, all by default.
         tolerance: Stop as soon as the estimate of every norm is this good: relative standard error of its
             standard deviation, and standard error of its mean in sigmas (root mean square over channels, from
@@ -143,7 +145,8 @@ def recalibrate(
         raise ValueError(f"estimator is {estimator!r}: expected 'pooled' or 'ema'.")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}: it is a relative error and must be above 0.")
-    network = unwrap(model)
+    network = network_of(model)
+    require_values(network)
     norms = find_norms(network)
     stop = None if tolerance is None else Stop(tolerance)
     if not norms:
@@ -305,16 +308,17 @@ def _fit(norm: Norm, buffer: Tensor, values: Tensor) -> Tensor:
 
 def _write(
     norms: Sequence[Norm], statistics: _Statistics, reasons: dict[str, str], batches: int
-) -> tuple[tuple[LayerChange, ...], list[tuple[Tensor, Tensor]]]:
+) -> tuple[tuple[LayerChange, ...], list[_Value]]:
     before = [(_channel_mean(norm.mean), _channel_mean(norm.var)) for norm in norms]
-    changes: list[tuple[Tensor, Tensor]] = []
+    changes: list[_Value] = []
     for norm in norms:
         if norm.name in statistics:
-            changes += zip((norm.mean, norm.var), statistics[norm.name], strict=True)
-            counter = getattr(norm.module, "num_batches_tracked", None)
-            if isinstance(counter, Tensor):
-                changes.append((counter, torch.full_like(counter, batches)))
-    old = [(buffer, buffer.detach().clone()) for buffer, _ in changes]
+            mean, var = statistics[norm.name]
+            changes += [(norm.module, norm.mean_name, mean), (norm.module, norm.var_name, var)]
+            counter = norm.module._buffers.get("num_batches_tracked")
+            if counter is not None:
+                changes.append((norm.module, "num_batches_tracked", torch.full_like(counter, batches)))
+    old = [(module, name, getattr(module, name).detach().clone()) for module, name, _ in changes]
     try:
         _assign(changes)
     except BaseException:  # an interrupt between two norms must not leave half of them changed
@@ -335,10 +339,9 @@ def _write(
     return tuple(layers), old
 
 
-def _assign(values: Sequence[tuple[Tensor, Tensor]]) -> None:
-    with torch.no_grad():
-        for buffer, value in values:
-            buffer.copy_(value)
+def _assign(values: Sequence[_Value]) -> None:
+    for module, name, value in values:
+        write(getattr(module, name), value)
 
 
 def _channel_mean(values: Tensor) -> float:

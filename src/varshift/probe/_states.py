@@ -17,7 +17,7 @@ from varshift.probe._tap import Tap
 def set_noise(
     model: nn.Module, norms: Sequence[Norm], on: bool, hand_batch: frozenset[str] = frozenset()
 ) -> None:
-    """Puts a model into train mode (noise on) or eval mode (noise off), as its own `train` method does it.
+    """Puts a model into train mode (noise on) or eval mode (noise off), as its own methods do it.
 
     Which statistics the norms use is the tap's business, except for norms written by hand, which follow their
     training flag, and for synchronised norms, which would start to talk to other processes.
@@ -28,7 +28,7 @@ def set_noise(
         on: Whether noise acts.
         hand_batch: Names of the norms written by hand that normalise with batch statistics.
     """
-    model.train(on)
+    _ = model.train(True) if on else model.eval()
     for norm in norms:
         if isinstance(norm.module, nn.SyncBatchNorm):
             norm.module.training = False
@@ -42,8 +42,8 @@ def live_norms(
     """Finds the norms that learn statistics when the model trains.
 
     Torch's own norms say so by their flag after ``model.train()``. Norms with a forward of their own may do
-    anything, so they are watched: subclasses of torch's norms on a few zeros, all others during one train-mode
-    pass over two samples. Those that ask for batch statistics or write to their buffers are live.
+    anything, so they are watched: subclasses of torch's norms on a few zeros, all others during one
+    train-mode pass over two samples. Those that ask for batch statistics or write to their buffers are live.
 
     Returns:
         The names of the live norms, and of those among them that are written by hand.
@@ -85,7 +85,7 @@ def _asks_for_batch_statistics(norm: Norm) -> bool | None:
         with torch.no_grad(), Tap([norm], "called", record=False) as tap:
             tap.begin()
             norm.module.forward(zeros if weight is None else zeros.to(weight.dtype))
-    except Exception:  # noqa: BLE001 - it wants more than an input; the whole model will tell
+    except Exception:  # it wants more than an input; the whole model will tell
         return None
     return norm.name in tap.trained if norm.name in tap.called else None
 
@@ -98,7 +98,7 @@ def _try_small(run: Callable[[Any], Any], batch: Any, tap: Tap) -> None:
                 tap.begin()
                 run(take_samples(batch, 2))
                 return
-            except Exception:  # noqa: BLE001 - whatever it is, the whole batch decides
+            except Exception:  # whatever it is, the whole batch decides
                 pass
         tap.begin()
         run(batch)

@@ -1,8 +1,9 @@
 """Listens in on every norm of a running model and decides which statistics it uses, without touching it.
 
-A norm's kernel computes batch statistics anyway when it normalises with them. The tap therefore stands between
-the model and the kernel: it hands the kernel scratch buffers instead of the running statistics and reads the
-batch moments from there, so that collecting them costs nothing and the model's own buffers are never written.
+A norm's kernel computes batch statistics anyway when it normalises with them. The tap therefore stands
+between the model and the kernel: it hands the kernel scratch buffers instead of the running statistics and
+reads the batch moments from there, so that collecting them costs nothing and the model's own buffers are
+never written.
 """
 
 from __future__ import annotations
@@ -104,11 +105,14 @@ class Tap(TorchFunctionMode):
 
     def __enter__(self) -> Tap:
         for norm in self._norms:
-            # Norms written by hand reach no kernel that could be intercepted, and norms that convert their
-            # statistics before the call hand over a copy: both are recognised by the module that runs.
-            if norm.kind == "custom" or norm.var.dtype not in (torch.float32, torch.float64):
+            # Norms written by hand reach no kernel that could be intercepted, norms that convert their
+            # statistics before the call hand over a copy, and norms that stopped tracking hand over none
+            # while they train: all are recognised by the module that runs. The hook comes last, behind hooks
+            # of the user's that change the input.
+            converts = norm.var.dtype not in (torch.float32, torch.float64)
+            if norm.kind == "custom" or converts or not norm.tracks:
                 enter, leave = self._hooks(norm)
-                self._handles.append(norm.module.register_forward_pre_hook(enter, prepend=True))
+                self._handles.append(norm.module.register_forward_pre_hook(enter))
                 self._handles.append(norm.module.register_forward_hook(leave, always_call=True))
         try:
             super().__enter__()
@@ -145,6 +149,11 @@ class Tap(TorchFunctionMode):
         """The accumulators, one per device and type, with the norms they belong to and their slices."""
         return [(bank.norms, bank.slices, bank.moments) for bank in self._banks]
 
+    @property
+    def shared(self) -> frozenset[str]:
+        """Names of the norms that were called several times within one pass."""
+        return frozenset().union(*(bank.shared for bank in self._banks))
+
     def estimates(self, estimator: Literal["pooled", "ema"]) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and unbiased variance of each norm that saw at least two values per channel, on the host.
 
@@ -169,17 +178,21 @@ class Tap(TorchFunctionMode):
         read = READERS.get(func)
         if read is not None:
             call = read(*args, **(kwargs or {}))
-            norm = self._identify(call.running_mean)
+            norm = self._identify(call)
             if norm is not None:
                 return self._normalise(norm, call)
         return func(*args, **(kwargs or {}))
 
-    def _identify(self, running_mean: Tensor | None) -> Norm | None:
-        if running_mean is None:
-            return None
-        norm = self._by_mean.get(id(running_mean))
+    def _identify(self, call: NormCall) -> Norm | None:
+        norm = None if call.running_mean is None else self._by_mean.get(id(call.running_mean))
         visit = self._visits[-1] if self._visits else None
-        if visit is not None and (norm is visit.norm or running_mean.numel() == visit.norm.channels):
+        if visit is None:
+            return norm
+        if call.running_mean is None:
+            own = not visit.norm.tracks and call.input.shape[1:2] == (visit.norm.channels,)
+        else:
+            own = norm is visit.norm or call.running_mean.numel() == visit.norm.channels
+        if own:
             visit.intercepted = True
             return visit.norm
         return norm

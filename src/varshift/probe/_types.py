@@ -28,6 +28,7 @@ class NormFacts:
         largest: Largest finite running variance (None when there is none).
         live: True when it is in training mode after ``model.train()``.
         frozen_parameters: True when it has parameters and none of them requires a gradient.
+        tracks: False when it owns running statistics that evaluation uses and training does not update.
     """
 
     name: str
@@ -44,6 +45,7 @@ class NormFacts:
     largest: float | None
     live: bool
     frozen_parameters: bool
+    tracks: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class LayerMeasurement:
         stale_mean: Root mean square over channels of ``(train mean - running mean) / train sigma``.
         stale_mean_error: Standard error of that offset in sigmas.
         values_per_channel: Smallest number of values per channel that one batch brought.
-        effective_batch: Mean within-batch variance over variance of batch means (state ``clean``).
+        effective_batch: Mean within-batch variance over variance of batch means (state ``clean``); None for a
+            norm that is called several times per pass.
         effective_batch_error: Its relative standard error; None with fewer than three batches.
     """
 

@@ -33,7 +33,8 @@ class WrongMode(Rule):
     ## How it is measured
 
     Certain, from the modules' flags after `eval()` and from the network as captured in evaluation mode:
-    errors. Norms built with `track_running_stats=False`: a warning. Modules as the model was passed in: a
+    errors. Norms built with `track_running_stats=False`, or told so later (they then still use the statistics
+    they own): a warning. Modules as the model was passed in: a
     warning where a module trains inside a model in evaluation or noise is off inside a model in training;
     advice for a norm in evaluation mode whose parameters are still trained. With data, each sample's output
     among all of its batch mates is compared with that among half of them, in evaluation: where nothing else
@@ -99,7 +100,18 @@ class WrongMode(Rule):
                 text = "has no running statistics: predictions depend on batch mates"
                 cure = Cure("build it with track_running_stats=True, and recalibrate", "unsafe")
                 yield self._finding(evidence, site.name, site.cls, "warning", text, "untracked", cure)
+        yield from self._untracked(evidence)
         yield from self._as_passed(evidence, stuck)
+
+    def _untracked(self, evidence: Evidence) -> Iterator[Finding]:
+        for name, facts in evidence.norms.items():
+            if facts.live and not facts.tracks:
+                text = (
+                    "has track_running_stats=False but still owns running statistics: "
+                    "training does not update them, and evaluation uses them"
+                )
+                cure = Cure("set track_running_stats=True, and recalibrate", "safe")
+                yield self._finding(evidence, name, facts.cls, "warning", text, "not_tracking", cure)
 
     def _as_passed(self, evidence: Evidence, stuck: dict[str, str]) -> Iterator[Finding]:
         modes = evidence.modes
@@ -126,6 +138,11 @@ class WrongMode(Rule):
     ) -> Finding:
         confidence: Confidence = "certain"
         kind = "noise" if evidence.modes and name in evidence.modes.noise else "norm"
+        # A functional norm has no module of its own: the module that calls it is named.
+        own = name in evidence.norms or kind == "noise"
+        subject = f"The {kind} module {quoted(name)}" if own else f"The {kind} at {quoted(name)}"
+        if not name:
+            subject = f"A {kind} in the model itself"
         return Finding(
             code=self.code,
             severity=severity,
@@ -133,7 +150,7 @@ class WrongMode(Rule):
             where=name,
             cls=cls,
             source=source_of(evidence, name),
-            message=f"The {kind} module {quoted(name)} {text}.",
+            message=f"{subject} {text}.",
             evidence={"reason": reason},
             cures=(cure,),
         )
