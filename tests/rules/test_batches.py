@@ -72,9 +72,10 @@ def test_without_a_captured_network_it_is_a_warning_for_the_model(build):
     assert build.findings("VS301", frozen) == ()
 
 
-def small(build, *layers, facts=None, **known):
+def small(build, *layers, facts=None, gap=None, batches=16, **known):
     facts = facts or [build.facts(layer.name) for layer in layers]
-    return build.findings("VS302", build.evidence(*facts, measurement=build.measurement(*layers), **known))
+    measurement = build.measurement(*layers, gap=gap, batches=batches)
+    return build.findings("VS302", build.evidence(*facts, measurement=measurement, **known))
 
 
 @pytest.mark.parametrize(
@@ -122,3 +123,40 @@ def test_norms_that_do_not_learn_or_work_on_single_samples_are_left_out(build):
     assert small(build, layer, facts=[build.facts(live=False)]) == ()
     assert small(build, layer, train=build.flow(norms=[build.norm(kind="instance_norm")])) == ()
     assert build.findings("VS302", build.evidence(build.facts())) == ()
+
+
+def batch_gap(build, clean, pooled, **values):
+    later = dict.fromkeys(("recalibrated", "recalibrated_noisy", "eval"), pooled)
+    states = {"train": clean, "clean": clean, **later}
+    deltas = (0.0, pooled - clean, 0.0, 0.0)
+    return build.gap(deltas, states=states, **{"accuracy": {"eval": 0.9}, **values})
+
+
+@pytest.mark.parametrize(
+    ("clean", "pooled", "values", "severity"),
+    [
+        (2.8, 0.06, {}, "error"),
+        (0.1, 1.5, {}, "error"),
+        (0.9, 0.6, {}, "warning"),
+        (0.3, 0.1, {}, None),
+        (2.3, 1.9, {}, None),
+        (0.9, 0.6, {"stderr": 0.11}, None),
+        (0.9, 0.6, {"stderr": None}, None),
+        (0.9, 0.6, {"accuracy": None}, None),
+        (0.9, 0.6, {"metric": "relative_l2"}, None),
+        (0.9, float("nan"), {}, None),
+    ],
+)
+def test_batches_whose_own_statistics_change_the_loss(build, clean, pooled, values, severity):
+    layers = build.layer("stem", effective_batch=900.0), build.layer("head", effective_batch=17.0)
+    gap = batch_gap(build, clean, pooled, **values)
+    found = small(build, *layers, gap=gap)
+    assert [(one.severity, one.where, one.confidence) for one in found] == (
+        [(severity, "head", "measured")] if severity else []
+    )
+    assert small(build, *layers, gap=gap, batches=3) == ()
+
+
+def test_a_small_effective_batch_is_not_reported_for_its_loss_as_well(build):
+    (finding,) = small(build, build.layer(effective_batch=3.0), gap=batch_gap(build, 2.8, 0.06))
+    assert "loss_step" not in finding.evidence

@@ -198,3 +198,48 @@ def test_a_norm_that_does_not_learn_has_no_shift_to_report(build):
 def test_without_data_nothing_is_measured(build):
     assert build.findings("VS202", build.evidence(build.facts())) == ()
     assert build.findings("VS207", build.evidence(build.facts())) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "severity"),
+    [
+        ({"deltas": (0, 0, 0, 0.0)}, "advice"),
+        ({"deltas": (0, 0, 0, -0.1)}, "advice"),
+        ({"deltas": (0, 0, 0, 0.004)}, "warning"),
+        ({"deltas": (0, 0, 0, 0.0), "stderr": 0.01}, "warning"),
+        ({"deltas": (0, 0, 0, 0.0), "stderr": None}, "warning"),
+        ({"deltas": (0, 0, 0, None)}, "warning"),
+        ({"deltas": (0, 0, 0, 0.0), "metric": "relative_l2"}, "warning"),
+    ],
+)
+def test_where_the_loss_surely_does_not_suffer_a_warning_is_advice(build, values, severity):
+    layers = stale(build, stale_ratio=1.2), stale(build, "two", stale_ratio=2.0)
+    found = build.findings("VS202", known(build, *layers, gap=build.gap(**values)))
+    assert {one.where: one.severity for one in found} == {"bn": severity, "two": "error"}
+
+
+@pytest.mark.parametrize("fault", [{"nonfinite": 1}, {"negative": 1}])
+def test_broken_statistics_account_for_the_loss(build, fault):
+    facts = [build.facts(**fault), build.facts("two")]
+    gap = build.gap((0, 0, 0, 0.1))
+    assert (
+        build.findings("VS202", known(build, build.layer(), build.layer("two"), facts=facts, gap=gap)) == ()
+    )
+
+
+def test_a_loss_of_batch_statistics_in_evaluation_is_not_blamed_on_running_ones(build):
+    layers, gap = (build.layer(), build.layer("two")), build.gap((0, 0, 0, 0.1))
+    facts = {name: build.facts(name) for name in ("bn", "two")}
+    measured = build.measurement(*layers, gap=gap)
+    deployed = build.flow(norms=[build.norm(batch_statistics=True)], mode="eval")
+    stuck = build.modes(stuck_training={"two": "BatchNorm2d"})
+    noisy = build.modes(stuck_training={"drop": "Dropout"})
+    for values, count in (({"eval": deployed}, 0), ({"modes": stuck}, 0), ({"modes": noisy}, 1)):
+        evidence = build.evidence(*facts.values(), measurement=measured, **values)
+        assert len(build.findings("VS202", evidence)) == count
+
+
+def test_few_batches_do_not_show_a_loss(build):
+    gap = build.gap((0, 0, 0, 0.1))
+    assert build.findings("VS202", known(build, build.layer(), gap=gap, batches=3)) == ()
+    assert len(build.findings("VS202", known(build, build.layer(), gap=gap, batches=4))) == 1

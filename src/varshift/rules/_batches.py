@@ -15,7 +15,14 @@ from ._registry import Rule, register
 
 if TYPE_CHECKING:
     from varshift.flow import Flow, NormSite
-    from varshift.probe import LayerMeasurement, LoaderFacts, Measurement
+    from varshift.probe import GapStep, LayerMeasurement, LoaderFacts, Measurement
+
+
+_BATCH_CURES = (
+    Cure("larger or shuffled batches, or synchronised norms, and train again", "unsafe"),
+    Cure("norms that do not look at the batch (GroupNorm), and train again", "unsafe"),
+    Cure("re-estimate the running statistics from many batches (varshift.recalibrate)", "safe"),
+)
 
 
 @register
@@ -151,6 +158,11 @@ class SmallEffectiveBatch(Rule):
     of its standard errors. The number of values per channel that a typical batch brings is an upper bound,
     and a fault on its own where it is below these numbers.
 
+    Large maps hide it: thousands of pixels of one class are still one class. So where no norm stands out,
+    the loss decides: if normalising with single batches instead of pooled statistics changes the
+    cross-entropy, in either direction and without any noise, by a quarter of a nat and a quarter of itself,
+    it is a warning, from one nat an error (three standard errors, four batches at least).
+
     ## Known limits
 
     Needs three batches to be measured. A small last batch is not counted (a last batch of one is VS301's).
@@ -192,6 +204,7 @@ class SmallEffectiveBatch(Rule):
         if measurement is None:
             return
         small: list[tuple[float, Confidence, LayerMeasurement]] = []
+        measured: list[tuple[float, LayerMeasurement]] = []
         for name in norms_in_order(evidence):
             layer = measurement.layer(name)
             if (
@@ -204,9 +217,15 @@ class SmallEffectiveBatch(Rule):
             nominal = self._typical_values(layer, evidence.loader)
             upper = self._upper_bound(layer)
             figure = min(nominal, upper)
+            measured.append((known(layer.effective_batch) or nominal, layer))
             if figure < thresholds.EFFECTIVE_BATCH_WARNING:
                 small.append((figure, "certain" if nominal <= upper else "measured", layer))
         if not small:
+            step = _batch_step(measurement)
+            if step is not None and measured:
+                yield self._loss_finding(
+                    evidence, measurement, step, min(measured, key=lambda item: item[0])[1]
+                )
             return
         figure, confidence, layer = min(small, key=lambda item: item[0])
         yield self._finding(evidence, measurement, small, figure, confidence, layer)
@@ -229,6 +248,35 @@ class SmallEffectiveBatch(Rule):
         if effective is None or error is None:
             return math.inf
         return effective * (1 + thresholds.EFFECTIVE_BATCH_STANDARD_ERRORS * error)
+
+    def _loss_finding(
+        self, evidence: Evidence, measurement: Measurement, step: GapStep, layer: LayerMeasurement
+    ) -> Finding:
+        states = measurement.gap.states if measurement.gap else {}
+        batch, pooled = known(states.get("clean")) or 0.0, known(states.get("recalibrated")) or 0.0
+        return Finding(
+            code=self.code,
+            severity="error" if abs(step.delta or 0.0) >= thresholds.BATCH_LOSS_ERROR else "warning",
+            confidence="measured",
+            where=layer.name,
+            cls=evidence.norms[layer.name].cls,
+            source=source_of(evidence, layer.name),
+            message=(
+                f"The loss is {batch:.3g} when each batch is normalised with its own statistics and "
+                f"{pooled:.3g} with those of all batches, without any noise: batches are too small, or too "
+                "much alike inside (sorted, grouped). "
+                f"The norm {quoted(layer.name)} depends most on the batch."
+            ),
+            evidence={
+                "loss_batch": batch,
+                "loss_pooled": pooled,
+                "loss_step": known(step.delta),
+                "loss_step_stderr": known(step.stderr),
+                "values_per_channel": layer.values_per_channel,
+                "effective_batch": known(layer.effective_batch),
+            },
+            cures=_BATCH_CURES,
+        )
 
     def _finding(
         self,
@@ -263,12 +311,23 @@ class SmallEffectiveBatch(Rule):
                 "below_8": len(errors),
                 "norms": len(measurement.layers),
             },
-            cures=(
-                Cure("larger or shuffled batches, or synchronised norms, and train again", "unsafe"),
-                Cure("norms that do not look at the batch (GroupNorm), and train again", "unsafe"),
-                Cure("re-estimate the running statistics from many batches (varshift.recalibrate)", "safe"),
-            ),
+            cures=_BATCH_CURES,
         )
+
+
+def _batch_step(measurement: Measurement) -> GapStep | None:
+    """The step of the loss from batch to pooled statistics, None where within its error or too small."""
+    gap = measurement.gap
+    step = next((one for one in gap.steps if one.cause == "small-batch"), None) if gap else None
+    if gap is None or step is None or gap.metric != "loss" or gap.accuracy is None:
+        return None
+    delta, error = known(step.delta), known(step.stderr)
+    losses = [known(gap.states.get(name)) for name in ("clean", "recalibrated")]
+    if delta is None or error is None or measurement.batches < thresholds.FEW_BATCHES:
+        return None
+    large = max(abs(loss) for loss in losses if loss is not None)
+    floor = max(thresholds.BATCH_LOSS_WARNING, thresholds.BATCH_LOSS_SHARE * large)
+    return step if abs(delta) > max(floor, thresholds.STANDARD_ERRORS * error) else None
 
 
 def _one_value(flow: Flow, site: NormSite) -> bool:

@@ -84,9 +84,11 @@ class StaleStatistics(Rule):
     means in standard deviations. Both count when they exceed three standard errors, the noise of the moving
     average itself included, and when the deployed network shows it too: statistics re-estimated without
     noise differ from those of training on purpose. A ratio folded of 1.1 or an offset of 0.1 is a warning,
-    1.5 or 0.5 an error. If no norm stands out but the loss falls when the statistics are re-estimated (step
-    "statistics" of the gap: more than two standard errors and one per cent of the loss), the norm furthest
-    off is named: a warning from a tenth of the loss, else advice.
+    1.5 or 0.5 an error. A warning becomes advice where the loss surely does not fall by one per cent when the
+    statistics are re-estimated (step "statistics" of the gap and two of its standard errors). If no norm
+    stands out but the loss does fall, by more than two standard errors and one per cent, the norm furthest
+    off is named: a warning from a tenth of the loss, else advice. Not where evaluation does not use the
+    statistics (VS401), or where never moved or broken ones account for the loss (VS201, VS203).
 
     For a frozen norm the input in evaluation is compared with its statistics, and a large difference (1.5
     or 0.5) is advice.
@@ -94,7 +96,8 @@ class StaleStatistics(Rule):
     ## Known limits
 
     The data must be those of training, shuffled and augmented alike: on other data the difference is one of
-    domain. With fewer than four batches only differences far beyond the noise of the samples are reported.
+    domain. With fewer than four batches only differences far beyond the noise of the samples are reported,
+    and none that only the loss shows.
 
     ## Example
 
@@ -127,23 +130,27 @@ class StaleStatistics(Rule):
         measurement = evidence.measurement
         if measurement is None:
             return
-        found = False
+        found = _deployed_on_batches(evidence)  # the loss then tells nothing about running statistics
+        harmless = _harmless(measurement.gap)
         candidates: list[tuple[_Staleness, NormFacts, LayerMeasurement]] = []
         for name in norms_in_order(evidence):
             facts, layer = evidence.norms[name], measurement.layer(name)
-            if layer is None or not layer.reached or facts.nonfinite or facts.negative:
+            if layer is None or not layer.reached:
                 continue
-            if facts.never_moved:
-                found = True  # VS201 says it, and it accounts for the loss as well
+            if facts.never_moved or facts.nonfinite or facts.negative:
+                found = True  # VS201 or VS203 says it, and it accounts for the loss as well
             elif not learns(evidence, name):
                 yield from self._frozen(evidence, facts, layer)
             elif (staleness := _staleness(facts, layer, measurement)) is not None:
                 candidates.append((staleness, facts, layer))
                 if staleness.severity and self._deployed_too(layer):
                     found = True
-                    yield self._finding(evidence, facts, layer, staleness.severity, staleness)
+                    severity = staleness.severity
+                    if severity == "warning" and harmless:
+                        severity = "advice"
+                    yield self._finding(evidence, facts, layer, severity, staleness)
         step = _loss_step(measurement.gap)
-        if step is not None and candidates and not found:
+        if step is not None and candidates and not found and measurement.batches >= thresholds.FEW_BATCHES:
             staleness, facts, layer = max(candidates, key=lambda item: _nominal_size(item[2]))
             yield self._finding(
                 evidence, facts, layer, _step_severity(measurement.gap, step), staleness, step
@@ -331,7 +338,7 @@ def _staleness(facts: NormFacts, layer: LayerMeasurement, measurement: Measureme
     own_noise = math.sqrt(1 + measurement.batches * share)
     variance_error = known(layer.stale_error) or 0.0
     mean_error = known(layer.stale_mean_error) or 0.0
-    if measurement.batches < 4:
+    if measurement.batches < thresholds.FEW_BATCHES:
         # Few batches tell little about their own spread: each sample then counts as one value per channel,
         # which is the most that values of one sample can hang together.
         samples = max(measurement.samples, 2)
@@ -369,13 +376,39 @@ def _loss_step(gap: Gap | None) -> GapStep | None:
     step = _step(gap, "statistics")
     if gap is None or step is None or gap.metric != "loss":
         return None
-    delta, error, loss = known(step.delta), known(step.stderr), known(gap.states.get("recalibrated_noisy"))
-    if delta is None or error is None or loss is None:
+    delta, error, floor = known(step.delta), known(step.stderr), _loss_floor(gap)
+    if delta is None or error is None or floor is None:
         return None
-    floor = thresholds.LOSS_SHARE * abs(loss)
-    if gap.accuracy is not None:  # only cross-entropy has a scale of its own
-        floor = max(floor, thresholds.LOSS_NATS)
     return step if delta > max(floor, thresholds.LOSS_STANDARD_ERRORS * error) else None
+
+
+def _harmless(gap: Gap | None) -> bool:
+    """Whether the loss is known not to suffer from the stored statistics."""
+    step = _step(gap, "statistics")
+    if gap is None or step is None or gap.metric != "loss":
+        return False
+    delta, error, floor = known(step.delta), known(step.stderr), _loss_floor(gap)
+    if delta is None or error is None or floor is None:
+        return False
+    return delta + thresholds.LOSS_STANDARD_ERRORS * error < floor
+
+
+def _loss_floor(gap: Gap) -> float | None:
+    """The smallest step of the loss that anybody would act on."""
+    loss = known(gap.states.get("recalibrated_noisy"))
+    if loss is None:
+        return None
+    # Only cross-entropy has a scale of its own.
+    return max(thresholds.LOSS_SHARE * abs(loss), thresholds.LOSS_NATS if gap.accuracy is not None else 0.0)
+
+
+def _deployed_on_batches(evidence: Evidence) -> bool:
+    """Whether some norm normalises with batch statistics in evaluation, whatever statistics it stores."""
+    stuck = evidence.modes.stuck_training if evidence.modes else {}
+    if any(name in evidence.norms for name in stuck):
+        return True
+    sites = evidence.eval.norms if evidence.eval else ()
+    return any(site.batch_statistics and site.kind != "instance_norm" for site in sites)
 
 
 def _step_severity(gap: Gap | None, step: GapStep) -> Severity:
