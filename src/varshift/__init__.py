@@ -42,7 +42,7 @@ _HOME = {
     "ModelError": "varshift._errors",
 }
 
-__all__ = ["__version__", "theory", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "theory", *_HOME]
 
 
 def __getattr__(name: str) -> object:

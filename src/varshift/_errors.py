@@ -1,4 +1,4 @@
-"""Errors that varshift raises on purpose. Each message names the argument, the value, the rule, the remedy."""
+"""Errors that varshift raises on purpose: each names the argument, the value, the rule and the remedy."""
 
 from __future__ import annotations
 

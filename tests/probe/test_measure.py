@@ -266,8 +266,16 @@ def test_models_with_their_own_loss():
         (torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), F.cross_entropy),
         (torch.zeros(4, 3, 5, 5), torch.zeros(4, 5, 5, dtype=torch.long), F.cross_entropy),
         (torch.ones(4, 1), torch.rand(4), lambda o, t: F.mse_loss(o.flatten(), t)),
-        (torch.ones(4, 1), torch.tensor([0, 1, 1, 0]), lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.float())),
-        (torch.ones(4, 3), torch.ones(4, 3, dtype=torch.long), lambda o, t: F.binary_cross_entropy_with_logits(o, t.float())),
+        (
+            torch.ones(4, 1),
+            torch.tensor([0, 1, 1, 0]),
+            lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.float()),
+        ),
+        (
+            torch.ones(4, 3),
+            torch.ones(4, 3, dtype=torch.long),
+            lambda o, t: F.binary_cross_entropy_with_logits(o, t.float()),
+        ),
     ],
 )
 def test_default_loss(outputs, targets, expected):
@@ -323,7 +331,9 @@ def test_frozen_norms_stay_frozen_in_every_state(chequered, batches):
 def test_norms_stuck_in_training_are_measured_as_deployed(chequered, batches):
     class Stuck(nn.BatchNorm2d):
         def forward(self, x):
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.1, self.eps)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.1, self.eps
+            )
 
     stuck = Stuck(8)
     stuck.load_state_dict(chequered[2].state_dict())

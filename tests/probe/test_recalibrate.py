@@ -400,7 +400,7 @@ def test_dataloader(net):
 # -- failures leave nothing behind -------------------------------------------------------------------------
 
 
-class Boom(RuntimeError):
+class BoomError(RuntimeError):
     pass
 
 
@@ -411,7 +411,7 @@ def failing_loader(batches, error, after=2):
         yield batch
 
 
-@pytest.mark.parametrize("error", [Boom("loader"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [BoomError("loader"), KeyboardInterrupt()])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("estimator", ["pooled", "ema"])
 def test_failing_loader(net, batches, fingerprint, assert_same, error, training, estimator):
@@ -424,7 +424,7 @@ def test_failing_loader(net, batches, fingerprint, assert_same, error, training,
     assert_same(before, fingerprint(net))
 
 
-@pytest.mark.parametrize("error", [Boom("model"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [BoomError("model"), KeyboardInterrupt()])
 def test_failing_model(net, batches, fingerprint, assert_same, error):
     calls = []
 
@@ -445,12 +445,12 @@ def test_failing_model(net, batches, fingerprint, assert_same, error):
 def test_hooks_on_hand_written_norms_are_removed_after_a_failure(fingerprint, assert_same):
     class Breaks(nn.Module):
         def forward(self, x):
-            raise Boom("late")
+            raise BoomError("late")
 
     model = nn.Sequential(nn.Linear(4, 6), HandWritten(6), Breaks())
     data = [torch.randn(8, 4)]
     before = fingerprint(model)
-    with pytest.raises(Boom):
+    with pytest.raises(BoomError):
         vs.recalibrate(model, data)
     assert_same(before, fingerprint(model))
 

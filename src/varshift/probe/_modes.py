@@ -17,7 +17,7 @@ def mode_facts(model: nn.Module, norms: Sequence[Norm], noise_names: Sequence[st
     Args:
         model: The unwrapped model.
         norms: Its norms.
-        noise_names: Module paths of noise sites found by capture; torch's own dropout modules are known anyway.
+        noise_names: Module paths of noise sites found by capture; torch's dropout modules are known anyway.
     """
     modules = dict(model.named_modules())
     noisy = {name for name, module in modules.items() if isinstance(module, _DropoutNd)}

@@ -39,8 +39,8 @@ def run_pass(network: nn.Module, forward: Forward, batch: Any, tap: Tap) -> Any:
 class Stop:
     """Decides when every norm's estimate is good enough.
 
-    The errors are looked at on a schedule that all processes share, at growing distances, since each look waits
-    for the device.
+    The errors are looked at on a schedule that all processes share, at growing distances, since each look
+    waits for the device.
 
     Args:
         tolerance: Largest accepted error.
