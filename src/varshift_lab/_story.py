@@ -97,12 +97,23 @@ def _harm(before: Outcome) -> str:
         f"{_percent(accuracy)} right in train() at a loss of {_loss(loss)}, "
         f"{evaluated} "
     )
-    if before.training.loss > loss:
+    rise, error = before.training.loss - loss, _gap_error(before.report)
+    if rise > _ERRORS * error:
         return text + "In eval() there is no dropout, which ought to make it better; it made it worse."
+    if rise > -_ERRORS * error:
+        return (
+            text + "In eval() there is no dropout, which ought to make it better; within chance, it is not."
+        )
     return text + (
-        "So eval() is not worse than train(). Without dropout it should be better; whether it is as good as "
-        "it could be shows when the statistics are replaced."
+        "So eval() is better, as it should be without dropout; whether it is as good as it could be shows "
+        "when the statistics are replaced."
     )
+
+
+def _gap_error(report: Report) -> float:
+    """Standard error of the loss in ``eval()`` minus that in ``train()``, its steps taken as independent."""
+    errors = [] if report.gap is None else [step.stderr for step in report.gap.steps]
+    return math.sqrt(sum(math.inf if error is None else error**2 for error in errors))
 
 
 def _cause(report: Report) -> str:
@@ -115,7 +126,7 @@ def _cause(report: Report) -> str:
     }
     told = " and ".join(
         f"{causes[step.cause]} {step.delta:+.3f}"
-        + ("" if step.stderr is None else f" ± {_loss(step.stderr)}")
+        + ("" if step.stderr is None else f" ± {_error(step.stderr)}")
         for step in gap.steps
         if step.cause in causes and step.delta is not None
     )
@@ -136,7 +147,7 @@ def _cure(before: Outcome, after: Outcome, seconds: float) -> str:
     training = change(before.training, after.training)
     held_out = change(before.held_out, after.held_out)
     samples = len(before.held_out.losses)
-    moved = f"{held_out.difference:+.3f} ± {held_out.error:.3f}"
+    moved = f"{held_out.difference:+.3f} ± {_error(held_out.error)}"
     start = (
         f"varshift.recalibrate took {seconds:.1f} s and changed no weight. On the held-out digits the loss "
         f"went from {_loss(before.held_out.loss)} to {_loss(after.held_out.loss)} ({moved}), and "
@@ -149,7 +160,7 @@ def _cure(before: Outcome, after: Outcome, seconds: float) -> str:
     if training.direction < 0:
         return start + (
             f"That is within chance; on the training digits the loss fell by {-training.difference:.3f} ± "
-            f"{training.error:.3f}."
+            f"{_error(training.error)}."
         )
     return start + "That is within chance, so recalibration did not help in this run."
 
@@ -212,3 +223,7 @@ def _percent(share: float) -> str:
 
 def _loss(value: float) -> str:
     return f"{value:.3f}"
+
+
+def _error(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"

@@ -77,9 +77,17 @@ def test_a_run_in_which_it_helped():
 
 def test_a_run_in_which_it_did_not_help():
     text = story(0.05, 0.05)
-    assert "eval() is not worse than train()" in text
+    assert "eval() is better, as it should be" in text
     assert "recalibration did not help in this run" in text
     assert "helped, on data" not in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [(0.16, "it made it worse"), (0.11, "within chance, it is not"), (0.09, "within chance, it is not")],
+)
+def test_a_gap_within_chance_is_not_called_one(loss, words):
+    assert words in story(loss, 0.05)
 
 
 def test_a_run_in_which_it_did_harm():
