@@ -1,9 +1,6 @@
 """varshift finds, explains and cures networks that are good in `train()` and bad in `eval()`.
 
-import varshift as vs
-
-report = vs.check(model, loader)
-handle = vs.recalibrate(model, loader)
+Start with ``report = varshift.check(model, loader)`` and ``handle = varshift.recalibrate(model, loader)``.
 """
 
 from __future__ import annotations
@@ -42,7 +39,19 @@ _HOME = {
     "ModelError": "varshift._errors",
 }
 
-__all__ = ["__version__", "theory", *_HOME]
+__all__ = [
+    "Cure",
+    "DataError",
+    "Finding",
+    "ModelError",
+    "Recalibration",
+    "Report",
+    "VarshiftError",
+    "__version__",
+    "check",
+    "recalibrate",
+    "theory",
+]
 
 
 def __getattr__(name: str) -> object:

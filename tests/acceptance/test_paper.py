@@ -80,7 +80,7 @@ def inputs():
     ids=["a .5", "a .7", "b .5", "a Uout .5", "b relu .5"],
 )
 def test_end_to_end_vectors(inputs, noise, noise_variance, linear, relu):
-    """Section 12: the measured shift against the exact prediction from weights and second moments, within 3 %."""
+    """Section 12: the measured shift against the prediction from weights and second moments, within 3 %."""
     torch.manual_seed(0)
     data = inputs.relu() if relu else inputs
     weight = nn.Linear(24, 16) if linear else None

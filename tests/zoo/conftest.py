@@ -20,7 +20,7 @@ def one_thread():
 
 @pytest.fixture
 def images():
-    """Two batches of 32 smooth colour images: blurred noise, which has the spectrum of pictures rather than pixels."""
+    """Two batches of 32 colour images: blurred noise, whose neighbouring pixels agree as in pictures."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(64, 3, 8, 8, generator=generator)
     fine = torch.randn(64, 3, 32, 32, generator=generator)
