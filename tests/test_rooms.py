@@ -1,0 +1,88 @@
+"""Who imports whom: no room reaches back up, and the core imports torch and numpy only."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+# From bottom to top. A room may import from rooms of lower rank.
+RANKS = {
+    "_errors": 0,
+    "_batches": 1,
+    "theory": 1,
+    "flow": 2,
+    "probe": 3,
+    "rules": 4,
+    "report": 5,
+    "_check": 6,
+    "__init__": 7,
+    "integrations": 8,
+    "cli": 9,
+}
+CORE = {"_errors", "_batches", "theory", "flow", "probe", "rules", "_check", "__init__"}
+
+
+def files():
+    return sorted((SOURCE / "varshift").rglob("*.py"))
+
+
+def room(path):
+    parts = path.relative_to(SOURCE / "varshift").parts
+    return parts[0].removesuffix(".py")
+
+
+def imported_modules(path):
+    """Absolute names of all imported modules, those for type checkers and inside functions included."""
+    package = (path.parent if path.name != "__init__.py" else path.parent).relative_to(SOURCE).parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ([f"{name}.{alias.name}" for alias in node.names] if name == "varshift" else [name])
+
+
+def target_room(name):
+    """The room that an imported name of this package lives in, None for the package itself."""
+    parts = name.split(".")
+    if len(parts) < 2:
+        return "__init__"
+    return parts[1] if parts[1] in RANKS else "__init__"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_room_reaches_back_up(path):
+    own = room(path)
+    for name in imported_modules(path):
+        assert not name.startswith("varshift_lab"), f"{path.name} imports the lab"
+        if name.split(".")[0] != "varshift" or own == "__init__":
+            continue
+        other = target_room(name)
+        # A room's version or public names come from the package itself, which imports lazily.
+        if other != own and not (other == "__init__" and own in ("cli", "integrations", "report")):
+            assert RANKS[other] < RANKS[own], f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_core_imports_torch_and_numpy_only(path):
+    if room(path) not in CORE:
+        return
+    allowed = {"torch", "numpy", "varshift", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imported_modules(path) if name} <= allowed
+
+
+def test_rules_and_theory_import_without_torch():
+    import subprocess
+
+    code = (
+        "import sys\n"
+        "import varshift, varshift.rules, varshift.theory\n"
+        "varshift.rules.all_rules()[0].page()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
