@@ -36,7 +36,7 @@ def room(path):
 
 def imported_modules(path):
     """Absolute names of all imported modules, those for type checkers and inside functions included."""
-    package = (path.parent if path.name != "__init__.py" else path.parent).relative_to(SOURCE).parts
+    package = path.parent.relative_to(SOURCE).parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
