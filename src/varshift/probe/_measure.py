@@ -156,10 +156,10 @@ class _Probe:
     def _statistics(self, source: _Result) -> Statistics:
         """Statistics that a state would have left behind, for the norms that learn."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
+        buffers = {norm.name: norm.mean for norm in self._norms}
         for name, (mean, var) in source.tap.estimates(self._estimator).items():
-            norm = next(norm for norm in self._norms if norm.name == name)
             if name in self._live:
-                like = norm.mean
+                like = buffers[name]
                 found[name] = (
                     mean.reshape(like.shape).to(like.device, like.dtype),
                     var.reshape(like.shape).to(like.device, like.dtype),
