@@ -108,6 +108,7 @@ def batch_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
     if same and x.device.type in ("cpu", "cuda"):
         # The first half of the norm's own kernel: a blend with momentum 1 leaves just the batch statistics.
         torch.batch_norm_update_stats(x, mean_out, var_out, 1.0)
+        sharpen(x, mean_out, var_out)
         return
     dims = [dim for dim in range(x.dim()) if dim != 1]
     wide = torch.float32 if x.device.type == "mps" else torch.float64
@@ -136,6 +137,10 @@ def rows_are_faster(x: Tensor) -> bool:
 # single-precision sum keeps the error near 1e-6.
 _CANCELLATION = 16.0
 
+# The kernel subtracts the mean first, but some of its forms round that mean to single precision: an error of
+# 1e-7 means, which is 1e-5 standard deviations at this factor.
+_CANCELLATION_KERNEL = 1e4
+
 
 def _moments_by_rows(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
     """Moments through sums over each map, pooled over samples in double precision."""
@@ -146,21 +151,33 @@ def _moments_by_rows(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
     squares = torch.linalg.vector_norm(rows, dim=1).view(samples, channels).double().square_().sum(0)
     mean = total / count
     var = (squares - total * mean) / (count - 1)
-    # Written so that NaN, too, takes the careful way.
-    if not bool((mean.square() <= _CANCELLATION * var).all()):
-        mean, var = _careful_moments(x, samples, channels, rows.shape[1])
     mean_out.copy_(mean)
     var_out.copy_(var)
+    _sharpen(x, mean_out, var_out, ~(mean.square() <= _CANCELLATION * var))
 
 
-def _careful_moments(x: Tensor, samples: int, channels: int, size: int) -> tuple[Tensor, Tensor]:
-    """The same by the group norm kernel, which follows Welford and withstands any mean."""
-    _, mean, inverse_std = torch.native_group_norm(x, None, None, samples, channels, size, channels, 0.0)
-    mean = mean.double()
-    common = mean.mean(0)
-    within = inverse_std.double().pow_(-2).mean(0)  # biased variance of a map; a constant map gives 1 / inf
-    between = mean.sub_(common).square_().mean(0)
-    return common, (within + between) * (samples * size / (samples * size - 1))
+def sharpen(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
+    """Computes moments that the kernel wrote again where the mean is large beside the deviation.
+
+    In main memory only: the kernels of accelerators follow Welford's rule, and asking would wait for them.
+    """
+    if x.device.type == "cpu":
+        _sharpen(x, mean_out, var_out, mean_out.square() > _CANCELLATION_KERNEL * var_out)
+
+
+def _sharpen(x: Tensor, mean_out: Tensor, var_out: Tensor, wanted: Tensor) -> None:
+    if not bool(wanted.any()):
+        return
+    channels = wanted.nonzero().flatten()
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    centre = mean_out[channels]
+    # Close to the mean the difference is exact, and what is left of the mean is small.
+    rest = x.index_select(1, channels).to(centre.dtype) - centre.view(-1, *[1] * (x.dim() - 2))
+    count = rest.numel() // len(channels)
+    offset = rest.sum(dims).double() / count
+    squares = torch.linalg.vector_norm(rest, dim=dims).double().square()
+    mean_out[channels] = (centre.double() + offset).to(mean_out.dtype)
+    var_out[channels] = ((squares - count * offset.square()) / max(1, count - 1)).to(var_out.dtype)
 
 
 def instance_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:

@@ -29,6 +29,7 @@ from varshift.probe._kernels import (
     rows_are_faster,
     run_batch_norm,
     run_instance_norm,
+    sharpen,
 )
 from varshift.probe._moments import Moments
 from varshift.probe._norms import Norm
@@ -215,7 +216,9 @@ class Tap(TorchFunctionMode):
             if norm.kind == "instance":
                 instance_moments(x, mean_out, var_out)
             elif use_batch and kernel_takes(call, mean_out.dtype) and not rows_are_faster(x):
-                return run_batch_norm(call, mean_out, var_out, training=True)
+                output = run_batch_norm(call, mean_out, var_out, training=True)
+                sharpen(x, mean_out, var_out)
+                return output
             else:
                 batch_moments(x, mean_out, var_out)
                 if use_batch and kernel_takes(call, mean_out.dtype):
