@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    rows = [measure(case, rounds) for case in cases(batches=8)]
+    rows = [measure(case, rounds) for case in cases(batches=5)]
     header = [
         "network",
         "(check with data - check without) / its forwards",
@@ -67,7 +67,7 @@ def main() -> None:
         "check without data / its exports",
     ]
     text = (
-        "Time of `varshift.check` divided by the time of the bare forward passes (8 batches) or the bare "
+        "Time of `varshift.check` divided by the time of the bare forward passes (5 batches) or the bare "
         f"exports that it makes: median and quartiles of {rounds} rounds in one run "
         "(`python benchmarks/check.py`). A check with data captures the network too, at a fixed cost that "
         "the second column includes; it weighs less the more batches there are."

@@ -171,6 +171,25 @@ def test_progress_is_reported(sick, batches):
     assert steps[-1][1:] == (30, 30)
 
 
+def test_weights_that_are_not_finite_are_a_finding_not_a_crash(sick, batches):
+    with torch.no_grad():
+        sick.conv2.weight[0, 0, 0, 0] = torch.nan
+    report = vs.check(sick, batches)
+    (finding,) = [found for found in report.findings if found.code == "VS203"]
+    assert (finding.where, finding.severity) == ("norm2", "error")
+    assert report.layer("norm2").real_var is None
+    assert report.gap.states["eval"] is None
+    jsonschema.validate(json.loads(report.to_json()), report_schema())
+    assert "The outputs as deployed are not finite." in " ".join(str(report).split())
+
+
+def test_the_page_of_a_recalibrated_network_says_that_it_fits(sick, batches):
+    vs.recalibrate(sick, batches)
+    text = " ".join(str(vs.check(sick, batches)).split())
+    assert "Between the two lie" not in text
+    assert "Nothing found" in text
+
+
 def test_select_and_ignore(sick, batches):
     assert {f.code for f in vs.check(sick, batches, select=["VS2"]).findings} == {"VS207"}
     assert "VS207" not in {f.code for f in vs.check(sick, batches, ignore=["VS207"]).findings}

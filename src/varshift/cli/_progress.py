@@ -31,7 +31,8 @@ def progress_bar() -> Iterator[Report | None]:
 
     def follow(stage: str, done: int, total: int | None) -> None:
         count = f"{done}/{total}" if total else str(done or "")
-        bar.update(task, description=stage, completed=done, total=total, count=count)
+        begins = bar.tasks[task].description != stage  # a new stage is shown at once, however short it is
+        bar.update(task, description=stage, completed=done, total=total, count=count, refresh=begins)
 
     with bar:
         yield follow

@@ -111,6 +111,12 @@ def gap_sentence(gap: Gap | None) -> str:
         )
     if not any(_significant(step.delta, step.stderr, fitting) for step in (shift, stale)):
         return f"{whole}The statistics as shipped cost nothing to speak of ({causes})."
+    if shift.delta is not None and not _significant(shipped - fitting, None, fitting):
+        # Re-estimated statistics: the two counterfactual steps are there and back again.
+        return (
+            f"{whole}The statistics as shipped fit the deployed network; those that training leaves behind "
+            f"would have changed the {gap.metric} by {uncertain(shift.delta, shift.stderr)}."
+        )
     right = ""
     if gap.accuracy and {"eval", "recalibrated"} <= set(gap.accuracy):
         right = f" (accuracy {percent(gap.accuracy['eval'])} and {percent(gap.accuracy['recalibrated'])})"

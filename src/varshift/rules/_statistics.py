@@ -156,7 +156,8 @@ class BrokenStatistics(Rule):
     ## What it does
 
     Finds norms with NaN or infinite running statistics, negative variances, variances that float16 cannot
-    hold, and channels whose variance is below 100 times the norm's epsilon.
+    hold, and channels whose variance is below 100 times the norm's epsilon. With data, also the first norm
+    whose input is not finite although the data and all running statistics are.
 
     ## Why it matters
 
@@ -170,6 +171,8 @@ class BrokenStatistics(Rule):
 
     Certain, from the buffers. Not finite or negative: error. Too large for float16: warning. Collapsed: a
     warning when at least half of the channels are, else advice. Statistics that never moved are VS201's.
+    An input that is not finite is measured, an error: NaN weights or an overflow upstream, which the next
+    batch in training would carry into the running statistics.
 
     ## Known limits
 
@@ -206,6 +209,7 @@ class BrokenStatistics(Rule):
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm, its gravest fault."""
+        yield from self._signal(evidence)
         for name in norms_in_order(evidence):
             facts = evidence.norms[name]
             if facts.never_moved:
@@ -242,6 +246,31 @@ class BrokenStatistics(Rule):
                 },
                 cures=self._cures(severity, facts),
             )
+
+    def _signal(self, evidence: Evidence) -> Iterator[Finding]:
+        """The first norm whose input is not finite, unless broken statistics upstream account for it."""
+        if evidence.measurement is None or any(facts.nonfinite for facts in evidence.norms.values()):
+            return
+        layers = {layer.name: layer for layer in evidence.measurement.layers if layer.reached}
+        order = [name for name in norms_in_order(evidence) if name in layers]
+        bad = [name for name in order if layers[name].real_var is None]
+        if not bad:
+            return
+        first = evidence.norms[bad[0]]
+        yield Finding(
+            code=self.code,
+            severity="error",
+            confidence="measured",
+            where=first.name,
+            cls=first.cls,
+            source=source_of(evidence, first.name),
+            message=(
+                f"In evaluation the signal at the norm {quoted(first.name)} is not finite although the inputs "
+                f"are; {len(bad)} of {len(order)} norms see such a signal."
+            ),
+            evidence={"norms": len(bad), "of": len(order)},
+            cures=(Cure("find the NaN weights or the overflow in front of it (half precision?)", "unsafe"),),
+        )
 
     def _collapsed(self, facts: NormFacts) -> bool:
         return facts.collapsed >= thresholds.COLLAPSED_SHARE * facts.channels
