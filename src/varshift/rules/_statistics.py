@@ -265,8 +265,8 @@ class BrokenStatistics(Rule):
             cls=first.cls,
             source=source_of(evidence, first.name),
             message=(
-                f"In evaluation the signal at the norm {quoted(first.name)} is not finite although the inputs "
-                f"are; {len(bad)} of {len(order)} norms see such a signal."
+                f"In evaluation the signal at the norm {quoted(first.name)} is not finite although the "
+                f"inputs are; {len(bad)} of {len(order)} norms see such a signal."
             ),
             evidence={"norms": len(bad), "of": len(order)},
             cures=(Cure("find the NaN weights or the overflow in front of it (half precision?)", "unsafe"),),
