@@ -57,7 +57,7 @@ def measure(case: Case, rounds: int) -> list[str]:
 def main() -> None:
     """Measures all cases and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     rows = [measure(case, rounds) for case in cases(batches=5)]
     header = [

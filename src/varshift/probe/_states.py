@@ -50,10 +50,11 @@ def live_norms(
     """
     model.train(True)
     live = {norm.name for norm in norms if norm.module.training}
+    watched = [norm for norm in norms if norm.overrides_forward and norm.name in live]
     unsure = []
-    for norm in norms:
-        if norm.overrides_forward and norm.name in live:
-            asks = _asks_for_batch_statistics(norm)
+    with torch.no_grad(), Tap(watched, "called", record=False) as alone:
+        for norm in watched:
+            asks = _asks_for_batch_statistics(norm, alone)
             if asks is None:
                 unsure.append(norm)
             elif not asks:
@@ -73,7 +74,7 @@ def live_norms(
     return frozenset(live), frozenset(tap.by_hand & live)
 
 
-def _asks_for_batch_statistics(norm: Norm) -> bool | None:
+def _asks_for_batch_statistics(norm: Norm, tap: Tap) -> bool | None:
     """Runs a subclass of torch's batch norm alone; None when that does not tell."""
     dimensions = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
     extra = next((count for cls, count in dimensions.items() if isinstance(norm.module, cls)), None)
@@ -82,9 +83,7 @@ def _asks_for_batch_statistics(norm: Norm) -> bool | None:
     zeros = norm.mean.new_zeros((2, norm.channels, *[1] * extra))
     weight = next(norm.module.parameters(recurse=False), None)
     try:
-        with torch.no_grad(), Tap([norm], "called", record=False) as tap:
-            tap.begin()
-            norm.module.forward(zeros if weight is None else zeros.to(weight.dtype))
+        norm.module.forward(zeros if weight is None else zeros.to(weight.dtype))
     except Exception:  # it wants more than an input; the whole model will tell
         return None
     return norm.name in tap.trained if norm.name in tap.called else None

@@ -86,14 +86,12 @@ class Tap(TorchFunctionMode):
         self._by_mean = {id(norm.mean): norm for norm in norms}
         self._policy, self.live, self._record = policy, live, record
         self._substitutes = dict(substitutes or {})
-        groups: dict[tuple[torch.device, torch.dtype], list[Norm]] = {}
-        for norm in norms:
-            dtype = torch.float64 if norm.var.dtype == torch.float64 else torch.float32
-            groups.setdefault((norm.mean.device, dtype), []).append(norm)
-        self._banks = [
-            Bank(group, device, dtype, average=average, series=series)
-            for (device, dtype), group in groups.items()
-        ]
+        # Norms written by hand reach no kernel that could be intercepted, norms that convert their statistics
+        # before the call hand over a copy, and norms that stopped tracking hand over none while they train:
+        # all are recognised by the module that runs.
+        single = (torch.float32, torch.float64)
+        self._hooked = [n for n in norms if n.kind == "custom" or n.var.dtype not in single or not n.tracks]
+        self._banks = _banks(norms, average=average, series=series) if record else []
         self._bank_of = {norm.name: bank for bank in self._banks for norm in bank.norms}
         self._visits: list[_Visit] = []
         self._handles: list[RemovableHandle] = []
@@ -105,16 +103,10 @@ class Tap(TorchFunctionMode):
     # -- life of a pass ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Tap:
-        for norm in self._norms:
-            # Norms written by hand reach no kernel that could be intercepted, norms that convert their
-            # statistics before the call hand over a copy, and norms that stopped tracking hand over none
-            # while they train: all are recognised by the module that runs. The hook comes last, behind hooks
-            # of the user's that change the input.
-            converts = norm.var.dtype not in (torch.float32, torch.float64)
-            if norm.kind == "custom" or converts or not norm.tracks:
-                enter, leave = self._hooks(norm)
-                self._handles.append(norm.module.register_forward_pre_hook(enter))
-                self._handles.append(norm.module.register_forward_hook(leave, always_call=True))
+        for norm in self._hooked:  # behind hooks of the user's that change the input
+            enter, leave = self._hooks(norm)
+            self._handles.append(norm.module.register_forward_pre_hook(enter))
+            self._handles.append(norm.module.register_forward_hook(leave, always_call=True))
         try:
             super().__enter__()
         except BaseException:
@@ -177,12 +169,11 @@ class Tap(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answers the calls of known norms, passes all others on."""
         read = READERS.get(func)
-        if read is not None:
-            call = read(*args, **(kwargs or {}))
-            norm = self._identify(call)
-            if norm is not None:
-                return self._normalise(norm, call)
-        return func(*args, **(kwargs or {}))
+        if read is None:  # nearly all calls, so the shortest way out
+            return func(*args, **kwargs) if kwargs else func(*args)
+        call = read(*args, **(kwargs or {}))
+        norm = self._identify(call)
+        return func(*args, **(kwargs or {})) if norm is None else self._normalise(norm, call)
 
     def _identify(self, call: NormCall) -> Norm | None:
         norm = None if call.running_mean is None else self._by_mean.get(id(call.running_mean))
@@ -252,3 +243,15 @@ class Tap(TorchFunctionMode):
                 batch_moments(x.detach(), *self._bank_of[norm.name].scratch(norm, count))
 
         return enter, leave
+
+
+def _banks(norms: Sequence[Norm], *, average: bool, series: bool) -> list[Bank]:
+    """One bank per device and type of statistics."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Norm]] = {}
+    for norm in norms:
+        dtype = torch.float64 if norm.var.dtype == torch.float64 else torch.float32
+        groups.setdefault((norm.mean.device, dtype), []).append(norm)
+    return [
+        Bank(group, device, dtype, average=average, series=series)
+        for (device, dtype), group in groups.items()
+    ]
