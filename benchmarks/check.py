@@ -60,8 +60,10 @@ def main() -> None:
     """Measures all cases and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    rows = [measure(case, rounds) for case in cases(batches=4)]
+    parser.add_argument("--only", default="", help="measure networks whose name contains this, write nothing")
+    arguments = parser.parse_args()
+    rounds, only = arguments.rounds, arguments.only
+    rows = [measure(case, rounds) for case in cases(batches=4) if only in case.name]
     header = [
         "network",
         "measuring / its forwards",
@@ -74,6 +76,9 @@ def main() -> None:
         "(`python benchmarks/check.py`). Measuring is the part of a check that uses the data. The whole "
         "check captures the network too, at a fixed cost that weighs less the more batches there are."
     )
+    if only:
+        print(table(header, rows))
+        return
     write("check", "Cost of `check`", text + "\n\n" + table(header, rows))
 
 
