@@ -11,18 +11,23 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From bottom to top. A room may import from rooms of lower rank.
 RANKS = {
     "_errors": 0,
+    "_arguments": 0,
     "_batches": 1,
     "theory": 1,
-    "flow": 2,
-    "probe": 3,
-    "rules": 4,
-    "report": 5,
-    "_check": 6,
-    "__init__": 7,
-    "integrations": 8,
-    "cli": 9,
+    "functional": 2,
+    "nn": 3,
+    "optim": 3,
+    "data": 3,
+    "flow": 4,
+    "probe": 5,
+    "rules": 6,
+    "report": 7,
+    "_check": 8,
+    "__init__": 9,
+    "integrations": 10,
+    "cli": 11,
 }
-CORE = {"_errors", "_batches", "theory", "flow", "probe", "rules", "_check", "__init__"}
+CORE = set(RANKS) - {"report", "integrations", "cli"}
 
 
 def files():

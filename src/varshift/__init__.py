@@ -10,6 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from varshift import data as data
+    from varshift import functional as functional
+    from varshift import nn as nn
+    from varshift import optim as optim
     from varshift import theory as theory
     from varshift._check import check as check
     from varshift._errors import DataError as DataError
@@ -39,6 +43,9 @@ _HOME = {
     "ModelError": "varshift._errors",
 }
 
+# Rooms that are reached as attributes of the package, as `torch.nn` is.
+_ROOMS = ("data", "functional", "nn", "optim", "theory")
+
 __all__ = [
     "Cure",
     "DataError",
@@ -49,6 +56,10 @@ __all__ = [
     "VarshiftError",
     "__version__",
     "check",
+    "data",
+    "functional",
+    "nn",
+    "optim",
     "recalibrate",
     "theory",
 ]
@@ -57,8 +68,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name == "theory":
-        return importlib.import_module("varshift.theory")
+    if name in _ROOMS:
+        return importlib.import_module(f"varshift.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

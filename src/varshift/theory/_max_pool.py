@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-from ._arguments import count
+from varshift._arguments import count
+
 from ._noise import noise_variance
 from ._pooling import max_pool_mean_ratio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ._arguments import finite, non_negative
+from varshift._arguments import finite, non_negative
 
 
 @dataclass(frozen=True, slots=True)

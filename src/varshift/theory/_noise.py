@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._arguments import between, finite, keep_probability, non_negative
+from varshift._arguments import between, finite, keep_probability, non_negative
 
 _BERNOULLI = ("dropout", "channel_dropout", "drop_path", "drop_block")
 

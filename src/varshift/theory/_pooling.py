@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ._arguments import count, finite, keep_probability, non_negative, vectors
+from varshift._arguments import count, finite, keep_probability, non_negative, vectors
+
 from ._noise import bernoulli_noise_variance, equal_noise_keep
 
 # Half-normal values above 12 standard deviations have probability 4e-33: nothing for windows below 1e15.

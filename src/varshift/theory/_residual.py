@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ._arguments import count, keep_probability, non_negative, positive
+from varshift._arguments import count, keep_probability, non_negative, positive
+
 from ._noise import bernoulli_noise_variance
 from ._shift import exact_delta, noise_delta
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ._arguments import (
+from varshift._arguments import (
     between,
     count,
     finite,
@@ -14,6 +14,7 @@ from ._arguments import (
     vector,
     vectors,
 )
+
 from ._noise import gaussian_noise_variance, uniform_noise_variance
 
 

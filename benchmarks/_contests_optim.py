@@ -1,0 +1,7 @@
+"""Contests of the optimiser parts."""
+
+from __future__ import annotations
+
+from _contest import StepContest
+
+STEPS: list[StepContest] = []

@@ -1,0 +1,3 @@
+"""The papers' samplers and sample weights."""
+
+from __future__ import annotations
