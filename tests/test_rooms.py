@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 RANKS = {
     "_errors": 0,
     "_arguments": 0,
+    "_threads": 0,
     "_batches": 1,
     "theory": 1,
     "functional": 2,

@@ -49,7 +49,8 @@ def demo(
         if path is not None:
             check_writable(path)
 
-    from varshift_lab._demo import Demo, DemoSettings, one_thread
+    from varshift._threads import one_thread
+    from varshift_lab._demo import Demo, DemoSettings
 
     try:
         run = Demo(DemoSettings(seed=seed, epochs=epochs, depth=depth))

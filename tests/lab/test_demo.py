@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 import torch
 
+from varshift._threads import one_thread
 from varshift.cli import main
 from varshift.report import report_schema
-from varshift_lab._demo import one_thread
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from varshift._threads import one_thread
 from varshift.flow._graph import Graph
 from varshift.flow._ops import ACTIVATIONS, RANDOM, VIEWS, bind
 from varshift.flow._raw import iterate_refs, map_refs
@@ -319,7 +319,7 @@ class Evaluator:
             return None
         drawn: list[Tensor] = []
         count = 0
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), _one_thread():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), one_thread():
             torch.manual_seed(0)
             for _ in range(_MOST_REPEATS):
                 value = self._run(order)[node]
@@ -336,17 +336,6 @@ class Evaluator:
         if 0 < zeros < 1 and _single_valued(drawn):
             return _two_values(0.0, zeros, float(nonzero.mean()), name)
         return Distribution(None, None, float(values.mean()), float(values.std()), None, name, False)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Masks are small: waking other threads for each operation costs far more than the operation."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _single_valued(drawn: list[Tensor]) -> bool:
