@@ -18,6 +18,7 @@ _REACH = 14.0  # standard deviations on either side; the density beyond is below
 _PANELS = 28  # width 1 at first, edges at the whole numbers, where most activations have their kinks
 _NODES, _WEIGHTS = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(20))
 _TOLERANCE = 1e-14  # per panel, relative to the whole integral
+_RESIDUE = 1e-10  # what panels of no width may still disagree by
 _MAX_HALVINGS = 52
 _MAX_PANELS = 1 << 17
 
@@ -30,6 +31,10 @@ class ActivationMoments(NamedTuple):
         second: ``E[f(X)^2]``.
         slope: ``E[f'(X)^2]`` with the derivative that autograd uses (a surrogate, if the activation has
             one; a jump counts nothing); NaN where autograd knows no derivative.
+
+    Example:
+        >>> ActivationMoments(mean=0.5, second=1.0, slope=0.0).variance
+        0.75
     """
 
     mean: float
@@ -81,9 +86,10 @@ def activation_moments(
             first, second = halves.chunk(2)
             apart = (first + second - whole).abs()
             agree = ((apart <= _TOLERANCE * (size + halves.abs().sum(0))) | apart.isnan()).all(1)
-            # Panels of no width left, and far too many of them, end the search with what there is.
             if halving == _MAX_HALVINGS or len(left) > _MAX_PANELS:
-                agree = torch.ones_like(agree)
+                if (apart.sum(0) > _RESIDUE * size).any():
+                    raise ValueError(f"activation={activation!r} must have finite moments under a Gaussian.")
+                agree = torch.ones_like(agree)  # what is left has no width
             total = total + (first + second)[agree].sum(0)
             size = size + (first.abs() + second.abs())[agree].sum(0)
             open_ = ~agree
@@ -181,6 +187,6 @@ def _integrals(
         slope = torch.zeros_like(x) if slope is None else slope
     else:
         slope = torch.full_like(x, math.nan)
-    weight = half * _WEIGHTS * torch.exp(-z.detach() ** 2 / 2) / math.sqrt(2 * math.pi)
+    weight = half * _WEIGHTS * torch.exp(-(z.detach() ** 2) / 2) / math.sqrt(2 * math.pi)
     value = value.detach().to(torch.float64)
     return torch.stack([(weight * part).sum(1) for part in (value, value**2, slope**2)], 1)
