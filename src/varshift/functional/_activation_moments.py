@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ def activation_gain(activation: str | Callable[[torch.Tensor], torch.Tensor]) ->
     return variance**-0.5
 
 
-def _function(activation: object) -> Callable[[torch.Tensor], torch.Tensor]:
+def _function(activation: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The activation as a function of float64 tensors."""
     if isinstance(activation, nn.Module):
         return copy.deepcopy(activation).to(device="cpu", dtype=torch.float64).eval()
@@ -151,7 +151,7 @@ def _function(activation: object) -> Callable[[torch.Tensor], torch.Tensor]:
         return found
     if not callable(activation):
         raise ValueError(f"activation={activation!r} must be a function of tensors, a module or a name.")
-    return activation  # pyright: ignore[reportReturnType]
+    return activation
 
 
 def _check_elementwise(activation: object, function: Callable, mean: float, std: float) -> None:
