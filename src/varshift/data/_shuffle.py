@@ -36,7 +36,7 @@ class RandomReshuffleSampler(_ShuffleSampler):
 
     This is what `DataLoader(shuffle=True)` does, with an order that depends on nothing but the seed and the
     number of the epoch, so that a run can be resumed exactly. Under it, a net with batch norm minimises the
-    average of the risks :math:`L_\pi` over all permutations, not the risk of one fixed partition into batches.
+    average of the risks :math:`L_\pi` over all permutations, not the risk of one fixed partition.
 
     The number of the epoch counts itself: each new iterator is a new epoch, begun when its first index is
     drawn. Several iterators may be alive at once; each is an epoch of its own.
@@ -74,7 +74,8 @@ class SingleShuffleSampler(_ShuffleSampler):
 
     With batch norm in training mode this is a fault, and this class is here to show it and to test for it:
     the batches are the same in every epoch, so that training minimises the risk :math:`L_\pi` of that
-    partition, which may fall while the risk that the user means diverges. Use `RandomReshuffleSampler` to train.
+    partition, which may fall while the risk that the user means diverges. To train, take
+    `RandomReshuffleSampler`.
 
     Only the partition into batches matters: fixed batches in an order that changes are single shuffle, still.
     The order is drawn anew from the seed in each epoch, so that nothing of the size of the data is kept.
