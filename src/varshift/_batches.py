@@ -180,14 +180,14 @@ def batch_size(batch: Any) -> int:
 
     A batch of lists with one entry per sample, as detectors take them, has the length of its lists.
     """
-    listed = _samples_in_lists(batch)
+    listed = samples_in_lists(batch)
     if listed is not None:
         return listed
     tensor = first_tensor(batch)
     return 1 if tensor is None or tensor.dim() == 0 else int(tensor.shape[0])
 
 
-def _samples_in_lists(batch: Any) -> int | None:
+def samples_in_lists(batch: Any) -> int | None:
     """Number of samples where inputs, and targets if any, are lists with one entry per sample."""
     if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], (tuple, list)):
         return None
@@ -210,7 +210,7 @@ def take_samples(batch: Any, count: int) -> Any:
     size = batch_size(batch)
     if size <= count:
         return batch
-    if _samples_in_lists(batch) is not None:
+    if samples_in_lists(batch) is not None:
         cut = [
             item[:count] if isinstance(item, (tuple, list)) and len(item) == size else item for item in batch
         ]
