@@ -1,3 +1,20 @@
 """The papers' layers, with torch's conventions: `p` is a DROP probability, channels are axis 1."""
 
 from __future__ import annotations
+
+from ._batch_kalman_norm import BatchKalmanNorm1d as BatchKalmanNorm1d
+from ._batch_kalman_norm import BatchKalmanNorm2d as BatchKalmanNorm2d
+from ._filter_response_norm import FilterResponseNorm1d as FilterResponseNorm1d
+from ._filter_response_norm import FilterResponseNorm2d as FilterResponseNorm2d
+from ._filter_response_norm import FilterResponseNorm3d as FilterResponseNorm3d
+from ._filter_response_norm import FilterResponseNormTLU1d as FilterResponseNormTLU1d
+from ._filter_response_norm import FilterResponseNormTLU2d as FilterResponseNormTLU2d
+from ._filter_response_norm import FilterResponseNormTLU3d as FilterResponseNormTLU3d
+from ._filter_response_norm import ThresholdedLinearUnit as ThresholdedLinearUnit
+from ._group_kalman_norm import GroupKalmanNorm2d as GroupKalmanNorm2d
+from ._dropout import Dropout as Dropout
+from ._dropout import GaussianDropout as GaussianDropout
+from ._dropout import UniformDropout as UniformDropout
+from ._independent_component import IndependentComponent1d as IndependentComponent1d
+from ._independent_component import IndependentComponent2d as IndependentComponent2d
+from ._independent_component import IndependentComponent3d as IndependentComponent3d

@@ -1,0 +1,26 @@
+"""When a hand-written kernel has to give way to plain operators that others can read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Not public, but what torch's own autograd.Function asks; without them there is nothing to give way to.
+_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+
+
+def observed(x: Tensor) -> bool:
+    """Whether something follows the operators one by one, so that a part should be written in plain ones.
+
+    True while compiling, exporting or tracing, under the transforms of `torch.func`, under a dispatch mode
+    (fake tensors, operator counters, captures), and for tensors that are not ordinary ones in memory.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, nn.Parameter)
+        or x.is_meta
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or _transforms()
+        or _dispatch_modes() > 0
+    )
