@@ -74,12 +74,21 @@ class LayerTester:
 
     def seeded(self, layer, *inputs):
         """One pass under a fixed seed, as a plain tensor, from the same running statistics each time."""
-        state = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+        # It runs on copies of the buffers: those of its pass must stay as they are for the backward pass.
+        slots = [
+            (module._buffers, name, buffer)
+            for module in layer.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        for buffers, name, buffer in slots:
+            buffers[name] = buffer.clone()
         torch.manual_seed(SEED)
-        out = layer(*inputs)
-        with torch.no_grad():
-            for name, buffer in layer.named_buffers():
-                buffer.copy_(state[name])
+        try:
+            out = layer(*inputs)
+        finally:
+            for buffers, name, buffer in slots:
+                buffers[name] = buffer
         return first(out)
 
     # ------------------------------------------------------------------ values
