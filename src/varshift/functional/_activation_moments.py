@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ def _function(activation: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     if isinstance(activation, str):
         if activation in ("linear", "identity"):
             return torch.clone
-        found = getattr(F, activation, None) or getattr(torch, activation, None)
+        found: Any = getattr(F, activation, None) or getattr(torch, activation, None)
         if not callable(found):
             raise ValueError(
                 f"activation={activation!r} must be the name of a function of torch.nn.functional or torch, "
@@ -151,7 +151,7 @@ def _function(activation: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         return found
     if not callable(activation):
         raise ValueError(f"activation={activation!r} must be a function of tensors, a module or a name.")
-    return activation
+    return cast("Callable[[torch.Tensor], torch.Tensor]", activation)
 
 
 def _check_elementwise(activation: object, function: Callable, mean: float, std: float) -> None:
