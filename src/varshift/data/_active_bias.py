@@ -204,7 +204,9 @@ class ActiveBias:
                 )
             probabilities = correct_probability(logits, targets)
         elif targets is not None:
-            probabilities = correct_probability(torch.as_tensor(probabilities), targets, logits=False)
+            if not isinstance(probabilities, Tensor):
+                probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
+            probabilities = correct_probability(probabilities, targets, logits=False)
         index = self.history.index(ids)
         touched = index.unique()
         total, scored = self._totals()

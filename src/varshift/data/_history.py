@@ -155,8 +155,10 @@ class PredictionHistory:
             probabilities: Values in [0, 1] of shape (B,), or (B, num_classes).
         """
         index = self.index(ids)
-        values = torch.as_tensor(probabilities).detach()
-        values = (values.cpu() if self.device.type == "cpu" else values.to(self.device)).to(torch.float64)
+        if not isinstance(probabilities, Tensor):
+            probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
+        # To the device first: there may be no float64 where the probabilities come from.
+        values = probabilities.detach().to(self.device).to(torch.float64)
         expected = (len(index),) if self.num_classes is None else (len(index), self.num_classes)
         if tuple(values.shape) != expected:
             raise ValueError(
