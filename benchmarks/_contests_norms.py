@@ -45,4 +45,12 @@ LAYERS: list[Contest] = [
         lambda: nn.BatchNorm2d(64),
         _SHAPE,
     ),
+    Contest(
+        "BatchRenorm2d",
+        "BatchNorm2d",
+        lambda: parts.BatchRenorm2d(64),
+        lambda: nn.BatchNorm2d(64),
+        _SHAPE,
+        cpu=1.5,
+    ),
 ]

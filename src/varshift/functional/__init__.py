@@ -5,6 +5,10 @@ from __future__ import annotations
 from ._activation_moments import ActivationMoments as ActivationMoments
 from ._activation_moments import activation_gain as activation_gain
 from ._activation_moments import activation_moments as activation_moments
+from ._batch_renorm import batch_renorm as batch_renorm
+from ._dropout import dropout as dropout
+from ._dropout import gaussian_dropout as gaussian_dropout
+from ._dropout import uniform_dropout as uniform_dropout
 from ._filter_response_norm import filter_response_norm as filter_response_norm
 from ._filter_response_norm import thresholded_linear_unit as thresholded_linear_unit
 from ._group_kalman_norm import group_conv_moments as group_conv_moments
@@ -18,6 +22,3 @@ from ._kalman_transitions import conv_moments as conv_moments
 from ._kalman_transitions import conv_sample_moments as conv_sample_moments
 from ._kalman_transitions import linear_moments as linear_moments
 from ._kalman_transitions import rectified_moments as rectified_moments
-from ._dropout import dropout as dropout
-from ._dropout import gaussian_dropout as gaussian_dropout
-from ._dropout import uniform_dropout as uniform_dropout

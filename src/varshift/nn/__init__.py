@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from ._batch_kalman_norm import BatchKalmanNorm1d as BatchKalmanNorm1d
 from ._batch_kalman_norm import BatchKalmanNorm2d as BatchKalmanNorm2d
+from ._batch_renorm import BatchRenorm1d as BatchRenorm1d
+from ._batch_renorm import BatchRenorm2d as BatchRenorm2d
+from ._batch_renorm import BatchRenorm3d as BatchRenorm3d
+from ._batch_renorm import RenormClipping as RenormClipping
+from ._dropout import Dropout as Dropout
+from ._dropout import GaussianDropout as GaussianDropout
+from ._dropout import UniformDropout as UniformDropout
 from ._filter_response_norm import FilterResponseNorm1d as FilterResponseNorm1d
 from ._filter_response_norm import FilterResponseNorm2d as FilterResponseNorm2d
 from ._filter_response_norm import FilterResponseNorm3d as FilterResponseNorm3d
@@ -12,9 +19,6 @@ from ._filter_response_norm import FilterResponseNormTLU2d as FilterResponseNorm
 from ._filter_response_norm import FilterResponseNormTLU3d as FilterResponseNormTLU3d
 from ._filter_response_norm import ThresholdedLinearUnit as ThresholdedLinearUnit
 from ._group_kalman_norm import GroupKalmanNorm2d as GroupKalmanNorm2d
-from ._dropout import Dropout as Dropout
-from ._dropout import GaussianDropout as GaussianDropout
-from ._dropout import UniformDropout as UniformDropout
 from ._independent_component import IndependentComponent1d as IndependentComponent1d
 from ._independent_component import IndependentComponent2d as IndependentComponent2d
 from ._independent_component import IndependentComponent3d as IndependentComponent3d
