@@ -106,7 +106,7 @@ def test_small_batches_bias_both_orders_as_derived(size):
 
 # ---------------------------------------------------------------------- the toy
 
-SEEDS, SAMPLES, FEATURES, BATCH, EPOCHS = 6, 48, 32, 4, 300
+SEEDS, SAMPLES, FEATURES, BATCH, EPOCHS = 10, 48, 32, 4, 300
 
 
 def toy():
@@ -122,16 +122,18 @@ def batch_norm(x, mean, variance):
     return (x - mean) / torch.sqrt(variance + 1e-5)
 
 
-def train(kind):
+def train(kind, reordered=False):
     """Plain SGD on w.(gamma * BN(x)) with logistic loss; returns both losses on the training set."""
     x, y, w = toy()
     gamma = torch.ones(SEEDS, FEATURES)
     mean, variance = torch.zeros(SEEDS, FEATURES), torch.ones(SEEDS, FEATURES)
     samplers = [kind(SAMPLES, seed=seed) for seed in range(SEEDS)]
     lines = torch.arange(SEEDS)[:, None]
-    orders, prints = None, []
+    orders, prints, shuffled = None, [], torch.Generator().manual_seed(0)
     for _ in range(EPOCHS):
         orders = torch.tensor([list(sampler) for sampler in samplers]).reshape(SEEDS, -1, BATCH)
+        if reordered:
+            orders = orders[:, torch.randperm(SAMPLES // BATCH, generator=shuffled)]
         prints.append(BatchFingerprint.of(orders[0]))
         for step in range(SAMPLES // BATCH):
             batch = orders[:, step]
@@ -164,3 +166,12 @@ def test_single_shuffle_learns_its_batches_and_reshuffling_does_not():
     assert prints[0].overlap(prints[-1]) == 0.0
     assert evaluated / as_trained < 1
     assert evaluated < single
+
+
+def test_fixed_batches_in_a_new_order_are_fixed_batches():
+    as_trained, evaluated, prints = train(SingleShuffleSampler)
+    reordered = train(SingleShuffleSampler, reordered=True)
+    assert reordered[2][0].overlap(reordered[2][-1]) == 1.0
+    assert reordered[0] == pytest.approx(as_trained, abs=0.01)
+    assert reordered[1] == pytest.approx(evaluated, rel=0.05)
+    assert prints[0] == reordered[2][0]
