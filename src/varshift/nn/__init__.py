@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from . import init as init
 from ._batch_kalman_norm import BatchKalmanNorm1d as BatchKalmanNorm1d
 from ._batch_kalman_norm import BatchKalmanNorm2d as BatchKalmanNorm2d
 from ._batch_renorm import BatchRenorm1d as BatchRenorm1d
 from ._batch_renorm import BatchRenorm2d as BatchRenorm2d
 from ._batch_renorm import BatchRenorm3d as BatchRenorm3d
 from ._batch_renorm import RenormClipping as RenormClipping
+from ._binary_conv import BinaryConv2d as BinaryConv2d
 from ._dropout import Dropout as Dropout
 from ._dropout import GaussianDropout as GaussianDropout
 from ._dropout import UniformDropout as UniformDropout
@@ -22,3 +24,8 @@ from ._group_kalman_norm import GroupKalmanNorm2d as GroupKalmanNorm2d
 from ._independent_component import IndependentComponent1d as IndependentComponent1d
 from ._independent_component import IndependentComponent2d as IndependentComponent2d
 from ._independent_component import IndependentComponent3d as IndependentComponent3d
+from ._norm_free_block import NormFreeBinaryBlock as NormFreeBinaryBlock
+from ._norm_free_block import NormFreeBinaryPairBlock as NormFreeBinaryPairBlock
+from ._react import RPReLU as RPReLU
+from ._react import RSign as RSign
+from ._scaled_std_conv import ScaledStdConv2d as ScaledStdConv2d
