@@ -6,6 +6,7 @@ from ._activation_moments import ActivationMoments as ActivationMoments
 from ._activation_moments import activation_gain as activation_gain
 from ._activation_moments import activation_moments as activation_moments
 from ._batch_renorm import batch_renorm as batch_renorm
+from ._binary_sign import binary_sign as binary_sign
 from ._dropout import dropout as dropout
 from ._dropout import gaussian_dropout as gaussian_dropout
 from ._dropout import uniform_dropout as uniform_dropout
@@ -22,3 +23,8 @@ from ._kalman_transitions import conv_moments as conv_moments
 from ._kalman_transitions import conv_sample_moments as conv_sample_moments
 from ._kalman_transitions import linear_moments as linear_moments
 from ._kalman_transitions import rectified_moments as rectified_moments
+from ._norm_free_betas import norm_free_betas as norm_free_betas
+from ._react import shifted_prelu as shifted_prelu
+from ._react import shifted_sign as shifted_sign
+from ._scaled_std import binary_weight as binary_weight
+from ._scaled_std import scaled_std_weight as scaled_std_weight

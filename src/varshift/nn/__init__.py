@@ -20,6 +20,12 @@ from ._filter_response_norm import FilterResponseNormTLU1d as FilterResponseNorm
 from ._filter_response_norm import FilterResponseNormTLU2d as FilterResponseNormTLU2d
 from ._filter_response_norm import FilterResponseNormTLU3d as FilterResponseNormTLU3d
 from ._filter_response_norm import ThresholdedLinearUnit as ThresholdedLinearUnit
+from ._freezing import Freezing as Freezing
+from ._freezing import freeze_batch_norm as freeze_batch_norm
+from ._freezing import freeze_batch_norm_ as freeze_batch_norm_
+from ._freezing import unfreeze_batch_norm as unfreeze_batch_norm
+from ._freezing import unfreeze_batch_norm_ as unfreeze_batch_norm_
+from ._frozen_batch_norm import FrozenBatchNorm as FrozenBatchNorm
 from ._group_kalman_norm import GroupKalmanNorm2d as GroupKalmanNorm2d
 from ._independent_component import IndependentComponent1d as IndependentComponent1d
 from ._independent_component import IndependentComponent2d as IndependentComponent2d
