@@ -99,8 +99,8 @@ def as_weight(item: Any) -> ScaleInvariantWeight:
         )
     shape = f" of shape {tuple(item.shape)}" if isinstance(item, Tensor) else ""
     raise ValueError(
-        f"weights has a {type(item).__name__}{shape}: each must be a linear layer or convolution with a plain "
-        "weight, a pair of such a layer and its batch norm, or a parameter of two or more axes."
+        f"weights has a {type(item).__name__}{shape}: each must be a linear layer or convolution (its weight "
+        "a plain parameter), a pair of one and its batch norm, or a parameter of two or more axes."
     )
 
 
