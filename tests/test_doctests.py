@@ -19,7 +19,7 @@ def modules():
             yield found.name
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", list(modules()))
 def test_examples_run(name):
     torch.manual_seed(0)
     module = importlib.import_module(name)

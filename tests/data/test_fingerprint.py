@@ -357,6 +357,16 @@ def test_looking_leaves_no_trace(by):
         assert all(torch.equal(one, two) for one, two in zip(want, drawn(), strict=True))
 
 
+def test_looking_leaves_an_epoch_under_way():
+    sampler, other = (RandomReshuffleSampler(64, seed=0) for _ in range(2))
+    running = iter(sampler)
+    begun = [next(running) for _ in range(5)]
+    batch_reuse(DataLoader(DATA, batch_size=8, sampler=sampler))
+    assert sampler.state_dict() == {"seed": 0, "epoch": 0, "position": 5, "samples": 64}
+    assert begun + list(running) == list(other)
+    assert list(sampler) == list(other)
+
+
 def test_bad_loaders_are_named():
     with pytest.raises(ValueError, match="by='hash' must be"):
         batch_reuse([torch.zeros(2)], by="hash")

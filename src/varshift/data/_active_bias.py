@@ -234,7 +234,9 @@ class ActiveBias:
         outputs = logits if probabilities is None else probabilities
         if not isinstance(outputs, Tensor):
             return weights.float()
-        return weights.to(outputs.device, torch.float64 if outputs.dtype is torch.float64 else torch.float32)
+        # The type first: there may be no float64 where the outputs are.
+        dtype = torch.float64 if outputs.dtype is torch.float64 else torch.float32
+        return weights.to(dtype).to(outputs.device)
 
     def sampling_probabilities(self) -> Tensor:
         r"""The probability :math:`P(i) = u_i / \sum_j u_j` of each sample, in float64 on the CPU.

@@ -45,9 +45,9 @@ class ActiveBiasSampler(_DistributedShuffleSampler):
         ValueError: If a number is outside its range; at the beginning of an epoch, if there are several
             processes and their histories were not synchronised.
 
-    Reference: Chang, Learned-Miller and McCallum (NIPS 2017), "Active bias", SGD-SD, -SE, -SPV, -STC and
-        -ISD.
-    Its text was not available: the names are confirmed, the formulas of the sampling variants are recalled.
+    Reference: Chang, Learned-Miller and McCallum (NIPS 2017), "Active bias", the methods whose names begin
+    with SGD-S, and SGD-ISD. Its text was not available: the names are confirmed, the formulas of the sampling
+    variants are recalled.
 
     Example:
         >>> import torch
@@ -91,8 +91,8 @@ class ActiveBiasSampler(_DistributedShuffleSampler):
         draws, samples = self._samples(), len(table)
         if self.bias.burning_in:
             rounds = range(-(-draws // samples))
-            seeds = [self.seed, *(self.seed + (1 << 32) * (1 + number) for number in rounds)]
-            return torch.cat([permutation(samples, seeds[number], epoch) for number in rounds])[:draws]
+            seeds = [self.seed + (number << 32) for number in rounds]
+            return torch.cat([permutation(samples, seed, epoch) for seed in seeds])[:draws]
         cumulated = table.cumsum(0)
         uniform = torch.rand(
             draws, generator=generator_of(self.seed, epoch), dtype=torch.float64, device="cpu"

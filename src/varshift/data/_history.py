@@ -10,53 +10,7 @@ from torch import Tensor
 
 from varshift._arguments import count as whole_number
 from varshift.data._gather import gather_rows, shared_by_several
-
-
-class _Moments:
-    """Count, mean and sum of squared deviations per sample."""
-
-    def __init__(self, count: Tensor, mean: Tensor, squares: Tensor) -> None:
-        self.count, self.mean, self.squares = count, mean, squares
-
-    @classmethod
-    def zeros(cls, size: int, classes: int | None, device: Any) -> _Moments:
-        shape = (size,) if classes is None else (size, classes)
-        mean = torch.zeros(shape, dtype=torch.float64, device=device)
-        return cls(torch.zeros(size, dtype=torch.int64, device=device), mean, torch.zeros_like(mean))
-
-    def rows(self, index: Tensor | None) -> _Moments:
-        return self if index is None else _Moments(self.count[index], self.mean[index], self.squares[index])
-
-    def put(self, index: Tensor, rows: _Moments) -> None:
-        self.count[index], self.mean[index], self.squares[index] = rows.count, rows.mean, rows.squares
-
-    def plus(self, other: _Moments) -> _Moments:
-        """Chan, Golub and LeVeque (1979): the moments of both together, without cancellation."""
-        count = self.count + other.count
-        wide = (...,) + (None,) * (self.mean.dim() - 1)
-        share = other.count.double()[wide] / count.clamp(min=1)[wide]
-        step = other.mean - self.mean
-        between = step * step * (self.count[wide] * share)
-        return _Moments(count, self.mean + step * share, self.squares + other.squares + between)
-
-    def to(self, device: Any) -> _Moments:
-        return _Moments(self.count.to(device), self.mean.to(device), self.squares.to(device))
-
-    def copy(self) -> _Moments:
-        return _Moments(self.count.clone(), self.mean.clone(), self.squares.clone())
-
-
-def _grouped(ids: Tensor, values: Tensor) -> tuple[Tensor, _Moments]:
-    """The ids, each once, and the moments of their values."""
-    unique, inverse = torch.unique(ids, return_inverse=True)
-    shape = (len(unique), *values.shape[1:])
-    count = torch.zeros(len(unique), dtype=torch.int64, device=ids.device)
-    count.index_add_(0, inverse, torch.ones_like(inverse))
-    mean = torch.zeros(shape, dtype=torch.float64, device=ids.device).index_add_(0, inverse, values)
-    mean /= count[(...,) + (None,) * (values.dim() - 1)]
-    deviations = values - mean[inverse]
-    squares = torch.zeros_like(mean).index_add_(0, inverse, deviations * deviations)
-    return unique, _Moments(count, mean, squares)
+from varshift.data._running_moments import Moments, grouped
 
 
 class PredictionHistory:
@@ -103,8 +57,8 @@ class PredictionHistory:
         self.size = whole_number("size", size, 1)
         self.num_classes = None if num_classes is None else whole_number("num_classes", num_classes, 1)
         self.process_group = process_group
-        self._shared = _Moments.zeros(self.size, self.num_classes, device)
-        self._own: _Moments | None = None
+        self._shared = Moments.zeros(self.size, self.num_classes, device)
+        self._own: Moments | None = None
         self._seen_shared = self._seen_own = 0
         self.version = 0
 
@@ -170,10 +124,10 @@ class PredictionHistory:
                 f"probabilities range from {float(values.min()):g} to {float(values.max()):g}: they must be "
                 "in [0, 1], without NaN. Logits must go through softmax or sigmoid first."
             )
-        unique, added = _grouped(index, values)
+        unique, added = grouped(index, values)
         if shared_by_several(self.process_group):
             if self._own is None:
-                self._own = _Moments.zeros(self.size, self.num_classes, self.device)
+                self._own = Moments.zeros(self.size, self.num_classes, self.device)
             target = self._own
             self._seen_own += len(index)
         else:
@@ -182,7 +136,7 @@ class PredictionHistory:
         target.put(unique, target.rows(unique).plus(added))
         self.version += 1
 
-    def _rows(self, ids: Any) -> _Moments:
+    def _rows(self, ids: Any) -> Moments:
         index = None if ids is None else self.index(ids)
         rows = self._shared.rows(index)
         return rows if self._own is None or self.synchronised else rows.plus(self._own.rows(index))
@@ -217,7 +171,7 @@ class PredictionHistory:
         """
         if not shared_by_several(self.process_group):
             return
-        own = self._own or _Moments.zeros(0, self.num_classes, self.device)
+        own = self._own or Moments.zeros(0, self.num_classes, self.device)
         touched = own.count.nonzero()[:, 0]
         rows = own.rows(touched)
         width = 1 if self.num_classes is None else self.num_classes
@@ -235,7 +189,7 @@ class PredictionHistory:
             part = part.to(self.device)
             index, count = part[:, 0].long(), part[:, 1].long()
             mean, squares = part[:, 2 : 2 + width].reshape(shape), part[:, 2 + width :].reshape(shape)
-            self._shared.put(index, self._shared.rows(index).plus(_Moments(count, mean, squares)))
+            self._shared.put(index, self._shared.rows(index).plus(Moments(count, mean, squares)))
             self._seen_shared += int(count.sum())
         self._own, self._seen_own = None, 0
         self.version += 1
@@ -261,7 +215,7 @@ class PredictionHistory:
                 f"state_dict is of shape {shape} and this history of {tuple(self._shared.mean.shape)}: "
                 "resume with the same data set and num_classes."
             )
-        saved = _Moments(state_dict["count"], state_dict["mean"], state_dict["squares"])
+        saved = Moments(state_dict["count"], state_dict["mean"], state_dict["squares"])
         self._shared = saved.copy().to(self.device)
         self._own, self._seen_own, self._seen_shared = None, 0, int(state_dict["seen"])
         self.version += 1

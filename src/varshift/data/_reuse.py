@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from varshift._errors import DataError
+from varshift.data._epochs import EpochSampler
 from varshift.data._fingerprint import BatchFingerprint
 
 
@@ -53,8 +54,8 @@ def batch_reuse(
     By ids, only the sampler of a DataLoader runs, twice, and no sample is loaded; augmentation cannot hide
     anything. By contents, all data of two epochs are loaded and compared; augmented samples differ then
     and hide a fixed partition, so that an overlap of 0 proves nothing. What the two epochs draw from torch's
-    default generator on the CPU, from the loader's generators, and the place of samplers with a `state_dict`
-    are put back afterwards.
+    default generator on the CPU and from the loader's generators, and the epochs that the samplers of this
+    package count, are put back afterwards; samplers of others that keep count are two epochs further.
 
     Args:
         loader: A DataLoader, or anything that yields the batches of a new epoch each time it is iterated.
@@ -119,19 +120,15 @@ def _kept(loader: Any) -> Iterator[None]:
     parts = _parts(loader)
     generators = {id(g): g for part in parts if (g := getattr(part, "generator", None)) is not None}
     drawn = {key: generator.get_state() for key, generator in generators.items()}
-    places = [
-        (part, part.state_dict())
-        for part in parts[1:]
-        if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
-    ]
+    places = [(vars(part), dict(vars(part))) for part in parts if isinstance(part, EpochSampler)]
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         for key, generator in generators.items():
             generator.set_state(drawn[key])
-        for part, place in places:
-            part.load_state_dict(place)
+        for attributes, place in places:
+            attributes.update(place)
 
 
 def _parts(loader: Any) -> list[Any]:
