@@ -12,7 +12,7 @@ from varshift.nn import Dropout, GaussianDropout, UniformDropout
 
 class NoiseTester(LayerTester):
     noisy = True
-    shape = (4, 6, 5, 3)
+    shape = (3, 4, 4, 3)
 
     def make(self, **factory):
         return self.layer(0.3)

@@ -19,6 +19,7 @@ class ComponentTester(LayerTester):
     noisy = True
     remembers = True
     batch_dependent = True
+    shape = (3, 4, 3, 2)
     layer = IndependentComponent2d
     norm = nn.BatchNorm2d
 
@@ -47,11 +48,11 @@ class TestIndependentComponent1d(ComponentTester):
 
 
 class TestIndependentComponentOfSequences(ComponentTester):
-    layer, norm, shape = IndependentComponent1d, nn.BatchNorm1d, (4, 5, 7)
+    layer, norm, shape = IndependentComponent1d, nn.BatchNorm1d, (3, 4, 5)
 
 
 class TestIndependentComponent3d(ComponentTester):
-    layer, norm, shape = IndependentComponent3d, nn.BatchNorm3d, (2, 3, 4, 3, 2)
+    layer, norm, shape = IndependentComponent3d, nn.BatchNorm3d, (2, 3, 3, 2, 2)
 
 
 PAIRS = [
