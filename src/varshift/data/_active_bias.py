@@ -205,7 +205,7 @@ class ActiveBias:
             probabilities = correct_probability(logits, targets)
         elif targets is not None:
             if not isinstance(probabilities, Tensor):
-                probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
+                probabilities = torch.as_tensor(probabilities, dtype=torch.float64, device="cpu")
             probabilities = correct_probability(probabilities, targets, logits=False)
         index = self.history.index(ids)
         touched = index.unique()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from varshift._errors import DataError
-from varshift.data._digest import sample_digests
+from varshift.data._digest import digest, sample_digests
 
 
 class BatchFingerprint:
@@ -61,8 +60,7 @@ class BatchFingerprint:
             ValueError: If nothing in the batch has one entry per sample.
         """
         digests = sample_digests(batch if self.key is None else self.key(batch))
-        whole = hashlib.blake2b(b"".join(sorted(digests)), digest_size=16)
-        self._batches[whole.digest()] += 1
+        self._batches[digest(*sorted(digests))] += 1
         self._sizes[len(digests)] += 1
 
     def merge(self, other: BatchFingerprint) -> None:

@@ -84,7 +84,7 @@ class PredictionHistory:
         Raises:
             ValueError: If they are not whole numbers in one dimension or lie outside the data set.
         """
-        index = torch.as_tensor(ids)
+        index = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
         if index.numel() == 0 and not isinstance(ids, Tensor):
             index = index.to(torch.int64)
         if index.dim() != 1 or index.is_floating_point() or index.is_complex() or index.dtype is torch.bool:
@@ -110,7 +110,7 @@ class PredictionHistory:
         """
         index = self.index(ids)
         if not isinstance(probabilities, Tensor):
-            probabilities = torch.as_tensor(probabilities, dtype=torch.float64)
+            probabilities = torch.as_tensor(probabilities, dtype=torch.float64, device="cpu")
         # To the device first: there may be no float64 where the probabilities come from.
         values = probabilities.detach().to(self.device).to(torch.float64)
         expected = (len(index),) if self.num_classes is None else (len(index), self.num_classes)
