@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+import _contests_kalman
 from _contest import Contest
 from varshift import nn as parts
 
@@ -53,4 +54,5 @@ LAYERS: list[Contest] = [
         _SHAPE,
         cpu=1.5,
     ),
+    *_contests_kalman.LAYERS,
 ]
