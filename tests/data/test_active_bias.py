@@ -96,6 +96,7 @@ batches_of = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(batches=batches_of)
 def test_three_numbers_hold_what_the_lists_hold(batches):
     history = PredictionHistory(6)
@@ -400,6 +401,7 @@ def test_draws_follow_the_table():
     assert chi_square < 21.1  # 3 degrees of freedom, one in ten thousand
 
 
+@settings(deadline=None)
 @given(scores=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=8).filter(any))
 def test_nothing_of_probability_zero_is_drawn(scores):
     bias = ActiveBias(len(scores), "easiness", burn_in=0, smoothing=0.0)
@@ -536,3 +538,22 @@ def test_hard_and_easy_samples_are_told_apart_in_training():
             optimiser.step()
     weights = bias.weights(torch.arange(60))
     assert float(weights[noisy].mean()) > 1.3 * float(weights[~noisy].mean())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_history_on_any_device_serves_outputs_on_another(device):
+    biases = [ActiveBias(6, burn_in=1), ActiveBias(6, burn_in=1, device=device)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        ids = torch.randint(0, 6, (8,), generator=generator)
+        logits, targets = torch.randn(8, 3, generator=generator), torch.arange(8) % 3
+        want = biases[0](ids, logits, targets)
+        got = biases[1](ids.cuda(), logits.cuda(), targets.cuda())
+        assert got.device.type == "cuda"
+        torch.testing.assert_close(got.cpu(), want)
+    assert biases[1].history.device.type == device
+    moved = biases[1].to("cpu")
+    torch.testing.assert_close(moved.weights(range(6)), biases[0].weights(range(6)), rtol=1e-6, atol=1e-6)
+    assert len(list(ActiveBiasSampler(moved))) == 6

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
@@ -39,6 +39,7 @@ def print_of(*batches):
 # ---------------------------------------------------------------------- the set of batches
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6),
     randomness=st.randoms(use_true_random=False),
@@ -141,6 +142,7 @@ def test_contents_tell_in_every_form(form, samples):
     assert print_of(form(x, y)) != print_of(form(other, y))
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(st.integers(0, 255), min_size=1, max_size=6),
     dtypes=st.lists(
@@ -152,6 +154,7 @@ def test_whole_numbers_are_compared_by_value(values, dtypes):
     assert print_of(one) == print_of(two) == print_of(values) == print_of(np.array(values))
 
 
+@settings(deadline=None)
 @given(values=st.lists(st.floats(width=16, allow_infinity=True, allow_nan=True), min_size=1, max_size=6))
 def test_floats_are_compared_by_value(values):
     wide = torch.tensor(values, dtype=torch.float64)

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
@@ -27,6 +27,7 @@ def epochs(sampler, number):
 
 
 @pytest.mark.parametrize("kind", ALL)
+@settings(deadline=None)
 @given(samples=st.integers(1, 50), seed=st.integers(-(2**70), 2**70))
 def test_every_epoch_holds_every_sample_once(kind, samples, seed):
     sampler = kind(samples, seed=seed)
@@ -131,6 +132,7 @@ def test_a_loader_takes_one_epoch_after_the_other(batch_size, workers):
 # ---------------------------------------------------------------------- shares
 
 
+@settings(deadline=None)
 @given(
     samples=st.integers(1, 40),
     replicas=st.integers(1, 9),
@@ -166,6 +168,7 @@ def test_a_process_alone_needs_no_group():
 
 
 @pytest.mark.parametrize("kind", ALL)
+@settings(deadline=None)
 @given(drawn=st.integers(0, 45))
 def test_a_state_goes_on_exactly(kind, drawn):
     sampler = kind(15, seed=6)
