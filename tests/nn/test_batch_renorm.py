@@ -30,6 +30,7 @@ def equation(x, mean, var, weight, bias, eps, r_max, d_max):
 
 
 class RenormTester(LayerTester):
+    shape = (3, 4, 3, 2)
     remembers = batch_dependent = True
     kind = nn.BatchRenorm2d
     torch_kind = torch.nn.BatchNorm2d

@@ -20,6 +20,7 @@ def equation(x, gamma, beta, tau, eps):
 
 
 class FilterResponseTester(LayerTester):
+    shape = (3, 4, 3, 2)
     kind = nn.FilterResponseNorm2d
     arguments: ClassVar = {}
 
@@ -37,7 +38,7 @@ class FilterResponseTester(LayerTester):
 
 
 class TestNorm1dOfSequences(FilterResponseTester):
-    shape = (4, 6, 5)
+    shape = (3, 4, 5)
     kind = nn.FilterResponseNorm1d
 
 
@@ -90,6 +91,8 @@ class TestPair3d(FilterResponseTester):
 
 
 class TestThreshold(LayerTester):
+    shape = (3, 4, 3, 2)
+
     def make(self, **factory):
         return nn.ThresholdedLinearUnit(self.shape[1], init=-0.3, **factory)
 

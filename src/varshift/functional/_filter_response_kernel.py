@@ -45,7 +45,7 @@ class FilterResponse(torch.autograd.Function):
         floor = None if tau is None else maps.spread(tau).unsqueeze(1)
         for block in maps.blocks():
             part, room = maps.wide(maps.x[block]), maps.room(written[block])
-            power = torch.linalg.vector_norm(part, dim=1).square_().div_(maps.positions)
+            power = maps.power(part, room)
             inverse[block] = power.add_(constant[block]).rsqrt_()
             maps.affine(part, power if gain is None else power * gain[block], shift[block], room)
             if floor is not None:
@@ -99,7 +99,7 @@ def _backward(
     for block in maps.blocks():
         part, g = maps.wide(maps.x[block]), maps.wide(upstream[block])
         if margin_shift is not None:
-            torch.sum(g, 1, out=total[block])
+            maps.total(g, total[block])
             margin = torch.empty_like(part)
             maps.affine(part, scale[block], margin_shift[block], margin)
             g = pass_where_not_negative(g, margin)
@@ -107,7 +107,7 @@ def _backward(
         if maps.rows_have_kernel:
             _rows(part, g, gain[block], inverse[block], passed[block], aligned[block], room)
         else:
-            _any_layout(part, g, scale[block], inverse[block], passed[block], aligned[block], room)
+            _any_layout(maps, part, g, scale[block], inverse[block], passed[block], aligned[block], room)
         if room is not None and written is not None and room.dtype != written.dtype:
             written[block] = room
     dweight = maps.fold(aligned, weight) if weight is not None and needs[1] else None
@@ -147,15 +147,23 @@ def _rows(
 
 
 def _any_layout(
-    x: Tensor, g: Tensor, scale: Tensor, inverse: Tensor, passed: Tensor, aligned: Tensor, room: Tensor | None
+    maps: Maps,
+    x: Tensor,
+    g: Tensor,
+    scale: Tensor,
+    inverse: Tensor,
+    passed: Tensor,
+    aligned: Tensor,
+    room: Tensor | None,
 ) -> None:
     """One block of any layout, in plain operators."""
-    torch.sum(g, 1, out=passed)
-    torch.sum(g * x, 1, out=aligned)
+    maps.total(g, passed)
+    product = torch.mul(g, x, out=room) if room is not None else g * x
+    maps.total(product, aligned)
     aligned.mul_(inverse)
     if room is not None:
         torch.mul(g, scale.unsqueeze(1), out=room)
-        room.addcmul_(x, (scale * inverse * aligned / x.shape[1]).unsqueeze(1), value=-1)
+        room.addcmul_(x, (scale * inverse * aligned / maps.positions).unsqueeze(1), value=-1)
 
 
 class Threshold(torch.autograd.Function):
@@ -183,8 +191,8 @@ class Threshold(torch.autograd.Function):
             g = maps.wide(upstream[block])
             torch.sub(part, floor[block], out=room)
             pass_where_not_negative(g, room)
-            torch.sum(g, 1, out=total[block])
-            torch.sum(room, 1, out=passed[block])
+            maps.total(g, total[block])
+            maps.total(room, passed[block])
             if room.dtype != written.dtype:
                 written[block] = room
         return dx, maps.fold(total - passed, tau) if ctx.needs_input_grad[1] else None

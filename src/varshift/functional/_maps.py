@@ -81,6 +81,21 @@ class Maps:
         """Where to compute what ends up in a block: the block itself, or a wider one."""
         return block if block.dtype == self.dtype else torch.empty_like(block, dtype=self.dtype)
 
+    def power(self, x: Tensor, scratch: Tensor) -> Tensor:
+        """Mean square of every map of a block; may overwrite `scratch`, which has the block's shape."""
+        if self.positions == 1:
+            return x.squeeze(1).square()
+        if self._last:  # here torch's vector norm takes a slow way
+            return torch.mul(x, x, out=scratch).sum(1).div_(self.positions)
+        return torch.linalg.vector_norm(x, dim=1).square_().div_(self.positions)
+
+    def total(self, x: Tensor, out: Tensor) -> None:
+        """Writes the sum of every map of a block."""
+        if self.positions == 1:
+            out.copy_(x.squeeze(1))
+        else:
+            torch.sum(x, 1, out=out)
+
     def affine(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
         """Writes ``scale x + shift`` for a block, with one scale and shift per map."""
         if self.rows_have_kernel:
