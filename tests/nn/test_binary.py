@@ -128,7 +128,7 @@ class TestRPReLUOfVectors(TestRPReLU):
 class Block(LayerTester):
     smooth = False
     # A sign turns a rounded input into a different output; the battery of the parts covers low precision.
-    low_precision = 1.0
+    low_precision = 0.1
 
     def prelu(self, activation, x):
         b, a, c = (
@@ -195,7 +195,7 @@ class TestRealWeights(LayerTester):
     """The first training step, with real weights."""
 
     smooth = False
-    low_precision = 1.0
+    low_precision = 0.1
 
     def make(self, **factory):
         return NormFreeBinaryPairBlock(6, 12, binary_weights=False, **factory)

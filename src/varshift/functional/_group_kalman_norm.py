@@ -10,6 +10,7 @@ from varshift._arguments import between, count
 from ._kalman_norm import GUARD, fuse_kalman_states
 from ._kalman_state import KalmanState
 from ._kalman_transitions import conv_moments
+from ._map_statistics import map_affine, map_moments, maps_are_worth_it
 
 
 def group_conv_moments(
@@ -122,30 +123,43 @@ def group_kalman_norm(
     if isinstance(prediction_weight, (int, float)):
         prediction_weight = between("prediction_weight", prediction_weight, 0, 1)
     precision = torch.promote_types(x.dtype, torch.float32)
-    parts = x.unflatten(1, (num_groups, -1)).to(precision)
     if x.numel() == 0:
-        state = KalmanState(*(parts.new_empty(x.shape[0], num_groups) for _ in range(2)))
-        return group_norm(x, num_groups, weight, bias, eps), state
-    var, mean = torch.var_mean(parts, tuple(range(2, parts.dim())), correction=0)
-    state = KalmanState(mean, var)
+        zero = x.new_zeros(x.shape[0], num_groups, dtype=precision)
+        return group_norm(x, num_groups, weight, bias, eps), KalmanState(zero, zero.clone())
+    by_maps = maps_are_worth_it(x)
+    if by_maps:
+        mean, var = (part.unflatten(1, (num_groups, -1)) for part in map_moments(x))
+        between_maps, mean = torch.var_mean(mean, 2, correction=0)
+        observed = KalmanState(mean, var.mean(2) + between_maps)
+    else:
+        parts = x.unflatten(1, (num_groups, -1)).to(precision)
+        var, mean = torch.var_mean(parts, tuple(range(2, parts.dim())), correction=0)
+        observed = KalmanState(mean, var)
+    state = observed
     if prediction is not None:
-        for name, part in zip(("mean", "var"), prediction, strict=True):
-            if (
-                part.shape[-1] != num_groups
-                or part.dim() > 2
-                or (part.dim() == 2 and part.shape[0] not in (1, x.shape[0]))
-            ):
-                raise ValueError(
-                    f"prediction.{name} of shape {tuple(part.shape)} must have shape "
-                    f"({x.shape[0]}, {num_groups}), one row per sample and one column per group."
-                )
+        _check_prediction(prediction, x.shape[0], num_groups)
         prediction = KalmanState(*(part.to(precision) for part in prediction))
-        state = fuse_kalman_states(prediction, state, prediction_weight, guard)
-    tail = [1] * (parts.dim() - 3)
-    scale = torch.rsqrt(state.var + eps)[..., None]
+        state = fuse_kalman_states(prediction, observed, prediction_weight, guard)
+    size = x.shape[1] // num_groups
+    scale, mean = (part.repeat_interleave(size, 1) for part in (torch.rsqrt(state.var + eps), state.mean))
     if weight is not None:
-        scale = scale * weight.to(precision).unflatten(0, (num_groups, -1))
-    y = (parts - state.mean.reshape(*state.mean.shape, 1, *tail)) * scale.reshape(*scale.shape, *tail)
+        scale = scale * weight.to(precision)
+    if by_maps:
+        # About the observed mean, as a constant, so that nothing cancels beside a large one.
+        centre = observed.mean.detach().repeat_interleave(size, 1)
+        shift = (centre - mean) * scale
+        return map_affine(x, centre, scale, shift if bias is None else shift + bias.to(precision)), state
+    tail = [1] * (x.dim() - 2)
+    y = (x.to(precision) - mean.reshape(*mean.shape, *tail)) * scale.reshape(*scale.shape, *tail)
     if bias is not None:
-        y = y + bias.to(precision).reshape(num_groups, -1, *tail)
-    return y.to(x.dtype).flatten(1, 2), state
+        y = y + bias.to(precision).reshape(-1, *tail)
+    return y.to(x.dtype), state
+
+
+def _check_prediction(prediction: KalmanState, samples: int, num_groups: int) -> None:
+    for name, part in zip(("mean", "var"), prediction, strict=True):
+        if tuple(part.shape) not in ((num_groups,), (1, num_groups), (samples, num_groups)):
+            raise ValueError(
+                f"prediction.{name} of shape {tuple(part.shape)} must have shape ({samples}, {num_groups}), "
+                "one row per sample and one column per group."
+            )

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from varshift._arguments import between, count
 
 from ._kalman_state import KalmanState
+from ._map_statistics import map_affine, map_moments, maps_are_worth_it
 
 GUARD = 100.0
 
@@ -161,19 +162,36 @@ def _normalise(
     splits: int,
     guard: float,
 ) -> tuple[torch.Tensor, KalmanState]:
-    """The composite form."""
+    """Statistics of the splits, fused, and the signal normalised with them."""
     precision = torch.promote_types(x.dtype, torch.float32)
-    parts = x.unflatten(0, (splits, -1)).to(precision)
-    axes = (1, *range(3, parts.dim()))
-    var, mean = torch.var_mean(parts, axes, correction=0)
-    state = KalmanState(mean, var)
+    by_maps = maps_are_worth_it(x)
+    if by_maps:
+        mean, var = (part.unflatten(0, (splits, -1)) for part in map_moments(x))
+        between_maps, mean = torch.var_mean(mean, 1, correction=0)
+        observed = KalmanState(mean, var.mean(1) + between_maps)
+    else:
+        parts = x.unflatten(0, (splits, -1)).to(precision)
+        var, mean = torch.var_mean(parts, (1, *range(3, parts.dim())), correction=0)
+        observed = KalmanState(mean, var)
+    state = observed
     if prediction is not None:
         prediction = KalmanState(*(part.to(precision) for part in prediction))
-        state = fuse_kalman_states(prediction, state, prediction_weight, guard)
-    shape = (splits, 1, -1) + (1,) * (parts.dim() - 3)
+        state = fuse_kalman_states(prediction, observed, prediction_weight, guard)
     scale = torch.rsqrt(state.var + eps)
     if weight is not None:
         scale = scale * weight.to(precision)
+    if by_maps:
+        # About the observed mean, as a constant, so that nothing cancels beside a large one.
+        centre = observed.mean.detach()
+        shift = (centre - state.mean) * scale
+        shift = shift if bias is None else shift + bias.to(precision)
+        rows = (
+            part[:, None].expand(-1, x.shape[0] // splits, -1).flatten(0, 1)
+            for part in (centre, scale, shift)
+        )
+        return map_affine(x, *rows), state
+    parts = x.unflatten(0, (splits, -1)).to(precision)
+    shape = (splits, 1, -1) + (1,) * (parts.dim() - 3)
     y = (parts - state.mean.reshape(shape)) * scale.reshape(shape)
     if bias is not None:
         y = y + bias.to(precision).reshape(1, 1, -1, *[1] * (parts.dim() - 3))
