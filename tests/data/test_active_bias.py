@@ -411,6 +411,15 @@ def test_nothing_of_probability_zero_is_drawn(scores):
     assert drawn == {i for i, score in enumerate(scores) if score > 0}
 
 
+@pytest.mark.parametrize(("uniform", "want"), [(0.0, 1), (1.0, 2)])
+def test_the_ends_of_the_table_have_a_probability(uniform, want, monkeypatch):
+    bias = ActiveBias(4, "easiness", burn_in=0, smoothing=0.0)
+    for _ in range(2):
+        bias.record(range(4), probabilities=[0.0, 0.3, 0.7, 0.0])
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), uniform, dtype=torch.float64))
+    assert set(ActiveBiasSampler(bias)) == {want}
+
+
 def test_importance_weights_undo_the_bias():
     bias = filled(ActiveBias(4, "difficulty", burn_in=0))
     sampler = ActiveBiasSampler(bias, num_samples=20000)
@@ -468,20 +477,26 @@ def test_draws_per_class_take_the_mean_score():
 @pytest.mark.parametrize("how", ["state", "pickle"])
 def test_an_epoch_resumes_although_the_histories_went_on(how):
     bias = filled(ActiveBias(4, burn_in=0))
-    sampler = ActiveBiasSampler(bias, num_samples=12)
+    sampler = ActiveBiasSampler(bias, num_samples=200)
     list(sampler)
     running = iter(sampler)
     begun = [next(running) for _ in range(5)]
-    bias.record([0, 1], probabilities=[0.0, 1.0])
+    bias.record([2] * 50, probabilities=[0.0, 1.0] * 25)
     if how == "state":
-        resumed = ActiveBiasSampler(bias, num_samples=12)
+        resumed = ActiveBiasSampler(bias, num_samples=200)
         resumed.load_state_dict(sampler.state_dict())
     else:
         resumed = pickle.loads(pickle.dumps(sampler))
     assert torch.equal(resumed.probabilities(), sampler.probabilities())
-    assert list(resumed) == list(running)
+    rest = list(resumed)
+    assert rest == list(running)
+    assert len(rest) == 195
+    assert torch.equal(resumed.probabilities(), sampler.probabilities())
     assert list(resumed) == list(sampler)
     assert len(begun) == 5
+    assert not torch.equal(
+        resumed.probabilities(), ActiveBiasSampler(filled(ActiveBias(4, burn_in=0))).probabilities()
+    )
 
 
 def test_shares_make_up_the_whole_sequence():

@@ -65,6 +65,7 @@ def test_until_then_a_process_reads_its_own(ranks):
     for result in ranks:
         ids = result["update0"][0]
         assert torch.equal(result["own_count"], torch.bincount(ids, minlength=10))
+        assert result["seen"] == 2 * len(ids)  # what both will have seen, as far as one can tell
         assert result["synchronised"] == [False, True, True]
         assert "bias was not synchronised" in result["error"]
 

@@ -34,6 +34,7 @@ for step in range(6):
         continue
     bias.record(ids, probabilities=probabilities)
     if step == 0:
+        result["seen"] = bias.history.seen
         result["own_count"] = bias.history.count()
         result["synchronised"] = [bias.history.synchronised]
         try:
