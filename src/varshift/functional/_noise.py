@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _PIECES = {16: torch.int16, 32: torch.int32, 64: torch.int64}
@@ -91,8 +91,11 @@ def _laid_out(flat: Tensor, x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, noise: Tensor, scale: float, offset: bool) -> Tensor:
-    base = x if offset else x.new_zeros(())
-    return torch.addcmul(base, x, noise, value=scale).to(x.dtype)
+    # Fresh memory costs as much as the arithmetic: the noise, widened, makes room for the result.
+    wide = noise.to(torch.promote_types(x.dtype, noise.dtype))
+    base = x if offset else wide.new_zeros(())
+    batched = is_legacy_batchedtensor(x) or peek_interpreter_stack() is not None  # they have no such room
+    return torch.addcmul(base, x, wide, value=scale, out=None if batched else wide).to(x.dtype)
 
 
 class _Scaled(torch.autograd.Function):
