@@ -102,6 +102,17 @@ def test_the_state_of_a_batch_norm_loads_where_it_stood():
         IndependentComponent2d(4, affine=False).load_state_dict(nn.BatchNorm2d(4).state_dict())
 
 
+def test_attributes_of_the_norm_are_set_on_the_norm():
+    layer = IndependentComponent2d(4, eps=0.1, momentum=0.3)
+    assert (layer.eps, layer.momentum, layer.affine, layer.num_features) == (0.1, 0.3, True, 4)
+    with pytest.raises(AttributeError):
+        layer.momentum = 0.01
+    with pytest.raises(KeyError):
+        layer.weight = nn.Parameter(torch.ones(4))
+    layer.norm.momentum = 0.01
+    assert layer.momentum == 0.01
+
+
 def test_synchronised_norms_keep_the_noise():
     model = nn.Sequential(IndependentComponent2d(3, drop_prob=0.5), nn.Conv2d(3, 2, 1))
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +11,29 @@ from torch import Tensor, nn
 from varshift._arguments import between
 from varshift.nn._dropout import Dropout
 
-_OF_THE_NORM = ("running_mean", "running_var", "num_batches_tracked", "weight", "bias", "num_features")
+_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def _of_norm(name: str) -> Any:
+    """An attribute of the norm inside, to be read here and set there."""
+    return property(attrgetter(f"norm.{name}"))
 
 
 class _IndependentComponent(nn.Module):
     """A batch norm and a dropout under one name; which batch norm is the subclass's matter."""
 
     _norm: ClassVar[type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]]
+
+    num_features = _of_norm("num_features")
+    eps = _of_norm("eps")
+    momentum = _of_norm("momentum")
+    affine = _of_norm("affine")
+    track_running_stats = _of_norm("track_running_stats")
+    weight = _of_norm("weight")
+    bias = _of_norm("bias")
+    running_mean = _of_norm("running_mean")
+    running_var = _of_norm("running_var")
+    num_batches_tracked = _of_norm("num_batches_tracked")
 
     def __init__(
         self,
@@ -51,14 +68,9 @@ class _IndependentComponent(nn.Module):
         """The layer's own argument; the others are shown by its parts."""
         return f"drop_prob={self.drop_prob}"
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _OF_THE_NORM:
-            return getattr(super().__getattr__("norm"), name)
-        return super().__getattr__(name)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Lets the state of a plain batch norm of the same name load into the norm inside."""
-        for name in _OF_THE_NORM:
+        for name in _STATE:
             if prefix + name in state_dict:
                 state_dict[f"{prefix}norm.{name}"] = state_dict.pop(prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -118,7 +130,8 @@ class IndependentComponent2d(_IndependentComponent):
 
     The batch norm is the child ``norm``, the dropout the child ``noise``:
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces the norm and leaves the noise alone. The state
-    of a plain batch norm loads into the layer.
+    of a plain batch norm loads into the layer; the norm's attributes are read from the layer and set on the
+    norm.
 
     Args:
         num_features: Number of channels C.
