@@ -516,6 +516,26 @@ def test_the_hook_equals_the_plain_call(make):
     assert all(torch.equal(p.grad, grad) for p, grad in zip(models[0].parameters(), raw, strict=True))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_scaler_changes_nothing(fused):
+    models = small().float(), small().float()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01, fused=fused) for model in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        BatchNormPreconditioner(model).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    for seed in range(3):
+        losses = [model(images(seed).float()).square().mean() for model in models]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaler.scale(losses[0]).backward()
+        losses[1].backward()
+        scaler.step(optimizers[0])
+        scaler.update()
+        optimizers[1].step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
 def test_an_optimiser_with_a_closure():
     model, twin = small(), small()
     preconditioner, other = BatchNormPreconditioner(model), BatchNormPreconditioner(twin)
@@ -682,6 +702,13 @@ def test_meta_layers_move_with_their_model():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         BatchNormPreconditioner(small(), **arguments)
+
+
+def test_wrapped_models_keep_their_names():
+    model = small()
+    assert BatchNormPreconditioner(torch.compile(model, backend="eager")).names == ["0", "3"]
+    with pytest.raises(ValueError, match="model is a DataParallel"):
+        BatchNormPreconditioner(nn.DataParallel(model))
 
 
 def test_shared_weights_are_refused():

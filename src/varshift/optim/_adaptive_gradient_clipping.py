@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from varshift._arguments import non_negative, positive
 from varshift.optim._hooks import before_step
-from varshift.optim._selection import Excluded, Exclusion
+from varshift.optim._selection import Excluded, Exclusion, unwrapped
 from varshift.optim._unit_clipping import adaptive_clip_grad_
 
 Parameters = (
@@ -220,7 +220,7 @@ def _named(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 def _groups(params: Any) -> list[dict[str, Any]]:
     """Groups in the form of an optimiser's, from all that may be given for parameters."""
     if isinstance(params, nn.Module):
-        params = params.named_parameters()
+        params = unwrapped(params).named_parameters()
     if isinstance(params, Tensor):
         raise ValueError("params is a tensor: give a module, an optimiser or a list of parameters.")
     items = list(params)

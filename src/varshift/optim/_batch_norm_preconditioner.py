@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from varshift.optim._filters import is_weight_layer
 from varshift.optim._hooks import before_step
 from varshift.optim._input_statistics import Rows, RunningMoments, batch_moments
 from varshift.optim._precondition import precondition_
-from varshift.optim._selection import Excluded, Exclusion
+from varshift.optim._selection import Excluded, Exclusion, unwrapped
 
 
 class BatchNormPreconditioner:
@@ -128,7 +129,7 @@ class BatchNormPreconditioner:
         self.q_rows: Rows = q_rows
         self.variance_rule = variance
         self.process_group = process_group
-        self._layers = _layers(model, Exclusion(exclude))
+        self._layers = _layers(unwrapped(model), Exclusion(exclude))
         self._hook()
 
     def _hook(self) -> None:
@@ -237,7 +238,7 @@ class BatchNormPreconditioner:
         return [pooled[index] for index in range(len(pending))]
 
     def _precondition(self, layer: _Layer, seen: Tensor) -> None:
-        weight, bias = _local_grad(layer.module.weight), _local_grad(layer.module.bias)
+        weight, bias = (_local_grad(layer, part) for part in (layer.module.weight, layer.module.bias))
         if weight is None and bias is None:
             return
         used = seen[-2] > 0  # NaN counts too, but a layer that did not run keeps its gradients
@@ -273,7 +274,7 @@ class _Layer:
     def __init__(self, module: Any) -> None:
         self.module = module
         self.groups = getattr(module, "groups", 1)
-        self.fan_in = module.weight[0].numel() if len(module.weight) else 0
+        self.fan_in = math.prod(module.weight.shape[1:])
         self.moments = RunningMoments(module.weight.shape[1] * self.groups, module.weight.device)
 
 
@@ -326,9 +327,18 @@ def _nothing() -> Any:
     return _ignore
 
 
-def _local_grad(parameter: Any) -> Tensor | None:
+def _local_grad(layer: _Layer, parameter: Any) -> Tensor | None:
+    """A gradient, or this process's rows of it."""
     grad = None if parameter is None else parameter.grad
-    return grad.to_local() if grad is not None and hasattr(grad, "to_local") else grad
+    if grad is None or not hasattr(grad, "device_mesh"):
+        return grad
+    by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in grad.placements)
+    if not by_rows or layer.groups > 1:
+        raise ValueError(
+            f"a {type(layer.module).__name__} of {layer.groups} groups is spread over processes as "
+            f"{grad.placements}: only rows of layers without groups may be. Exclude it."
+        )
+    return grad.to_local()
 
 
 def _layers(model: nn.Module, exclusion: Exclusion) -> dict[str, _Layer]:
@@ -336,7 +346,6 @@ def _layers(model: nn.Module, exclusion: Exclusion) -> dict[str, _Layer]:
     found: dict[str, _Layer] = {}
     names = []
     for name, module in model.named_modules():
-        name = name.removeprefix("_orig_mod.").removeprefix("module.")
         if isinstance(module, _ConvTransposeNd) or not is_weight_layer(module):
             continue
         names.append(name)

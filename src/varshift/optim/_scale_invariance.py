@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from varshift._arguments import positive
 from varshift.optim._filters import Granularity, ScaleInvariantWeight, is_weight_layer
+from varshift.optim._selection import unwrapped
 
 # f(c x) = c f(x) for c > 0, channel by channel.
 _HOMOGENEOUS = (
@@ -58,6 +59,7 @@ def find_followed_by_norm(
     """
     if order not in ("sequential", "registered"):
         raise ValueError(f"order={order!r} must be 'sequential' or 'registered'.")
+    model = unwrapped(model)
     names = {id(module): name for name, module in model.named_modules()}
     parents: dict[int, int] = {}
     for module in model.modules():
@@ -154,6 +156,7 @@ def find_scale_invariant(
         raise ValueError(
             "inputs is empty and forward is None: give an example batch, or a function that calls the model."
         )
+    model = unwrapped(model)
     probe = _Probe(model, inputs, forward)
     names = probe.candidates(per, tolerance)
     factors = {name: probe.random_factor(name, per) for name in names}

@@ -7,8 +7,26 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Excluded = Callable[[str, Any], bool] | Iterable[nn.Module | Tensor | str] | nn.Module | Tensor | str | None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside what data parallelism and the compiler wrap around it, so that names are the user's.
+
+    Raises:
+        ValueError: If it is wrapped in `torch.nn.DataParallel`, whose copies of the layers come and go.
+    """
+    while True:
+        if isinstance(model, nn.DataParallel):
+            raise ValueError("model is a DataParallel: use DistributedDataParallel, or give model.module.")
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule":
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
 
 
 class Exclusion:

@@ -152,23 +152,27 @@ class WeightRescaling:
         powers: Mapping[str, int] = {}
         if optimizer is not None and self.scale_state:
             powers = gradient_powers(checked(optimizer), self.state_powers)
-        factors = [self._factor(weight) for weight in self.weights]
+        followers = [self._followers(weight, optimizer, powers) for weight in self.weights]
+        factors = []
         divided: list[Tensor] = []
         divisors: list[Tensor] = []
-        for weight, factor in zip(self.weights, factors, strict=True):
-            flat = factor.flatten()
-            bias = weight.bias if self.rescale_bias else None
+        for weight, memories in zip(self.weights, followers, strict=True):
+            factor = self._factor(weight)
+            factors.append(factor.flatten())
             if self.fix_statistics:
-                self._follow_statistics(weight, flat)
+                self._follow_statistics(weight, factor.flatten())
             divided.append(weight.by_filter(weight.weight.detach(), self.per)[0])
             divisors.append(factor)
-            if bias is not None:
-                divided.append(bias.detach())
-                divisors.append(flat)
-            for name, power in powers.items():
-                _remember(optimizer, weight, bias, name, factor, power, self.per, divided, divisors)
-        torch._foreach_div_(divided, divisors)  # pyright: ignore[reportPrivateImportUsage]
-        return [factor.flatten() for factor in factors]
+            if self.rescale_bias and weight.bias is not None:
+                divided.append(weight.bias.detach())
+                divisors.append(factor.flatten())
+            for memory, power in memories:
+                divided.append(memory)
+                divisors.append((factor if memory.dim() > 1 else factor.flatten()).pow(-power))
+            if factor.device.type == "cpu":  # at once, while the weight is in the cache
+                _divide(divided, divisors)
+        _divide(divided, divisors)
+        return factors
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Rescales after every step of the optimiser (or every `interval`); ``handle.remove()`` ends it.
@@ -204,6 +208,26 @@ class WeightRescaling:
             target = 1.0 if self.per == "filter" else float(weight.units) ** 0.5
         return torch.where(norm > _DEAD, norm / target, 1.0)
 
+    def _followers(
+        self, weight: ScaleInvariantWeight, optimizer: Any, powers: Mapping[str, int]
+    ) -> list[tuple[Tensor, int]]:
+        """The entries of the optimiser's state that follow a weight and its bias, with their degrees."""
+        found = []
+        bias = weight.bias if self.rescale_bias else None
+        for parameter in (weight.weight,) if bias is None else (weight.weight, bias):
+            for name, power in powers.items():
+                memory = optimizer.state.get(parameter, {}).get(name)
+                if power == 0 or not isinstance(memory, Tensor):
+                    continue
+                if memory.shape != parameter.shape:
+                    raise ValueError(
+                        f"the optimiser's {name!r} has shape {tuple(memory.shape)} for a weight of shape "
+                        f"{tuple(parameter.shape)}: it cannot follow. Leave it out of state_powers, or set "
+                        "scale_state=False."
+                    )
+                found.append((weight.by_filter(memory, self.per)[0] if memory.dim() > 1 else memory, power))
+        return found
+
     def _follow_statistics(self, weight: ScaleInvariantWeight, factor: Tensor) -> None:
         for norm, start in weight.norms:
             mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
@@ -225,32 +249,11 @@ class WeightRescaling:
         )
 
 
-def _remember(
-    optimizer: Any,
-    weight: ScaleInvariantWeight,
-    bias: Tensor | None,
-    name: str,
-    factor: Tensor,
-    power: int,
-    per: Granularity,
-    divided: list[Tensor],
-    divisors: list[Tensor],
-) -> None:
-    """Lists the entries of an optimiser's state that follow a weight and its bias."""
-    divisor = factor.pow(-power)
-    memory = optimizer.state.get(weight.weight, {}).get(name)
-    if isinstance(memory, Tensor):
-        if memory.shape != weight.weight.shape:
-            raise ValueError(
-                f"the optimiser's {name!r} has shape {tuple(memory.shape)} for a weight of shape "
-                f"{tuple(weight.weight.shape)}: it cannot follow. Leave it out of state_powers, or set "
-                "scale_state=False."
-            )
-        divided.append(weight.by_filter(memory, per)[0])
-        divisors.append(divisor)
-    if bias is not None and isinstance(memory := optimizer.state.get(bias, {}).get(name), Tensor):
-        divided.append(memory)
-        divisors.append(divisor.flatten())
+def _divide(divided: list[Tensor], divisors: list[Tensor]) -> None:
+    if divided:
+        torch._foreach_div_(divided, divisors)  # pyright: ignore[reportPrivateImportUsage]
+    divided.clear()
+    divisors.clear()
 
 
 def _merged(weights: list[ScaleInvariantWeight]) -> list[ScaleInvariantWeight]:
