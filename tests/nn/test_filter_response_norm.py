@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import strategies as st
 from layer_tester import LayerTester
 
@@ -350,6 +351,21 @@ def test_function_transforms():
         for sample in range(4):
             (expected,) = torch.autograd.grad(loss(parameters, x[sample]), parameter)
             torch.testing.assert_close(each[name][sample], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own forward mode
+def test_forward_mode_and_checkpointing():
+    layer = nn.FilterResponseNormTLU2d(3, dtype=torch.float64)
+    x, direction, g = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=4), draw(2, 3, 4, 4, seed=5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        _, tangent = torch.autograd.forward_ad.unpack_dual(layer(dual))
+    y = x.clone().requires_grad_()
+    layer(y).backward(g)
+    torch.testing.assert_close((tangent * g).sum(), (y.grad * direction).sum())
+    z = x.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(layer, z, use_reentrant=False).backward(g)
+    assert torch.equal(z.grad, y.grad)
 
 
 def test_operator_counters_see_plain_operators():

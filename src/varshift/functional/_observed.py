@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 # Not public, but what torch's own autograd.Function asks; without them there is nothing to give way to.
 _transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -13,8 +14,9 @@ _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 def observed(x: Tensor) -> bool:
     """Whether something follows the operators one by one, so that a part should be written in plain ones.
 
-    True while compiling, exporting or tracing, under the transforms of `torch.func`, under a dispatch mode
-    (fake tensors, operator counters, captures), and for tensors that are not ordinary ones in memory.
+    True while compiling, exporting or tracing, under the transforms of `torch.func`, in forward mode, under a
+    dispatch mode (fake tensors, operator counters, captures), and for tensors that are not ordinary ones in
+    memory.
     """
     return (
         torch.compiler.is_compiling()
@@ -23,4 +25,5 @@ def observed(x: Tensor) -> bool:
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or _transforms()
         or _dispatch_modes() > 0
+        or getattr(forward_ad, "_current_level", -1) >= 0
     )
