@@ -20,13 +20,14 @@ RANKS = {
     "optim": 3,
     "data": 3,
     "flow": 4,
-    "probe": 5,
-    "rules": 6,
-    "report": 7,
-    "_check": 8,
-    "__init__": 9,
-    "integrations": 10,
-    "cli": 11,
+    "moments": 5,
+    "probe": 6,
+    "rules": 7,
+    "report": 8,
+    "_check": 9,
+    "__init__": 10,
+    "integrations": 11,
+    "cli": 12,
 }
 CORE = set(RANKS) - {"report", "integrations", "cli"}
 

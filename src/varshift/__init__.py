@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from varshift._errors import DataError as DataError
     from varshift._errors import ModelError as ModelError
     from varshift._errors import VarshiftError as VarshiftError
+    from varshift.moments import Prediction as Prediction
+    from varshift.moments import predict as predict
     from varshift.probe import Recalibration as Recalibration
     from varshift.probe import recalibrate as recalibrate
     from varshift.report import Report as Report
@@ -33,6 +35,8 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
 # Loaded on first use, so that `varshift --help`, `rules` and `explain` answer without importing torch.
 _HOME = {
     "check": "varshift._check",
+    "predict": "varshift.moments",
+    "Prediction": "varshift.moments",
     "recalibrate": "varshift.probe",
     "Recalibration": "varshift.probe",
     "Report": "varshift.report",
@@ -51,6 +55,7 @@ __all__ = [
     "DataError",
     "Finding",
     "ModelError",
+    "Prediction",
     "Recalibration",
     "Report",
     "VarshiftError",
@@ -60,6 +65,7 @@ __all__ = [
     "functional",
     "nn",
     "optim",
+    "predict",
     "recalibrate",
     "theory",
 ]

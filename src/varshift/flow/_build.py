@@ -140,6 +140,7 @@ class _Builder:
                     args=raw.args,
                     kwargs=raw.kwargs,
                     target=raw.target,
+                    value=raw.value,
                 )
             )
         return tuple(built)

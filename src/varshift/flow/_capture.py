@@ -34,7 +34,12 @@ _CHANCE = (
 
 
 def capture(
-    model: nn.Module, batch: Any, *, forward: Forward | None = None, method: Method = "auto"
+    model: nn.Module,
+    batch: Any,
+    *,
+    forward: Forward | None = None,
+    method: Method = "auto",
+    samples: int = _SAMPLES,
 ) -> Capture:
     """Captures a network in train and in eval mode, without touching it.
 
@@ -44,6 +49,7 @@ def capture(
         forward: How the model is called with a batch; see `varshift._batches.default_forward`.
         method: ``"auto"`` exports and falls back to recording a real forward pass per mode, ``"export"``
             and ``"dispatch"`` use one of the two only.
+        samples: How many samples of the batch to use; the shapes in the flows are for so many.
 
     Returns:
         Both flows; one is None when that mode could not be captured, and `Capture.failures` says why.
@@ -61,7 +67,7 @@ def capture(
         raise ModelError(
             f"the model has not set the shape of {lazy!r} yet: run it once on a batch first (lazy modules)."
         )
-    return _Session(unwrap(model), batch, forward or default_forward, method).run()
+    return _Session(unwrap(model), batch, forward or default_forward, method, samples).run()
 
 
 class _Refused(Exception):  # noqa: N818 - carries the error of a tracer or a model, is none itself
@@ -74,14 +80,14 @@ class _Refused(Exception):  # noqa: N818 - carries the error of a tracer or a mo
 class _Session:
     """One capture: the model's copy, the batches to try, and what went wrong."""
 
-    def __init__(self, model: nn.Module, batch: Any, forward: Forward, method: Method) -> None:
+    def __init__(self, model: nn.Module, batch: Any, forward: Forward, method: Method, samples: int) -> None:
         self._names = canonical_names(model)
         self._forward = forward
         self._method: Method = method
         self._original = model
         self._batch = batch
         first = next(iter((*model.parameters(), *model.buffers())), None)
-        self._batches = _candidates(move(batch, first.device if first is not None else None))
+        self._batches = _candidates(move(batch, first.device if first is not None else None), samples)
         self._copies: dict[str, nn.Module | Exception] = {}
         self._seconds = 0.0
         self._refused: dict[Mode, list[_Refused]] = {"train": [], "eval": []}  # the last of each batch
@@ -214,10 +220,10 @@ def _fix_momentum(copied: Any) -> None:
             module.momentum = 0.1
 
 
-def _candidates(batch: Any) -> list[Any]:
+def _candidates(batch: Any, samples: int) -> list[Any]:
     """Batches to try: a few samples are enough, but train mode wants more than one."""
     try:
-        few = take_samples(batch, _SAMPLES)
+        few = take_samples(batch, samples)
         if batch_size(batch) == 1:
             few = map_tensors(batch, _doubled)
     except Exception:  # a structure of the user's own that cannot be rebuilt

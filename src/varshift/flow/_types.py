@@ -30,6 +30,7 @@ class Node:
         args: Its arguments; every node among them stands as a `Ref`.
         kwargs: Its keyword arguments, likewise.
         target: For parameters and buffers, their qualified name in the model.
+        value: For constants, the tensor.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Node:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
+    value: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

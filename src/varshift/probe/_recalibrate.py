@@ -18,6 +18,7 @@ from varshift.probe._moments import Moments
 from varshift.probe._network import network_of, require_values
 from varshift.probe._norms import Norm, find_norms
 from varshift.probe._pass import Progress, Stop, eager, run_pass
+from varshift.probe._predicted import predicted_statistics
 from varshift.probe._states import live_norms, set_noise
 from varshift.probe._tap import Tap
 
@@ -84,7 +85,8 @@ class Recalibration:
 
     def __repr__(self) -> str:
         updated = sum(layer.updated for layer in self.layers)
-        text = f"<Recalibration: {updated} of {len(self.layers)} norms updated from {self.batches} batches"
+        source = f"from {self.batches} batches" if self.batches else "without data"
+        text = f"<Recalibration: {updated} of {len(self.layers)} norms updated {source}"
         if self.converged is not None:
             text += ", tolerance reached" if self.converged else ", tolerance not reached"
         for name, reason in list(self.skipped.items())[:3]:
@@ -95,8 +97,9 @@ class Recalibration:
 
 def recalibrate(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | None = None,
     *,
+    shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
     noise: bool = False,
     estimator: Estimator = "pooled",
     max_batches: int | None = None,
@@ -115,12 +118,17 @@ def recalibrate(
     so that sorted data, unequal batches and large means do no harm. In a distributed run the sums go over all
     processes and every process ends up with the same bits.
 
+    Without a loader the same statistics are predicted from the weights and the statistics that the norms hold
+    (`varshift.predict`). Norms that no noise reaches, and those whose prediction is uncertain, keep theirs.
+
     The model is changed only at the very end. An error in the loader or the model, or Ctrl-C, leaves flags,
     momentum, hooks, buffers and random states bit for bit as they were.
 
     Args:
         model: The model; compiled models and data-parallel wrappers are unwrapped.
-        loader: Batches, as the model was trained on them. Any iterable.
+        loader: Batches, as the model was trained on them. Any iterable. None to do without data.
+        shape: Without a loader: the shape of an input without the batch dimension, or several of them; by
+            default one is found from the network.
         noise: True keeps dropout and its kin on: the statistics that training would have produced.
         estimator: ``"pooled"``, or ``"ema"`` for each norm's own moving average with its own momentum,
             started from the stored statistics (the protocol of Li et al. 2018, section 4).
@@ -139,8 +147,14 @@ def recalibrate(
     Raises:
         ModelError: If an activation or a statistic is not finite, or another process failed.
         DataError: If the loader yields nothing, or inputs are not finite.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or asks for data while there is no loader.
     """
+    if loader is None and (
+        noise or estimator != "pooled" or tolerance is not None or max_batches is not None
+    ):
+        raise ValueError("loader is None: noise, estimator, tolerance and max_batches ask for data.")
+    if loader is not None and shape is not None:
+        raise ValueError(f"shape is {shape!r} beside a loader: it stands in for one, pass either.")
     if estimator not in ("pooled", "ema"):
         raise ValueError(f"estimator is {estimator!r}: expected 'pooled' or 'ema'.")
     if tolerance is not None and not tolerance > 0:
@@ -151,6 +165,19 @@ def recalibrate(
     stop = None if tolerance is None else Stop(tolerance)
     if not norms:
         return Recalibration((), 0, 0, None if stop is None else True)
+    if loader is None:
+        with preserved(network):
+            found, reasons = predicted_statistics(network, norms, shape, forward)
+            by_name = {norm.name: norm for norm in norms}
+            statistics = {
+                name: (
+                    _fit(by_name[name], by_name[name].mean, mean),
+                    _fit(by_name[name], by_name[name].var, var),
+                )
+                for name, (mean, var) in found.items()
+            }
+        layers, old = _write(norms, statistics, reasons, None)
+        return Recalibration(layers, 0, 0, None, old)
     ranks = Ranks(process_group)
     with preserved(network) as snapshot, eager():
         collector = _Collector(network, norms, forward or default_forward, snapshot, noise, estimator, stop)
@@ -307,7 +334,7 @@ def _fit(norm: Norm, buffer: Tensor, values: Tensor) -> Tensor:
 
 
 def _write(
-    norms: Sequence[Norm], statistics: _Statistics, reasons: dict[str, str], batches: int
+    norms: Sequence[Norm], statistics: _Statistics, reasons: dict[str, str], batches: int | None
 ) -> tuple[tuple[LayerChange, ...], list[_Value]]:
     before = [(_channel_mean(norm.mean), _channel_mean(norm.var)) for norm in norms]
     changes: list[_Value] = []
@@ -316,7 +343,7 @@ def _write(
             mean, var = statistics[norm.name]
             changes += [(norm.module, norm.mean_name, mean), (norm.module, norm.var_name, var)]
             counter = norm.module._buffers.get("num_batches_tracked")
-            if counter is not None:
+            if counter is not None and batches is not None:
                 changes.append((norm.module, "num_batches_tracked", torch.full_like(counter, batches)))
     old = [(module, name, getattr(module, name).detach().clone()) for module, name, _ in changes]
     try:

@@ -1,0 +1,167 @@
+"""Norms as anchors: their stored statistics say what the weights made of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varshift.theory import noise_variance
+
+from ._signal import TINY, Mask, Signal, channel_mean, channel_variance, per_channel
+
+_LEAST_SHARE = 0.02  # of a stored variance that must be left for the data when the noise is taken off
+_MOST_GAIN = 1e3
+
+
+@dataclass(slots=True)
+class Anchor:
+    """One call of a norm, all figures one value per channel.
+
+    Attributes:
+        name: Module path of the norm.
+        channels_mean: Mean of its input in training: the running mean, or as propagated without an anchor.
+        variance: Total variance of its input in training: the running variance, or as propagated.
+        noise: Noise variance of its input in training.
+        centre: Mean of the propagated input before it was anchored.
+        gain: What its deviation was multiplied with so that data and noise together have `variance`.
+        anchored: Whether stored statistics were used.
+        scale: Factor that put a made-up input on the scale of the first norm.
+        doubts: Operations upstream whose treatment is approximate.
+    """
+
+    name: str
+    channels_mean: Tensor
+    variance: Tensor
+    noise: Tensor
+    centre: Tensor
+    gain: Tensor
+    anchored: bool
+    doubts: frozenset[str]
+    scale: Tensor | None = None
+
+    def fix(self, x: Tensor, *, scaled: bool = False) -> Tensor:
+        """Puts a propagated value on the scale of the data."""
+        deviation = x - per_channel(self.centre, x)
+        if self.scale is not None and not scaled:
+            deviation = deviation * self.scale
+        return per_channel(self.channels_mean, x) + deviation * per_channel(self.gain, x)
+
+
+def anchor(
+    name: str,
+    x: Signal,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    frozen: Anchor | None,
+) -> tuple[Anchor, Signal]:
+    """Anchors the input of a norm on its running statistics.
+
+    The noise of the propagated input is right, its data part has the right shape but not the right size:
+    ``V = gain^2 Var(data) + noise`` gives the gain. Behind dropout that stands directly in front,
+    ``V = (1 + nu) t + nu M^2`` gives the variance t in front of the dropout, whose own data part is anchored.
+
+    Args:
+        name: Module path of the norm.
+        x: Its input.
+        mean: Running mean, None for a norm whose statistics say nothing.
+        variance: Running variance, likewise.
+        frozen: The anchor of an earlier pass whose gain is to be used, with new noise.
+
+    Returns:
+        The anchor, and the input put right.
+    """
+    mask = x.mask if x.mask is not None and x.mask.scale is None else None
+    target = x if mask is None else mask.base
+    data, noise = channel_variance(target.mean), _noise(target)
+    centre = channel_mean(target.mean)
+    scale = None
+    if frozen is not None:
+        scale = frozen.scale
+        if scale is not None:
+            target = _scaled(target, scale, centre)
+            data, noise = scale**2 * data, scale**2 * noise
+        gain = frozen.gain
+        fixed_mean = frozen.channels_mean + (centre - frozen.centre) * gain
+    elif mean is None or variance is None:
+        fixed_mean, gain = centre, torch.ones_like(centre)
+    else:
+        fixed_mean = mean
+        wanted = variance if mask is None else _before(mask, mean, variance)
+        if target.floating and target.noisy:
+            # The made-up input has no scale of its own: all channels take one factor, noise included.
+            factor = wanted.mean() / (data + noise).mean().clamp_min(TINY)
+            scale = factor.sqrt()
+            target = _scaled(target, scale, centre)
+            data, noise = factor * data, factor * noise
+        noise = torch.minimum(noise, (1 - _LEAST_SHARE) * wanted)
+        gain = ((wanted - noise) / data.clamp_min(TINY)).sqrt()
+        gain = torch.where(data > TINY, gain.clamp_max(_MOST_GAIN), torch.ones_like(gain))
+    learned = data + noise if variance is None else variance
+    made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale)
+    target = target.but(mean=made.fix(target.mean, scaled=True), floating=False)
+    signal = target if mask is None else _masked_again(x, mask, target)
+    made.noise = _noise(signal)
+    if variance is None or frozen is not None:
+        made.variance = channel_variance(signal.mean) + made.noise
+    return made, signal
+
+
+def normalise(x: Signal, made: Anchor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Signal:
+    """What a norm makes of its anchored input in training."""
+    scale = (made.variance + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - made.channels_mean * scale
+    wide, term = per_channel(scale, x.mean), per_channel(shift, x.mean)
+    mask = x.mask
+    if mask is not None:
+        old = torch.zeros_like(shift) if mask.shift is None else mask.shift
+        mask = type(mask)(
+            mask.low,
+            mask.high,
+            mask.probability,
+            mask.base,
+            scale if mask.scale is None else mask.scale * scale,
+            old * scale + shift,
+        )
+    return x.but(
+        mean=x.mean * wide + term,
+        variance=None if x.variance is None else x.variance * wide.square(),
+        draw=None if x.draw is None else x.draw * wide,
+        mask=mask,
+    )
+
+
+def _noise(x: Signal) -> Tensor:
+    if x.draw is None:
+        return torch.zeros_like(channel_mean(x.mean))
+    return channel_mean(x.draw.square())
+
+
+def _scaled(x: Signal, factor: Tensor, centre: Tensor) -> Signal:
+    middle = per_channel(centre, x.mean)
+    return x.but(
+        mean=middle + (x.mean - middle) * factor,
+        variance=None if x.variance is None else x.variance * factor**2,
+        draw=None if x.draw is None else x.draw * factor,
+    )
+
+
+def _before(mask: Mask, mean: Tensor, variance: Tensor) -> Tensor:
+    """Variance in front of a dropout, from mean and variance behind it."""
+    nu = noise_variance("dropout", mask.probability)
+    return ((variance - nu * mean.square()) / (1 + nu)).clamp_min(1e-3 * variance)
+
+
+def _masked_again(x: Signal, mask: Mask, target: Signal) -> Signal:
+    """The same draw of the same mask over the anchored signal in front of it."""
+    nu = noise_variance("dropout", mask.probability)
+    old, total = mask.base.total, x.total
+    factor = torch.where(old.abs() > 1e-12, total / old, torch.zeros_like(old))
+    return x.but(
+        mean=target.mean,
+        variance=target.spread() * (1 + nu) + nu * target.mean.square(),
+        draw=factor * target.total - target.mean,
+        mask=Mask(mask.low, mask.high, mask.probability, target),
+        floating=False,
+    )

@@ -1,0 +1,366 @@
+"""Runs made-up or real inputs through a Flow: once as training does, noise apart, and twice without noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from varshift.flow import Flow, Node, NoiseSite, NormSite, Ref
+
+from . import _noise
+from ._anchor import Anchor, anchor, normalise
+from ._operators import UnknownOperator, base_name, bound, run, writes_in_place
+from ._rules import propagate
+from ._signal import Signal, channel_mean, channel_variance
+
+Rates = Mapping[int, float]
+Anchors = Mapping[tuple[str, int], Anchor]
+_BATCH_NORMS = (
+    "batch_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+)
+
+
+class Unknown:
+    """The result of an operation that could not be run."""
+
+
+@dataclass(slots=True)
+class Observed:
+    """What a norm saw without noise: mean and variance per channel."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(slots=True)
+class _Interpreter:
+    """Walks a Flow and keeps the value of every node for as long as something reads it."""
+
+    flow: Flow
+    tensors: Mapping[str, Tensor]
+    inputs: Sequence[Tensor]
+    values: dict[int, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    norm_at: dict[int, tuple[NormSite, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.norm_at = {
+            index: (site, call) for site in self.flow.norms for call, index in enumerate(site.calls)
+        }
+
+    def run(self) -> None:
+        """Runs all nodes."""
+        last = _last_readers(self.flow)
+        given = iter(self.inputs)
+        for node in self.flow.nodes:
+            if node.kind == "input":
+                self.values[node.index] = self.enter(next(given, None))
+            elif node.kind in ("parameter", "buffer"):
+                self.values[node.index] = self.tensors.get(node.target or "", Unknown())
+            elif node.kind == "constant":
+                self.values[node.index] = node.value if isinstance(node.value, Tensor) else Unknown()
+            elif node.kind != "output":
+                self._call(node)
+            for index in last.get(node.index, ()):
+                self.values.pop(index, None)
+
+    def enter(self, x: Tensor | None) -> Any:
+        """An input of the network."""
+        return Unknown() if x is None else x
+
+    def _call(self, node: Node) -> None:
+        try:
+            result = self.call(node)
+        except (
+            UnknownOperator,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            IndexError,
+            NotImplementedError,
+        ) as error:
+            self.failed.setdefault(base_name(node), f"{type(error).__name__}: {error}".splitlines()[0])
+            result = Unknown()
+        self.values[node.index] = result
+        if writes_in_place(node) and node.args and isinstance(node.args[0], Ref):
+            self.values[node.args[0].index] = result
+
+    def call(self, node: Node) -> Any:
+        """The result of a call."""
+        raise NotImplementedError
+
+    def operands(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments with the values of other nodes filled in."""
+        return self.fill(node.args), {key: self.fill(value) for key, value in node.kwargs.items()}
+
+    def fill(self, value: Any) -> Any:
+        """A nested argument with the values of other nodes filled in."""
+        if isinstance(value, Ref):
+            found = self.values.get(value.index, Unknown())
+            if isinstance(found, Unknown):
+                raise ValueError("an operand is unknown")
+            return found
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.fill(item) for item in value)
+        return value
+
+    def statistics(self, node: Node) -> dict[str, Any]:
+        """Arguments of a batch norm by name."""
+        names = ("input", "weight", "bias", "running_mean", "running_var", "eps")
+        arguments = bound(node)
+        return {name: self.fill(arguments.get(name)) for name in names}
+
+
+class TrainPass(_Interpreter):
+    """The network in training: data and noise apart, norms as anchors.
+
+    Args:
+        flow: The network in train mode.
+        tensors: Parameters and buffers by name.
+        inputs: The inputs.
+        made_up: Whether the inputs are synthetic, so that norms have to set the scale of the data.
+        rates: Rates of noise sites (by position in the flow) that differ from the network's.
+        frozen: Anchors of an earlier pass whose gains are kept.
+        trusted: Names of norms whose running statistics have been learned.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        tensors: Mapping[str, Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        made_up: bool,
+        trusted: frozenset[str],
+        rates: Rates | None = None,
+        frozen: Anchors | None = None,
+    ) -> None:
+        super().__init__(flow, tensors, inputs)
+        self.made_up, self.trusted = made_up, trusted
+        self.rates, self.frozen = rates or {}, frozen or {}
+        self.anchors: dict[tuple[str, int], Anchor] = {}
+        self.untreated: dict[int, NoiseSite] = {}
+        self._sites = {site.node: (place, site) for place, site in enumerate(flow.noises)}
+        self._signals, self._noisy_paths = _noisy_paths(flow)
+
+    def enter(self, x: Tensor | None) -> Any:
+        if x is None:
+            return Unknown()
+        return Signal(x, floating=self.made_up) if x.is_floating_point() else x
+
+    def call(self, node: Node) -> Any:
+        if node.index in self._sites:
+            return self._noise_site(node, *self._sites[node.index])
+        if node.index in self._noisy_paths:
+            return Unknown()  # lies between a source of random numbers and the site that uses it
+        if node.index in self.norm_at and base_name(node) in _BATCH_NORMS:
+            return self._norm(node, *self.norm_at[node.index])
+        args, kwargs = self.operands(node)
+        if node.index not in self._signals:
+            return run(node, _plain(args), _plain(kwargs))  # random numbers in the shape of a signal, say
+        signals: list[Signal] = []
+        _collect((args, kwargs), signals)
+        if any(signal.noisy for signal in signals):
+            return propagate(node, args, kwargs)
+        args, kwargs = _plain(args), _plain(kwargs)
+        result = run(node, args, kwargs)
+        floating = all(signal.floating for signal in signals)
+        doubts = frozenset().union(*(signal.doubts for signal in signals))
+        return _wrap(result, floating, doubts)
+
+    def _norm(self, node: Node, site: NormSite, call: int) -> Any:
+        named = self.statistics(node)
+        x = named["input"]
+        key = (site.name, call)
+        learned = site.name in self.trusted and isinstance(named["running_mean"], Tensor)
+        mean, variance = (named["running_mean"], named["running_var"]) if learned else (None, None)
+        made, x = anchor(site.name, x, mean, variance, self.frozen.get(key))
+        self.anchors[key] = made
+        source = next((i for i in node.inputs if isinstance(self.values.get(i), Signal)), None)
+        if source is not None:
+            self.values[source] = x  # a sum that the norm reads goes on with the size that the norm knows
+        result = normalise(x, made, named["weight"], named["bias"], float(named["eps"]))
+        return result if base_name(node) == "batch_norm" else (result, None, None)
+
+    def _noise_site(self, node: Node, place: int, site: NoiseSite) -> Any:
+        rate = self.rates.get(place, site.rate)
+        sources = self._frontier(node)
+        explicit = node.index not in self._noisy_paths and not _random_operand(self.flow, node)
+        signals = [self.values[i] for i in sources if isinstance(self.values.get(i), Signal)]
+        if len(signals) == 1 and rate is not None and tuple(signals[0].mean.shape) == node.shape:
+            x = signals[0]
+            mask = None if explicit else self._mask(node)
+            shape = _noise.factor_shape(site, x.mean.shape, None if mask is None else tuple(mask.shape))
+            if _noise.multiplies(site):
+                return _noise.multiply(x, site, rate, shape, _factor_mean(site, mask))
+            if site.additive and site.kind in ("gaussian", "uniform"):
+                return _noise.add(x, site, rate)
+            if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
+                return _noise.alpha_dropout(x, rate, shape)
+        self.untreated[place] = site
+        fitting = [signal for signal in signals if tuple(signal.mean.shape) == node.shape]
+        if not fitting:
+            args, kwargs = self.operands(node)
+            return _wrap(run(node, _plain(args), _plain(kwargs)), False, frozenset({site.kind}))
+        return fitting[0].but(mask=None, doubts=fitting[0].doubts | {site.kind})
+
+    def _frontier(self, node: Node) -> list[int]:
+        """The signals that a noise site reads, looking through the steps in which the noise was written."""
+        found: list[int] = []
+        open_ = list(node.inputs)
+        seen: set[int] = set()
+        while open_:
+            index = open_.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            if index in self._noisy_paths:
+                open_.extend(self.flow.nodes[index].inputs)
+            elif isinstance(self.values.get(index), Signal):
+                found.append(index)
+        return found
+
+    def _mask(self, node: Node) -> Tensor | None:
+        """The random operand of a noise site, as one forward pass of the network would draw it."""
+        for index in node.inputs:
+            value = self.values.get(index)
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+                return value
+        return None
+
+
+class CleanPass(_Interpreter):
+    """The network in evaluation on the same inputs, put on the scale that the anchors found.
+
+    Args:
+        flow: The network in eval mode.
+        tensors: Parameters and buffers by name.
+        inputs: The inputs.
+        anchors: What the training pass found.
+        norms_use: ``"running"`` for the state `eval`, ``"batch"`` for the state `clean`.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        tensors: Mapping[str, Tensor],
+        inputs: Sequence[Tensor],
+        anchors: Anchors,
+        norms_use: Literal["running", "batch"],
+    ) -> None:
+        super().__init__(flow, tensors, inputs)
+        self.anchors, self.norms_use = anchors, norms_use
+        self.observed: dict[tuple[str, int], Observed] = {}
+
+    def call(self, node: Node) -> Any:
+        if node.index not in self.norm_at or base_name(node) not in _BATCH_NORMS:
+            args, kwargs = self.operands(node)
+            return run(node, args, kwargs)
+        site, call = self.norm_at[node.index]
+        named = self.statistics(node)
+        x, made = named["input"], self.anchors.get((site.name, call))
+        if made is not None:
+            x = made.fix(x)
+            source = node.inputs[0]
+            if isinstance(self.values.get(source), Tensor):
+                self.values[source] = x
+        seen = Observed(channel_mean(x), channel_variance(x))
+        self.observed[site.name, call] = seen
+        mean, variance = seen.mean, seen.variance
+        if self.norms_use == "running" and made is not None:
+            mean, variance = made.channels_mean, made.variance
+        result = F.batch_norm(
+            x, mean, variance, named["weight"], named["bias"], False, 0.0, float(named["eps"])
+        )
+        return result if base_name(node) == "batch_norm" else (result, None, None)
+
+
+def _collect(value: Any, found: list[Signal]) -> None:
+    if isinstance(value, Signal):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Signal):
+        return value.mean
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _wrap(result: Any, floating: bool, doubts: frozenset[str]) -> Any:
+    if isinstance(result, (tuple, list)):
+        return tuple(_wrap(item, floating, doubts) for item in result)
+    if isinstance(result, Tensor) and result.is_floating_point():
+        return Signal(result, floating=floating, doubts=doubts)
+    return result
+
+
+def _last_readers(flow: Flow) -> dict[int, list[int]]:
+    """For every node the values that nothing reads after it."""
+    last: dict[int, int] = {}
+
+    def visit(value: Any, reader: int) -> None:
+        if isinstance(value, Ref):
+            last[value.index] = reader
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                visit(item, reader)
+
+    for node in flow.nodes:
+        visit(node.args, node.index)
+        visit(tuple(node.kwargs.values()), node.index)
+        for index in node.inputs:
+            last[index] = node.index
+    done: dict[int, list[int]] = {}
+    for index, reader in last.items():
+        done.setdefault(reader, []).append(index)
+    return done
+
+
+def _noisy_paths(flow: Flow) -> tuple[set[int], set[int]]:
+    """Nodes that derive from the inputs, and those that mix them with noise ahead of the noise site."""
+    sites = {site.node for site in flow.noises}
+    signal: set[int] = set()
+    random: set[int] = set()
+    between: set[int] = set()
+    for node in flow.nodes:
+        if node.kind == "input" or any(index in signal for index in node.inputs):
+            signal.add(node.index)
+        drawn = any(index in random for index in node.inputs)
+        if (node.kind == "random" or drawn) and node.index not in sites:
+            random.add(node.index)
+            if node.index in signal:
+                between.add(node.index)
+    return signal, between
+
+
+def _random_operand(flow: Flow, node: Node) -> bool:
+    return any(flow.nodes[index].kind != "parameter" for index in node.inputs[1:])
+
+
+def _factor_mean(site: NoiseSite, mask: Tensor | None) -> float:
+    """Mean of the factor that a hand-written site multiplies with."""
+    if mask is None or not mask.numel():
+        return 1.0
+    if site.kind in ("gaussian", "uniform", "drop_block"):
+        return float(mask.mean()) if mask.numel() >= 4096 else 1.0
+    height = float(mask.abs().max())
+    keep = 1 - (site.rate or 0.0)
+    return keep * height if height > 0 else 1.0

@@ -1,0 +1,78 @@
+"""Operators of a Flow as functions: found by name, called on tensors, asked about their arguments."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varshift.flow import Node
+
+
+class UnknownOperator(Exception):  # noqa: N818 - carries a name
+    """An operation that cannot be run from its name."""
+
+
+def function_of(node: Node) -> Callable[..., Any]:
+    """The function of a call node.
+
+    Raises:
+        UnknownOperator: If there is none of this name.
+    """
+    if node.op == "getitem" or node.op.endswith(".getitem"):
+        return operator.getitem
+    found: Any = torch.ops
+    try:
+        for part in node.op.split("."):
+            found = getattr(found, part)
+    except (AttributeError, RuntimeError):
+        raise UnknownOperator(node.op) from None
+    if not callable(found):
+        raise UnknownOperator(node.op)
+    return found
+
+
+def base_name(node: Node) -> str:
+    """Name of an operator without namespace, overload and the mark of in-place operators."""
+    parts = node.op.split(".")
+    name = parts[1] if len(parts) > 1 else parts[0]
+    return name.rstrip("_") if not name.startswith("_") else name
+
+
+def writes_in_place(node: Node) -> bool:
+    """Whether it overwrites its first argument."""
+    parts = node.op.split(".")
+    return len(parts) > 1 and parts[1].endswith("_") and not parts[1].endswith("__")
+
+
+def bound(node: Node) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included."""
+    schema = getattr(function_of(node), "_schema", None)
+    if schema is None:
+        return {str(position): value for position, value in enumerate(node.args)} | dict(node.kwargs)
+    named: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            named[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            named[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            named[argument.name] = argument.default_value
+    return named
+
+
+def run(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Runs a call on tensors without changing any of them."""
+    function = function_of(node)
+    schema = getattr(function, "_schema", None)
+    if schema is not None and schema.is_mutable:
+        copied = list(args)
+        for position, argument in enumerate(schema.arguments):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and position < len(copied) and isinstance(copied[position], Tensor):
+                copied[position] = copied[position].clone()
+        args = tuple(copied)
+    return function(*args, **kwargs)

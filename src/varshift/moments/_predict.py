@@ -1,0 +1,325 @@
+"""`predict`: what every norm of a network will see, from its weights and statistics alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from varshift._batches import Forward, batch_size, map_tensors, take_samples
+from varshift._errors import DataError, ModelError
+from varshift.flow import Capture, Flow, NoiseSite, capture, unwrap
+from varshift.theory import noise_variance
+
+from ._anchor import Anchor
+from ._engine import CleanPass, TrainPass
+from ._fields import made_up_input
+from ._noise import multiplies
+from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
+
+_PIXELS = 3 * 224 * 224  # positions of an input, all samples together, that a pass works on
+_FEW, _MANY = 3, 64
+_HYBRID = 256
+_FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
+_SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout")
+
+_NORMS_USE: dict[str, Literal["running", "batch"]] = {"eval": "running", "clean": "batch"}
+
+Key = tuple[str, int]
+
+
+def predict(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    method: Literal["auto", "anchored", "hybrid"] = "auto",
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Prediction:
+    """Predicts what every norm of a network sees in training and in evaluation.
+
+    Noise and data are followed apart through the network. What noise does to a variance follows from the
+    weights. What the weights make of the data cannot be known without data, but a trained norm knows it: its
+    running variance is the total of both, so ``data = V - noise``. Every norm is such an anchor. Between two
+    anchors, made-up inputs with the spectrum of natural signals carry the way in which data and noise add up,
+    and are put right at each norm. Three views are followed: training with its noise, and without noise
+    `clean` and `eval`.
+
+    Args:
+        model: A trained network; its statistics are read, nothing of it is changed.
+        data: Example inputs, one batch as a tensor or tuple, or a loader. With ``method="anchored"`` only
+            their shapes are used.
+        shape: Instead of data: the shape of an input without the batch dimension, or several of them.
+        method: ``"anchored"`` needs no data; ``"hybrid"`` follows up to 256 real samples instead of made-up
+            ones, and needs no running statistics; ``"auto"`` takes `hybrid` if there are data.
+        forward: How the model is called with a batch; as in `check`.
+        seed: Seed of the made-up inputs and the noise.
+
+    Returns:
+        The prediction, with the report's names for the figures.
+
+    Raises:
+        ModelError: If the network cannot be captured in both modes, or `method` is unknown.
+        DataError: If there are neither data nor a shape.
+
+    Reference:
+        The separation of data and noise follows A. Shekhovtsov, B. Flach, arXiv 1803.10560, of which only the
+        abstract was available; anchoring is this package's own.
+    """
+    if method not in ("auto", "anchored", "hybrid"):
+        raise ModelError(f"method={method!r}: expected 'auto', 'anchored' or 'hybrid'.")
+    if data is None and shape is None:
+        raise DataError("there are neither data nor a shape: pass example inputs, a loader or shape=.")
+    if data is None and method == "hybrid":
+        raise DataError("method='hybrid' needs data: pass example inputs or a loader, or use 'anchored'.")
+    network = unwrap(model)
+    real = data is not None and method != "anchored"
+    with torch.random.fork_rng(devices=[]):
+        batch = _examples(network, shape) if data is None else _gather(data, _HYBRID if real else _MANY)
+    count = _samples(batch, real)
+    captured = capture(network, batch, forward=forward, samples=count)
+    if captured.train is None or captured.eval is None:
+        raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
+    inputs = _inputs(take_samples(batch, count))
+    return _Session(network, captured, captured.train, captured.eval, inputs, real, seed).predict({})
+
+
+@dataclass
+class _Session:
+    """A captured network with inputs; predicts for any rates."""
+
+    network: nn.Module
+    captured: Capture
+    train: Flow
+    evaluation: Flow
+    inputs: list[Tensor]
+    real: bool
+    seed: int
+    anchors: Mapping[Key, Anchor] | None = None
+
+    def predict(self, rates: Mapping[str, float]) -> Prediction:
+        """The prediction at the network's own rates, or at others with the gains of the first run."""
+        names = _site_names(self.train)
+        changed = {place: rates[name] for place, name in enumerate(names) if name in rates}
+        for place, rate in changed.items():
+            _check_rate(self.train.noises[place], rate)
+        tensors = {
+            name: tensor.detach()
+            for name, tensor in (*self.network.named_parameters(), *self.network.named_buffers())
+        }
+        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            inputs = [x.to(device) for x in self.inputs]
+            if not self.real:
+                inputs = [made_up_input(x) for x in inputs]
+            train = TrainPass(
+                self.train,
+                tensors,
+                inputs,
+                made_up=not self.real,
+                # Real data have their own size; made-up ones are put on that of the norms' statistics.
+                trusted=frozenset() if self.real else _trusted(self.train, tensors),
+                rates=changed,
+                frozen=self.anchors,
+            )
+            train.run()
+            if self.anchors is None:
+                self.anchors = train.anchors
+            passes: dict[str, CleanPass] = {}
+            for state, used in _NORMS_USE.items():
+                passes[state] = CleanPass(self.evaluation, tensors, inputs, train.anchors, used)
+                passes[state].run()
+        layers = _layers(self.train, names, train, passes, real=self.real)
+        known = {
+            name: changed.get(place, site.rate)
+            for place, (name, site) in enumerate(zip(names, self.train.noises, strict=True))
+            if site.rate is not None
+        }
+        limits = _limits(self.captured, self.train, train, passes, real=self.real)
+        method: Method = "hybrid" if self.real else "anchored"
+        clean = passes["clean"].observed
+        statistics = {
+            site.name: (
+                _average([clean[site.name, call].mean for call in range(len(site.calls))]),
+                _average([clean[site.name, call].variance for call in range(len(site.calls))]),
+            )
+            for site in self.train.norms
+            if all((site.name, call) in clean for call in range(len(site.calls)))
+        }
+        return Prediction(layers, known, method, limits, statistics, self.predict)
+
+
+def _examples(network: nn.Module, shape: Any) -> Any:
+    shapes = [shape] if all(isinstance(size, int) for size in shape) else list(shape)
+    parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    examples = tuple(torch.randn(_MANY, *sizes).to(dtype) for sizes in shapes)
+    return examples[0] if len(examples) == 1 else examples
+
+
+def _gather(data: Any, wanted: int) -> Any:
+    """One batch of at least so many samples, if the data have them."""
+    if isinstance(data, (Tensor, tuple, Mapping)) or not isinstance(data, Iterable):
+        return data
+    batches: list[Any] = []
+    for batch in data:
+        batches.append(batch)
+        if sum(map(batch_size, batches)) >= wanted:
+            break
+    if not batches:
+        raise DataError("the loader yields nothing: predict needs one batch, or shape=.")
+    if len(batches) == 1:
+        return batches[0]
+    columns: list[list[Tensor]] = []
+    for batch in batches:
+        tensors: list[Tensor] = []
+        map_tensors(batch, lambda tensor, into=tensors: into.append(tensor) or tensor)
+        columns.append(tensors)
+    try:
+        joined = iter([torch.cat(parts) for parts in zip(*columns, strict=True)])
+    except (RuntimeError, ValueError):
+        return batches[0]  # batches of different structure
+    return map_tensors(batches[0], lambda _: next(joined))
+
+
+def _samples(batch: Any, real: bool) -> int:
+    positions: list[int] = []
+    map_tensors(batch, lambda x: positions.append(math.prod(x.shape[2:])) or x)
+    most = _HYBRID if real else _MANY
+    fitting = round(_PIXELS / max(max(positions, default=1), 1))
+    return min(max(fitting * (4 if real else 1), _FEW), most, max(batch_size(batch), 2))
+
+
+def _inputs(batch: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(batch, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def _site_names(flow: Flow) -> list[str]:
+    counts: dict[str, int] = {}
+    names = []
+    for site in flow.noises:
+        counts[site.name] = counts.get(site.name, 0) + 1
+        names.append(site.name if counts[site.name] == 1 else f"{site.name}:{counts[site.name]}")
+    return names
+
+
+def _check_rate(site: NoiseSite, rate: float) -> None:
+    if multiplies(site):
+        noise_variance(site.kind, rate)
+    elif not rate >= 0:
+        raise ValueError(f"rate={rate!r} of {site.name!r} must be at least 0.")
+
+
+def _trusted(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Norms whose statistics have been learned: not still exactly 0 and 1, finite, and positive."""
+    found = set()
+    for site in flow.norms:
+        prefix = f"{site.name}." if site.name else ""
+        mean, variance = tensors.get(f"{prefix}running_mean"), tensors.get(f"{prefix}running_var")
+        if mean is None or variance is None:
+            continue
+        moved = bool((mean != 0).any() or (variance != 1).any())
+        sound = bool(torch.isfinite(mean).all() and torch.isfinite(variance).all() and (variance >= 0).all())
+        if moved and sound:
+            found.add(site.name)
+    return frozenset(found)
+
+
+def _layers(
+    flow: Flow, names: Sequence[str], train: TrainPass, passes: Mapping[str, CleanPass], *, real: bool
+) -> tuple[LayerPrediction, ...]:
+    layers = []
+    for site in flow.norms:
+        keys = [(site.name, call) for call in range(len(site.calls))]
+        keys = [
+            key for key in keys if key in train.anchors and all(key in p.observed for p in passes.values())
+        ]
+        if not keys or not site.tracked:
+            continue
+        anchors = [train.anchors[key] for key in keys]
+        seen = {state: [run.observed[key] for key in keys] for state, run in passes.items()}
+        learned = _average([a.variance for a in anchors])
+        centre = _average([a.channels_mean for a in anchors])
+        noise = _average([a.noise for a in anchors])
+        variance = {state: _average([o.variance for o in found]) for state, found in seen.items()}
+        mean = {state: _average([o.mean for o in found]) for state, found in seen.items()}
+        offset = (mean["eval"] - centre) / learned.clamp_min(1e-20).sqrt()
+        training = State(float(centre.mean()), float(learned.mean()))
+        upstream = tuple(
+            name for name, noisy in zip(names, flow.noises, strict=True) if site.name in noisy.reaches
+        )
+        layers.append(
+            LayerPrediction(
+                name=site.name,
+                cls=site.cls,
+                source=site.source,
+                ratio=float(variance["eval"].mean() / learned.mean()),
+                local_ratio=float(variance["clean"].mean() / learned.mean()),
+                mean_offset=float(offset.square().mean().sqrt()),
+                noise_share=float(noise.mean() / learned.mean()),
+                states={
+                    "train": training,
+                    "clean": State(float(mean["clean"].mean()), float(variance["clean"].mean())),
+                    "sampling": training,
+                    "eval": State(float(mean["eval"].mean()), float(variance["eval"].mean())),
+                },
+                confidence=_confidence(site, flow, train, anchors, real=real),
+                noise=upstream,
+            )
+        )
+    return tuple(layers)
+
+
+def _confidence(
+    site: Any, flow: Flow, train: TrainPass, anchors: Sequence[Anchor], *, real: bool
+) -> Confidence:
+    upstream = [(place, noise) for place, noise in enumerate(flow.noises) if site.name in noise.reaches]
+    if not upstream:
+        return "high"
+    if any(place in train.untreated for place, _ in upstream) or not (
+        real or all(a.anchored for a in anchors)
+    ):
+        return "low"
+    shape = site.shapes[0] if site.shapes else ()
+    values = math.prod(shape) // max(shape[1], 1) if len(shape) > 1 else 0
+    shared = any(noise.kind in _SHARED for _, noise in upstream)
+    doubts = any(anchor.doubts for anchor in anchors)
+    return "medium" if shared or doubts or values < _FEW_VALUES else "high"
+
+
+def _average(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.double() for value in values]).mean(0)
+
+
+def _limits(
+    captured: Capture, flow: Flow, train: TrainPass, passes: Mapping[str, CleanPass], *, real: bool
+) -> tuple[str, ...]:
+    limits = list(captured.limits)
+    for site in train.untreated.values():
+        limits.append(f"The noise of {site.name!r} ({site.kind}) could not be followed: it counts as none.")
+    failed: dict[str, str] = {}
+    for run in (train, *passes.values()):
+        failed.update(run.failed)
+    for name, reason in failed.items():
+        limits.append(
+            f"The operation {name!r} could not be followed ({reason}): norms behind it are left out."
+        )
+    new = [a.name for a in train.anchors.values() if not a.anchored]
+    if new and not real:
+        limits.append(
+            f"{len(new)} norms have not learned their statistics ({new[0]!r}, ...): there the size of the "
+            "data is propagated, not known."
+        )
+    missing = [site.name for site in flow.norms if site.tracked and (site.name, 0) not in train.anchors]
+    if missing:
+        limits.append(f"{len(missing)} norms are left out ({missing[0]!r}, ...).")
+    return tuple(limits)

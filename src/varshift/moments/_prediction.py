@@ -1,0 +1,167 @@
+"""What `predict` returns: figures per norm, blame per noise site, and answers to "what if"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Method = Literal["anchored", "hybrid"]
+Confidence = Literal["high", "medium", "low"]
+_HALVINGS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Mean and variance of a norm's input in one state, both averaged over channels."""
+
+    mean: float
+    variance: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPrediction:
+    """What one norm will see.
+
+    Attributes:
+        name: Module path of the norm, as in a report.
+        cls: Its class name.
+        source: ``"file:line"`` of its call, or None.
+        ratio: Predicted ``ratio``: variance in the state `eval` over the variance that training produces.
+        local_ratio: Predicted ``local_ratio``: variance in `clean` over that in `train`.
+        mean_offset: Root mean square over channels of the shift of the mean, in standard deviations.
+        noise_share: Share of the variance in training that is noise.
+        states: Mean and variance in ``"train"``, ``"clean"``, ``"sampling"`` and ``"eval"``.
+        confidence: ``"high"``; ``"medium"`` where an operation upstream was treated approximately or the
+            noise is shared by many units; ``"low"`` where the norm's statistics have not been learned and the
+            data are made up, or noise upstream could not be followed.
+        noise: The noise sites upstream.
+    """
+
+    name: str
+    cls: str
+    source: str | None
+    ratio: float
+    local_ratio: float
+    mean_offset: float
+    noise_share: float
+    states: Mapping[str, State]
+    confidence: Confidence
+    noise: tuple[str, ...] = ()
+
+    @property
+    def shift(self) -> float:
+        """``max(ratio, 1 / ratio)``."""
+        return max(self.ratio, 1 / self.ratio) if self.ratio > 0 else math.inf
+
+
+Again = Callable[[Mapping[str, float]], "Prediction"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What every norm of a network will see, predicted.
+
+    Attributes:
+        layers: One entry per norm with running statistics, in order of execution.
+        rates: Rates of the noise sites by name; a second site of the same module is ``"name:2"``.
+        method: ``"anchored"`` (made-up inputs, sizes from the norms' statistics) or ``"hybrid"`` (real data).
+        limits: What could not be followed, in plain sentences.
+        statistics: Mean and variance per channel of every norm's input in the state `clean`, by norm name:
+            the running statistics that fit the deployed network.
+    """
+
+    layers: tuple[LayerPrediction, ...]
+    rates: Mapping[str, float]
+    method: Method
+    limits: tuple[str, ...] = ()
+    statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _again: Again | None = field(default=None, repr=False, compare=False)
+
+    def layer(self, name: str) -> LayerPrediction:
+        """The prediction for one norm.
+
+        Raises:
+            KeyError: If there is no norm of this name.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(
+            f"no norm is called {name!r}: there are {', '.join(other.name for other in self.layers)}."
+        )
+
+    def what_if(self, rates: Mapping[str, float]) -> Prediction:
+        """The prediction with other rates, the weights and what they make of the data unchanged.
+
+        It answers for norms that have learned their statistics anew with the other rates.
+
+        Args:
+            rates: New rates by the names in `rates`; 0 switches a site off.
+
+        Raises:
+            ValueError: If a site is unknown or a rate does not fit its kind.
+        """
+        unknown = [name for name in rates if name not in self.rates]
+        if unknown:
+            known = ", ".join(self.rates) or "none"
+            raise ValueError(f"no noise site is called {unknown[0]!r}: with a known rate there are {known}.")
+        if self._again is None:
+            raise ValueError("this prediction was not kept together with its network: predict again.")
+        return self._again({**self.rates, **rates})
+
+    def blame(self) -> dict[str, dict[str, float]]:
+        """How much of every norm's shift each noise site is to blame for: ``blame()[site][norm]``.
+
+        Every site is switched off by itself; the differences in the logarithm of the ratio, scaled so that
+        they add up, share out ``ratio - 1``: over all sites the shares sum to it. It costs one prediction per
+        site.
+        """
+        without = {name: self.what_if({name: 0.0}) for name in self.rates}
+        shares: dict[str, dict[str, float]] = {name: {} for name in self.rates}
+        for position, layer in enumerate(self.layers):
+            parts = {
+                name: math.log(layer.ratio / other.layers[position].ratio) for name, other in without.items()
+            }
+            total = sum(parts.values())
+            for name, part in parts.items():
+                shares[name][layer.name] = part / total * (layer.ratio - 1) if abs(total) > 1e-12 else 0.0
+        return shares
+
+    def safe_rates(self, shift: float = 1.1) -> dict[str, float]:
+        """The largest rates, all sites scaled alike, that keep every norm under a shift.
+
+        Args:
+            shift: Largest ``max(ratio, 1 / ratio)`` of any norm.
+
+        Raises:
+            ValueError: If `shift` is not above 1.
+        """
+        if not shift > 1:
+            raise ValueError(f"shift={shift!r} must be above 1: without any shift all rates are 0.")
+
+        def worst(scale: float) -> float:
+            scaled = self.what_if({name: scale * rate for name, rate in self.rates.items()})
+            return max((layer.shift for layer in scaled.layers), default=1.0)
+
+        if max((layer.shift for layer in self.layers), default=1.0) <= shift:
+            return dict(self.rates)
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if worst(middle) <= shift else (low, middle)
+        return {name: low * rate for name, rate in self.rates.items()}
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=4)
+        lines = [f"{'norm':{width}}  ratio  local  noise  confidence"]
+        lines += [
+            f"{layer.name:{width}}  {layer.ratio:5.3f}  {layer.local_ratio:5.3f}  {layer.noise_share:5.1%}  "
+            f"{layer.confidence}"
+            for layer in self.layers
+        ]
+        return "\n".join([*lines, *self.limits])

@@ -1,0 +1,237 @@
+"""What an operation does to noisy signals: one small function per kind of operation, in one registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varshift.flow import Node
+from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, SUMS, VIEWS
+
+from . import _elementwise
+from ._operators import base_name, bound, run
+from ._signal import Signal, channel_axes, channel_mean, per_channel
+
+Values = Callable[[Any], Any]
+Rule = Callable[[Node, "Call"], Signal]
+REGISTRY: dict[str, Rule] = {}
+
+_KEEPS_ELEMENTS = (
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "to",
+    "_to_copy",
+    "float",
+    "double",
+    "lift_fresh",
+)
+
+
+class Call:
+    """A call with its operands: plain tensors, and signals of which at least one is noisy."""
+
+    def __init__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.node, self.args, self.kwargs = node, args, kwargs
+        self.signals: list[Signal] = []
+        _visit((args, kwargs), self.signals.append)
+
+    def run(self, pick: Callable[[Signal], Any]) -> Any:
+        """Runs the operation on one view of every signal."""
+        args, kwargs = _swap((self.args, self.kwargs), pick)
+        return run(self.node, args, kwargs)
+
+    def named(self) -> dict[str, Any]:
+        """The operands by name; signals stand as they are."""
+        names = list(bound(self.node))
+        given = dict(zip(names, self.args, strict=False)) | self.kwargs
+        return bound(self.node) | given
+
+    def doubts(self) -> frozenset[str]:
+        """The doubts of all operands."""
+        return frozenset().union(*(signal.doubts for signal in self.signals))
+
+    def floating(self) -> bool:
+        """Whether every signal still has the scale of a made-up input."""
+        return all(signal.floating for signal in self.signals)
+
+    def linear(self, variance: Tensor | None) -> Signal:
+        """The result of an operation that is linear in all signals together."""
+        mean = self.run(lambda signal: signal.mean)
+        draw = self.run(lambda signal: signal.total) - mean
+        if variance is None or variance.shape != draw.shape:
+            variance = _even(draw)
+        return Signal(mean, variance, draw, None, self.floating(), self.doubts())
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule under the names of its operators."""
+
+    def register(function: Rule) -> Rule:
+        REGISTRY.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def propagate(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of a call on noisy signals: a signal, or several for an operation with several results."""
+    call, name = Call(node, args, kwargs), base_name(node)
+    found = REGISTRY.get(name)
+    if found is None and name in ACTIVATIONS and len(call.signals) == 1:
+        found = _activation
+    return found(node, call) if found else _by_difference(node, call)
+
+
+def _visit(value: Any, function: Callable[[Signal], Any]) -> None:
+    if isinstance(value, Signal):
+        function(value)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _visit(item, function)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _visit(item, function)
+
+
+def _swap(value: Any, pick: Callable[[Signal], Any]) -> Any:
+    if isinstance(value, Signal):
+        return pick(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_swap(item, pick) for item in value)
+    if isinstance(value, dict):
+        return {key: _swap(item, pick) for key, item in value.items()}
+    return value
+
+
+def _even(draw: Tensor) -> Tensor:
+    """A variance map that says no more than the draw: the same everywhere in a channel."""
+    return per_channel(channel_mean(draw.square()), draw).expand_as(draw)
+
+
+@rule("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
+@rule("conv_transpose3d", "addmm", "mm", "matmul", "bmm", "embedding")
+def _weight(node: Node, call: Call) -> Signal:
+    """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit."""
+    named = call.named()
+    weight = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), None)
+    if weight is None or len(call.signals) != 1:
+        return call.linear(None) if len(call.signals) == 1 else _by_difference(node, call)
+    squared = Call(node, (), {key: value for key, value in named.items() if value is not None})
+    squared.kwargs[weight] = named[weight].square()
+    for bias in ("bias", "self"):
+        if isinstance(squared.kwargs.get(bias), Tensor):
+            squared.kwargs[bias] = torch.zeros_like(squared.kwargs[bias])
+    return call.linear(squared.run(lambda signal: signal.spread()))
+
+
+@rule(*VIEWS)
+def _view(node: Node, call: Call) -> Any:
+    if len(call.signals) != 1 or base_name(node) == "getitem":
+        return _by_difference(node, call)
+    parts = [call.run(pick) for pick in (_mean, _total, _spread)]
+    if isinstance(parts[0], (tuple, list)):
+        return tuple(_part(call, *views) for views in zip(*parts, strict=True))
+    same = base_name(node) in _KEEPS_ELEMENTS and parts[0].shape == call.signals[0].mean.shape
+    return _part(call, *parts).but(mask=call.signals[0].mask if same else None)
+
+
+def _part(call: Call, mean: Tensor, total: Tensor, spread: Tensor) -> Signal:
+    return Signal(mean, spread, total - mean, None, call.floating(), call.doubts())
+
+
+def _mean(signal: Signal) -> Tensor:
+    return signal.mean
+
+
+def _total(signal: Signal) -> Tensor:
+    return signal.total
+
+
+def _spread(signal: Signal) -> Tensor:
+    return signal.spread()
+
+
+@rule(*CONCATENATIONS)
+def _concatenation(node: Node, call: Call) -> Signal:
+    return call.linear(_plain_zero(call))
+
+
+def _plain_zero(call: Call) -> Tensor | None:
+    """Noise variances side by side; what is no signal has none."""
+    args, kwargs = _swap((call.args, call.kwargs), _spread)
+    first = [
+        torch.zeros_like(item) if isinstance(given, Tensor) else item
+        for item, given in zip(args[0], call.args[0], strict=True)
+    ]
+    return run(call.node, (first, *args[1:]), kwargs)
+
+
+@rule("add", "sub", "rsub", "subtract", "add_")
+def _sum(node: Node, call: Call) -> Signal:
+    named = call.named()
+    if named.get("alpha", 1) != 1:
+        return call.linear(None)
+    shape = torch.broadcast_shapes(*(signal.mean.shape for signal in call.signals))
+    spread = sum(
+        (signal.spread().expand(shape) for signal in call.signals),
+        torch.zeros((), device=call.signals[0].mean.device),
+    )
+    return call.linear(spread)
+
+
+@rule("mul", "multiply", "div", "divide", "true_divide")
+def _product(node: Node, call: Call) -> Signal:
+    named = call.named()
+    if len(call.signals) == 2:
+        return _by_difference(node, call)
+    if isinstance(named.get("other"), Signal) and base_name(node) not in ("mul", "multiply"):
+        return _by_difference(node, call)  # a constant divided by the signal
+    other = named["other"] if not isinstance(named["other"], Signal) else named["self"]
+    squared = other.square() if isinstance(other, Tensor) else other * other
+    spread = call.signals[0].spread()
+    return call.linear(spread * squared if base_name(node).startswith("mul") else spread / squared)
+
+
+@rule(*(POOLS - frozenset(["sum", "mean"])))
+def _pool(node: Node, call: Call) -> Any:
+    return _by_difference(node, call)
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")
+@rule("adaptive_avg_pool3d", "mean", "sum")
+def _average(node: Node, call: Call) -> Signal:
+    return call.linear(None)
+
+
+def _activation(node: Node, call: Call) -> Signal:
+    name = base_name(node)
+    if name in SUMS | PRODUCTS:
+        return _by_difference(node, call)
+    return _elementwise.apply(
+        name, lambda tensor: call.run(lambda _: tensor), call.named(), call.signals[0]
+    ).but(doubts=call.doubts())
+
+
+def _by_difference(node: Node, call: Call) -> Any:
+    """Any operation: run once without and once with the noise; the mean takes the average difference."""
+    mean, total = call.run(_mean), call.run(_total)
+    doubts = call.doubts() | {base_name(node)}
+    if isinstance(mean, (tuple, list)):
+        pairs = zip(mean, total, strict=True)
+        return tuple(_difference(call, *pair, doubts) for pair in pairs)
+    return _difference(call, mean, total, doubts)
+
+
+def _difference(call: Call, mean: Any, total: Any, doubts: frozenset[str]) -> Any:
+    if not isinstance(mean, Tensor) or not mean.is_floating_point():
+        return mean
+    draw = total - mean
+    if draw.dim() > 1:
+        shift = draw.mean(channel_axes(draw), keepdim=True)
+        mean, draw = mean + shift, draw - shift
+    return Signal(mean, _even(draw), draw, None, call.floating(), doubts)
