@@ -31,6 +31,7 @@ def plain(x, layer, prediction=None, p=0.9):
 class HeadOfChain(LayerTester):
     """Without a state, as at the head of a chain."""
 
+    shape = (4, 6, 3, 3)
     remembers = True
     batch_dependent = True
 
@@ -47,7 +48,7 @@ class TestBatchKalmanNorm2d(HeadOfChain):
 
 
 class TestBatchKalmanNorm1d(HeadOfChain):
-    shape = (4, 6, 5)
+    shape = (3, 6, 8)
 
     def make(self, **factory):
         return BatchKalmanNorm1d(6, momentum=None, **factory)
@@ -117,6 +118,7 @@ class Predicted(nn.Module):
 
 
 class TestInsideAChain(LayerTester):
+    shape = (4, 6, 3, 3)
     batch_dependent = True
 
     def make(self, **factory):

@@ -33,6 +33,8 @@ def binary(layer):
 
 
 class TestScaledStdConv2d(LayerTester):
+    shape = (2, 6, 4, 3)
+
     def make(self, **factory):
         return ScaledStdConv2d(6, 4, 3, padding=1, gamma="relu", **factory)
 
@@ -45,6 +47,8 @@ class TestScaledStdConv2d(LayerTester):
 
 
 class TestScaledStdConv2dWithAllArguments(LayerTester):
+    shape = (2, 6, 4, 3)
+
     def make(self, **factory):
         return ScaledStdConv2d(
             6, 4, (3, 2), (2, 1), (2, 1), (1, 2), 2, False, "replicate", gamma=1.3, eps=0.01, **factory
@@ -106,6 +110,8 @@ class TestRSign(LayerTester):
 
 
 class TestRPReLU(LayerTester):
+    shape = (2, 6, 4, 3)
+
     def make(self, **factory):
         return RPReLU(6, **factory)
 
@@ -189,16 +195,6 @@ class TestDoublingNormFreeBinaryPairBlock(Block):
         u = self.sign(layer.sign2, 0.8 * middle)
         both = [0.2 * nn.functional.conv2d(u, binary(conv)) + middle for conv in layer.conv2]
         return self.prelu(layer.activation2, torch.cat(both, 1))
-
-
-class TestRealWeights(LayerTester):
-    """The first training step, with real weights."""
-
-    smooth = False
-    low_precision = 0.1
-
-    def make(self, **factory):
-        return NormFreeBinaryPairBlock(6, 12, binary_weights=False, **factory)
 
 
 def react_net_a(**options):

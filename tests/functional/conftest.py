@@ -1,0 +1,10 @@
+import pytest
+
+from varshift._threads import one_thread
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    """The tensors of the tests are small: waking other threads costs more than the work."""
+    with one_thread():
+        yield
