@@ -1,6 +1,7 @@
 """Kalman normalisation against the paper page's vectors, its own plain equations and simulation."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -291,6 +292,24 @@ def test_the_sample_is_biased_by_the_border_as_measured():
         mean, _ = conv_sample_moments(state, weight, (extent, extent))
         taps = ((3 * extent - 2) / extent) ** 2  # taps inside the map, on average over positions
         torch.testing.assert_close(mean.mean(), taps * e, rtol=0.01, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "groups"), [((3, 3), 1, 1), ((2, 4), 1, 2), ((3, 2), (1, 3), 1), ((1, 1), 1, 4)]
+)
+def test_the_sample_passes_any_convolution_at_the_size_of_its_input(kernel, dilation, groups):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(8, 4 // groups, *kernel), torch.randn(8)
+    state, size = KalmanState(torch.zeros(3, 4), torch.ones(3, 4)), (7, 6)
+    torch.manual_seed(1)
+    mean, var = conv_sample_moments(state, weight, size, bias, dilation, groups)
+    torch.manual_seed(1)
+    sample = torch.relu(torch.randn(3, 4, *size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that an even kernel costs it a copy
+        out = nn.functional.conv2d(sample, weight, bias, padding="same", dilation=dilation, groups=groups)
+    torch.testing.assert_close(mean, out.mean((2, 3)))
+    torch.testing.assert_close(var, out.var((2, 3), correction=0))
 
 
 def test_group_moments_are_those_of_the_union():

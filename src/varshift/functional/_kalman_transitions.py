@@ -187,10 +187,24 @@ def conv_sample_moments(
         sample = torch.where(sample > 0, sample, negative_slope * sample)
         bias = None if bias is None else bias.to(mean.dtype)
         out = convolutions[len(size)](
-            sample, weight.to(mean.dtype), bias, padding="same", dilation=dilation, groups=groups
+            _padded(sample, weight.shape[2:], dilation),
+            weight.to(mean.dtype),
+            bias,
+            dilation=dilation,
+            groups=groups,
         )
         var, mean = torch.var_mean(out, tuple(range(2, out.dim())), correction=0)
         return KalmanState(mean, var)
+
+
+def _padded(x: torch.Tensor, kernel: tuple[int, ...], dilation: int | tuple[int, ...]) -> torch.Tensor:
+    """Zeros around, as many as keep the size; of an odd number the larger half behind."""
+    steps = [dilation] * len(kernel) if isinstance(dilation, int) else dilation
+    pads: list[int] = []
+    for extent, step in zip(reversed(kernel), reversed(steps), strict=True):
+        around = step * (extent - 1)
+        pads += [around // 2, around - around // 2]
+    return F.pad(x, pads)
 
 
 def linear_moments(state: KalmanState, matrix: torch.Tensor, noise: torch.Tensor | float) -> KalmanState:
