@@ -301,8 +301,8 @@ def test_a_residual_network_of_depth_20():
     components = [module for module in model.modules() if isinstance(module, IndependentComponent2d)]
     assert len(components) == 18
     assert sum(parameter.numel() for parameter in model.parameters()) == 272_154
-    # At the default rate each norm learns a variance 3 to 12 % above the one it meets without noise, while all
-    # norms upstream normalise with the batch.
+    # At the default rate each norm learns a variance 3 to 12 % above the one it meets without noise, while
+    # all norms upstream normalise with the batch.
     seen = {component: [] for component in components}
     for component in components:
         component.norm.register_forward_pre_hook(
