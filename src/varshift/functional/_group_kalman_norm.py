@@ -90,7 +90,7 @@ def group_kalman_norm(
     RECONSTRUCTED: see `group_conv_moments`.
 
     Shape:
-        x of shape (N, C, *); prediction and state of shape (N, num_groups).
+        x of shape ``(N, C, *)``; prediction and state of shape (N, num_groups).
 
     Args:
         x: The signal.

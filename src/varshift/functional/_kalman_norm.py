@@ -86,7 +86,7 @@ def batch_kalman_norm(
     through ``torch.nn.functional.batch_norm`` with the running statistics and the prediction is not used.
 
     Shape:
-        x of shape (N, C, *); prediction of shape (splits, C) or (C,); the state of shape (splits, C), in
+        x of shape ``(N, C, *)``; prediction of shape (splits, C) or (C,); the state of shape (splits, C), in
         evaluation (1, C).
 
     Args:

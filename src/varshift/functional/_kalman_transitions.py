@@ -88,8 +88,8 @@ def conv_moments(
     out of account, so padding, stride and dilation do not matter.
 
     Shape:
-        state of shape (..., C_in); weight of shape (C_out, C_in / groups, *kernel), the kernel empty for a
-        linear layer; the result has shape (..., C_out).
+        state of shape (..., C_in); weight of shape ``(C_out, C_in / groups, *kernel)``, the kernel empty for
+        a linear layer; the result has shape (..., C_out).
 
     Args:
         state: Moments in front of the activation.

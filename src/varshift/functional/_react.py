@@ -12,7 +12,7 @@ def shifted_sign(x: torch.Tensor, shift: torch.Tensor, sign_of_zero: int = 0) ->
     r"""Sign with a threshold per channel: ``sign(x + b)``, with the gradient of `binary_sign`.
 
     Shape:
-        x of shape (N, C, *), shift of shape (C,).
+        x of shape ``(N, C, *)``, shift of shape (C,).
 
     Args:
         x: The signal.
@@ -40,7 +40,7 @@ def shifted_prelu(
     r"""PReLU between two shifts: ``PReLU_a(x + b) + c``, all per channel.
 
     Shape:
-        x of shape (N, C, *), the others of shape (C,).
+        x of shape ``(N, C, *)``, the others of shape (C,).
 
     Args:
         x: The signal.
@@ -67,7 +67,7 @@ def shifted_prelu(
 
 
 def per_channel(name: str, parameter: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A parameter of shape (C,) laid beside an input (N, C, *), in the input's type."""
+    """A parameter of shape (C,) laid beside an input ``(N, C, *)``, in the input's type."""
     if x.dim() < 2 or tuple(parameter.shape) != (x.shape[1],):
         raise ValueError(
             f"{name} of shape {tuple(parameter.shape)} must have one value for each channel of x on axis 1; "

@@ -25,7 +25,7 @@ def scaled_std_weight(
     released code, not to the variance.
 
     Shape:
-        weight of shape (C_out, *), gain of shape (C_out, 1, ...); the result is shaped like the weight.
+        weight of shape ``(C_out, *)``, gain of shape (C_out, 1, ...); the result is shaped like the weight.
 
     Args:
         weight: The latent weight.
@@ -76,7 +76,7 @@ def binary_weight(
     the rest. The sum of signs is not 0, so some of the input's mean passes.
 
     Args:
-        weight: The latent weight, of shape (C_out, *).
+        weight: The latent weight, of shape ``(C_out, *)``.
         gain: One factor per filter, of shape (C_out, 1, ...); None for 1.
         gamma: Gain of the activation in front; binary activations need none.
         eps: Added to the standard deviation.

@@ -19,7 +19,7 @@ class RSign(nn.Module):
     sign into a constant. Training and evaluation are the same function.
 
     Shape:
-        Input and output: (N, C, *).
+        Input and output: ``(N, C, *)``.
 
     Args:
         num_features: Number of channels C.
@@ -80,7 +80,7 @@ class RPReLU(nn.Module):
     Training and evaluation are the same function.
 
     Shape:
-        Input and output: (N, C, *).
+        Input and output: ``(N, C, *)``.
 
     Args:
         num_features: Number of channels C.
