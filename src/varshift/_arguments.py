@@ -12,7 +12,8 @@ def finite(name: str, value: float) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}={value!r} must be a number.") from None
-    if not math.isfinite(number):
+    # compared and not asked of `math.isfinite`, so that a compiler may keep a number open
+    if not -math.inf < number < math.inf:
         raise ValueError(f"{name}={value!r} must be finite.")
     return number
 

@@ -384,6 +384,20 @@ def test_operator_counters_see_plain_operators():
     assert not any("batch_norm" in name for name in seen)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_constants_and_sizes_may_differ_in_one_compiled_network(dynamic):
+    torch.compiler.reset()
+    model = torch.nn.Sequential(
+        nn.FilterResponseNormTLU2d(3, eps=0.5),
+        nn.FilterResponseNormTLU2d(3),
+        nn.FilterResponseNorm2d(3, eps=2),
+    )
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in (3, 5, 4):
+        x = draw(size, 3, size + 1, 4).float()
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "last"])

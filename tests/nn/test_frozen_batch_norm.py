@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
 from hypothesis import strategies as st
 from layer_tester import LayerTester
 from torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, Conv2d, Linear, ReLU, Sequential, SyncBatchNorm
@@ -363,6 +364,23 @@ def test_device_dtype_and_settings_are_kept():
     assert not model[0].training
     assert model[1].training
     assert model[1].running_var.is_meta
+
+
+def test_parametrized_norms_are_pinned_with_what_their_parameters_come_from():
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    model = Sequential(Conv2d(3, 4, 1), settled(BatchNorm2d(4)))
+    torch.nn.utils.parametrize.register_parametrization(model[1], "weight", Doubled())
+    x = torch.randn(4, 3, 5, 5)
+    expected = copy.deepcopy(model).eval()(x)
+    handle = nn.freeze_batch_norm_(model)
+    assert torch.equal(model.train()(x), expected)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"0.weight", "0.bias"}
+    handle.undo()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not torch.equal(model(x), expected)
 
 
 def test_data_parallel_wrappers_come_after_freezing():

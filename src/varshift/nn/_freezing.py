@@ -247,11 +247,20 @@ def _restored(frozen: FrozenBatchNorm) -> _BatchNorm | None:
     return norm
 
 
+def _own_parameters(norm: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a norm itself and not of the layers inside it; parametrized ones lie a level deeper."""
+    return {
+        name: parameter
+        for name, parameter in norm.named_parameters()
+        if "." not in name or name.startswith("parametrizations.")
+    }
+
+
 def _pin(norm: _BatchNorm, trainable: bool) -> None:
-    flags = {name: parameter.requires_grad for name, parameter in norm.named_parameters(recurse=False)}
-    norm.__dict__["_before_pin"] = (norm.training, flags)
+    own = _own_parameters(norm)
+    norm.__dict__["_before_pin"] = (norm.training, {name: value.requires_grad for name, value in own.items()})
     if not trainable:
-        for parameter in norm.parameters(recurse=False):
+        for parameter in own.values():
             parameter.requires_grad_(False)
     norm.training = False
     norm.__dict__["train"] = partial(_train_but_itself, norm)
@@ -273,7 +282,7 @@ def _unpin(norm: nn.Module) -> None:
     mode, flags = norm.__dict__.pop("_before_pin")
     del norm.__dict__["train"]
     norm.training = mode
-    for name, parameter in norm.named_parameters(recurse=False):
+    for name, parameter in _own_parameters(norm).items():
         parameter.requires_grad_(flags.get(name, parameter.requires_grad))
 
 
