@@ -140,6 +140,41 @@ def test_the_component_outside_the_span_of_the_inputs():
     assert round((1 - 5e-4) ** 300, 6) == 0.860676
 
 
+def walk(rate, momentum, decay, rescaled, steps=3000, width=2000):
+    """Random gradients at right angles to the weight: its mean angle per step and its norm to the fourth."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.zeros(1, width, dtype=torch.float64))
+    with torch.no_grad():
+        weight[0, 0] = 1.0
+    optimizer = torch.optim.SGD([weight], lr=rate, momentum=momentum, weight_decay=decay)
+    if rescaled:
+        WeightRescaling([weight]).attach(optimizer)
+    angles, sizes = [], []
+    for _ in range(steps):
+        before = weight.detach() / weight.detach().norm()
+        tangent = torch.randn(1, width, generator=generator, dtype=torch.float64)
+        tangent -= (tangent @ before.T) * before
+        weight.grad = tangent / tangent.norm() / weight.detach().norm()
+        optimizer.step()
+        after = weight.detach() / weight.detach().norm()
+        angles.append(2 * torch.asin((after - before).norm() / 2).item())
+        sizes.append(weight.detach().norm().item() ** 4)
+    return sum(angles[steps // 2 :]) / (steps - steps // 2), sum(sizes[steps // 2 :]) / (steps - steps // 2)
+
+
+@pytest.mark.parametrize(("momentum", "angle"), [(0.0, 0.01), (0.9, 0.02294)])
+def test_the_angle_per_step_is_that_of_section_3(momentum, angle):
+    assert walk(0.01, momentum, 0.0, True)[0] == pytest.approx(angle, rel=0.01)
+
+
+def test_the_rate_that_reproduces_a_run_with_weight_decay():
+    """Sections 3.1 and 3.3: rate .1, decay 5e-3, momentum .9 settle at r^4 = 100 and .02294 per step."""
+    angle, size = walk(0.1, 0.9, 5e-3, False)
+    assert size == pytest.approx(100, rel=0.02)
+    assert angle == pytest.approx(0.02294, rel=0.01)
+    assert walk(0.1 / size**0.5, 0.9, 0.0, True)[0] == pytest.approx(angle, rel=0.015)
+
+
 def test_adam_keeps_its_path_too():
     """w/c with m c, v c^2 and rate/c: the same directions up to Adam's eps."""
 
@@ -474,7 +509,6 @@ def test_the_table_of_the_page(name, bias):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     for per in ("filter", "layer"):
         found = [weight.name for weight in find_scale_invariant(model, x, per=per)]
-        # Without weights after the group norm's per-layer scale, a bias still moves single channels.
         assert (found == ["a"]) == (per in safe), (per, found)
     assert model.training
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())

@@ -87,11 +87,11 @@ class AdaptiveGradientClipping:
         >>> clipping = AdaptiveGradientClipping(model, clip_factor=0.02)
         >>> clipping
         AdaptiveGradientClipping(parameters=2, excluded=2, clip_factor=0.02, eps=0.001)
-        >>> handle = clipping.attach(optimizer)
         >>> (1000 * model(torch.randn(16, 4)).square().mean()).backward()
+        >>> bool(clipping.step() > 0)  # how many units were clipped
+        True
         >>> optimizer.step()
-        >>> weight = model[0].weight  # it moved by no more than lr times the cap
-        >>> handle.remove()
+        >>> handle = clipping.attach(optimizer)  # from now on by itself
     """
 
     def __init__(

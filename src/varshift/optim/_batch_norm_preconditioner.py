@@ -32,8 +32,8 @@ class BatchNormPreconditioner:
 
     Gradient descent with :math:`g'` is gradient descent on the same layer fed with
     :math:`(h - \mu) / \tilde\sigma`, with both taken as constants. There is no norm layer: forward pass,
-        loss and
-    inference are untouched, and train and eval mode compute the same. It works with batches of any size.
+    loss and inference are untouched, and train and eval mode compute the same. It works with batches of any
+    size.
 
     Call `step` between the backward pass and the optimiser's step, or let `attach` hook it in. Momentum and
     the like then work on preconditioned gradients, weight decay is added after them, and clipping belongs

@@ -135,8 +135,7 @@ def find_scale_invariant(
         ValueError: If there are neither inputs nor `forward`, or the output has no numbers.
 
     References:
-        The invariance and Euler's rule: arXiv 2102.03497, section 2 of the project's notes on it; the test is
-        this project's.
+        Scale invariance and its use: arXiv 2102.03497. This way of testing for it is varshift's own.
 
     Example:
         >>> class Block(nn.Module):

@@ -40,12 +40,10 @@ class WeightRescaling:
       divided by :math:`c^2` as well, the directions stay on the path of the run without rescaling. For Adam
       it is exact up to its eps. ``scale_state=False`` leaves the memory as it is.
     * The layer's bias is divided by :math:`c_o` too. A batch norm right after it takes it out anyway, but
-    with an
-      activation in between weight and bias are only scale invariant together. ``rescale_bias=False`` leaves
-      it.
+      with an activation in between weight and bias are only scale invariant together. ``rescale_bias=False``
+      leaves it.
     * The running statistics of the norms that a weight is paired with (`find_scale_invariant` does that), so
-    that
-      eval mode stays right as well; their momentum would take many steps to follow a large :math:`c_o`.
+      that eval mode stays right as well; their momentum would take many steps to follow a large :math:`c_o`.
       Without pairs, recalibrate after a rescaling with large factors.
 
     A filter whose norm is below 1e-12 has no direction and is left alone.
