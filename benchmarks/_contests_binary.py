@@ -24,7 +24,7 @@ LAYERS: list[Contest] = [
         lambda: nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)),
         _MAPS,
     ),
-    Contest("RSign", "nn.Hardtanh", lambda: parts.RSign(64), nn.Hardtanh, _MAPS),
+    Contest("RSign", "nn.PReLU", lambda: parts.RSign(64), lambda: nn.PReLU(64), _MAPS),
     Contest("RPReLU", "nn.PReLU", lambda: parts.RPReLU(64), lambda: nn.PReLU(64), _MAPS),
     Contest(
         "NormFreeBinaryBlock",
