@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from varshift._arguments import between, non_negative
-from varshift.optim._filters import is_weight_layer
 from varshift.optim._hooks import before_step
-from varshift.optim._input_statistics import Rows, RunningMoments, batch_moments
+from varshift.optim._input_statistics import Rows
+from varshift.optim._observed_layers import ObservedLayer, Observer, local_grad, observed_layers
 from varshift.optim._precondition import precondition_
 from varshift.optim._selection import Excluded, Exclusion, unwrapped
 
@@ -129,12 +127,12 @@ class BatchNormPreconditioner:
         self.q_rows: Rows = q_rows
         self.variance_rule = variance
         self.process_group = process_group
-        self._layers = _layers(unwrapped(model), Exclusion(exclude))
+        self._layers = observed_layers(unwrapped(model), Exclusion(exclude))
         self._hook()
 
     def _hook(self) -> None:
         self._handles = [
-            layer.module.register_forward_hook(_Observer(layer, self.q_rows), with_kwargs=True)
+            layer.module.register_forward_hook(Observer(layer, self.q_rows), with_kwargs=True)
             for layer in self._layers.values()
         ]
 
@@ -217,7 +215,7 @@ class BatchNormPreconditioner:
             layer.moments.mean.copy_(given[name]["mean"])
             layer.moments.variance.copy_(given[name]["variance"])
 
-    def _layer(self, name: str) -> _Layer:
+    def _layer(self, name: str) -> ObservedLayer:
         if name not in self._layers:
             raise ValueError(f"name={name!r} is none of the layers {', '.join(self.names[:6])}.")
         return self._layers[name]
@@ -237,8 +235,8 @@ class BatchNormPreconditioner:
             pooled.update(zip(chosen, parts, strict=True))
         return [pooled[index] for index in range(len(pending))]
 
-    def _precondition(self, layer: _Layer, seen: Tensor) -> None:
-        weight, bias = (_local_grad(layer, part) for part in (layer.module.weight, layer.module.bias))
+    def _precondition(self, layer: ObservedLayer, seen: Tensor) -> None:
+        weight, bias = (local_grad(layer, part) for part in (layer.module.weight, layer.module.bias))
         if weight is None and bias is None:
             return
         used = seen[-2] > 0  # NaN counts too, but a layer that did not run keeps its gradients
@@ -266,106 +264,3 @@ class BatchNormPreconditioner:
             f"relative_eps={self.relative_eps:g}, eps={self.eps:g}, q_rows={self.q_rows!r}, "
             f"variance={self.variance_rule!r})"
         )
-
-
-class _Layer:
-    """A layer with the moments of its input."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.groups = getattr(module, "groups", 1)
-        self.fan_in = math.prod(module.weight.shape[1:])
-        self.moments = RunningMoments(module.weight.shape[1] * self.groups, module.weight.device)
-
-
-class _Observer:
-    """The hook on a layer; a copy of the model does not keep it, for it has nobody to report to."""
-
-    def __init__(self, layer: _Layer, rule: Rows) -> None:
-        self.layer = layer
-        self.rule: Rows = rule
-
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if not (module.training and torch.is_grad_enabled() and out.requires_grad):
-            return
-        trained = module.weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
-        if not trained:
-            return
-        x = args[0] if args else kwargs["input"]
-        moments = self.layer.moments
-        with torch.no_grad():
-            batch = batch_moments(module, x, out, self.rule)
-            if batch is None:
-                return
-            if torch.compiler.is_compiling():
-                moments.add(batch)
-                return
-        reported = False
-
-        def report(grad: Tensor) -> None:
-            nonlocal reported
-            if not reported:  # a graph may be walked several times
-                reported = True
-                moments.to(batch.mean.device)
-                with torch.no_grad():
-                    moments.add(batch)
-
-        out.register_hook(report)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _ignore
-
-    def __reduce__(self) -> Any:
-        return _nothing, ()
-
-
-def _ignore(*args: Any) -> None:
-    """What is left of an observer in a copy of its model."""
-
-
-def _nothing() -> Any:
-    return _ignore
-
-
-def _local_grad(layer: _Layer, parameter: Any) -> Tensor | None:
-    """A gradient, or this process's rows of it."""
-    grad = None if parameter is None else parameter.grad
-    if grad is None or not hasattr(grad, "device_mesh"):
-        return grad
-    by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in grad.placements)
-    if not by_rows or layer.groups > 1:
-        raise ValueError(
-            f"a {type(layer.module).__name__} of {layer.groups} groups is spread over processes as "
-            f"{grad.placements}: only rows of layers without groups may be. Exclude it."
-        )
-    return grad.to_local()
-
-
-def _layers(model: nn.Module, exclusion: Exclusion) -> dict[str, _Layer]:
-    """The layers by name, each module once."""
-    found: dict[str, _Layer] = {}
-    names = []
-    for name, module in model.named_modules():
-        if isinstance(module, _ConvTransposeNd) or not is_weight_layer(module):
-            continue
-        names.append(name)
-        if not exclusion(name, module):
-            found[name] = _Layer(module)
-    exclusion.require_all_used(names)
-    if not found:
-        raise ValueError(
-            f"model={type(model).__name__} has no linear layer or convolution that is left to precondition."
-        )
-    owners: dict[int, str] = {}
-    layers = {id(layer.module): name for name, layer in found.items()}
-    for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            other = owners.setdefault(id(parameter), name)
-            if other != name and (id(module) in layers or other in found):
-                raise ValueError(
-                    f"the {key} of {name!r} is that of {other!r} too: gradients of two inputs cannot be told "
-                    "apart. Exclude both layers, or use one module twice."
-                )
-    return found

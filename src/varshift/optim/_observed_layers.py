@@ -1,0 +1,117 @@
+"""Layers whose inputs are watched: the hook that takes their moments, and their gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from varshift.optim._filters import is_weight_layer
+from varshift.optim._input_statistics import Rows, RunningMoments, batch_moments
+from varshift.optim._selection import Exclusion
+
+
+class ObservedLayer:
+    """A layer with the moments of its input."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.groups = getattr(module, "groups", 1)
+        self.fan_in = math.prod(module.weight.shape[1:])
+        self.moments = RunningMoments(module.weight.shape[1] * self.groups, module.weight.device)
+
+
+class Observer:
+    """The hook on a layer; a copy of the model does not keep it, for it has nobody to report to."""
+
+    def __init__(self, layer: ObservedLayer, rule: Rows) -> None:
+        self.layer = layer
+        self.rule: Rows = rule
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if not (module.training and torch.is_grad_enabled() and out.requires_grad):
+            return
+        trained = module.weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
+        if not trained:
+            return
+        x = args[0] if args else kwargs["input"]
+        moments = self.layer.moments
+        with torch.no_grad():
+            batch = batch_moments(module, x, out, self.rule)
+            if batch is None:
+                return
+            if torch.compiler.is_compiling():
+                moments.add(batch)
+                return
+        reported = False
+
+        def report(grad: Tensor) -> None:
+            nonlocal reported
+            if not reported:  # a graph may be walked several times
+                reported = True
+                moments.to(batch.mean.device)
+                with torch.no_grad():
+                    moments.add(batch)
+
+        out.register_hook(report)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _ignore
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+
+def _ignore(*args: Any) -> None:
+    """What is left of an observer in a copy of its model."""
+
+
+def _nothing() -> Any:
+    return _ignore
+
+
+def local_grad(layer: ObservedLayer, parameter: Any) -> Tensor | None:
+    """A gradient, or this process's rows of it."""
+    grad = None if parameter is None else parameter.grad
+    if grad is None or not hasattr(grad, "device_mesh"):
+        return grad
+    by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in grad.placements)
+    if not by_rows or layer.groups > 1:
+        raise ValueError(
+            f"a {type(layer.module).__name__} of {layer.groups} groups is spread over processes as "
+            f"{grad.placements}: only rows of layers without groups may be. Exclude it."
+        )
+    return grad.to_local()
+
+
+def observed_layers(model: nn.Module, exclusion: Exclusion) -> dict[str, ObservedLayer]:
+    """The layers by name, each module once."""
+    found: dict[str, ObservedLayer] = {}
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvTransposeNd) or not is_weight_layer(module):
+            continue
+        names.append(name)
+        if not exclusion(name, module):
+            found[name] = ObservedLayer(module)
+    exclusion.require_all_used(names)
+    if not found:
+        raise ValueError(
+            f"model={type(model).__name__} has no linear layer or convolution that is left to precondition."
+        )
+    owners: dict[int, str] = {}
+    layers = {id(layer.module): name for name, layer in found.items()}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            other = owners.setdefault(id(parameter), name)
+            if other != name and (id(module) in layers or other in found):
+                raise ValueError(
+                    f"the {key} of {name!r} is that of {other!r} too: gradients of two inputs cannot be told "
+                    "apart. Exclude both layers, or use one module twice."
+                )
+    return found
