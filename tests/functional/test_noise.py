@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from varshift.functional import dropout, gaussian_dropout, uniform_dropout
-from varshift.functional._noise import random_bits, random_mask, random_normal, random_symmetric
+from varshift.functional._noise import (
+    all_integers,
+    odd_integers,
+    random_bits,
+    random_mask,
+    random_normal,
+    random_symmetric,
+    scaled,
+)
 
 MANY = 1_000_000
 NOISES = {
@@ -107,11 +115,32 @@ def test_the_extremes_are_exact():
     assert gaussian_dropout(x, 0) is x
 
 
-def test_symmetric_noise_has_mean_zero_and_the_variance_of_the_uniform():
-    noise = random_symmetric(torch.empty(4 * MANY), generator(4)).double() / 2**15
-    assert (noise.abs() < 1).all()
+@pytest.mark.parametrize("draw", [random_symmetric, odd_integers, all_integers])
+def test_symmetric_noise_has_mean_zero_and_the_variance_of_the_uniform(draw):
+    noise, unit = draw(torch.empty(4 * MANY), generator(4))
+    assert noise.dtype == torch.int16
+    noise = noise.double() * unit
+    assert (noise.abs() <= 1).all()
+    assert float(noise.max()) == -float(noise.min())  # both ends are met, and lie evenly around zero
     assert within(noise, 0, math.sqrt(1 / 3))
     assert within(noise**2, 1 / 3, math.sqrt(1 / 5 - 1 / 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_product_is_the_same_with_and_without_room(dtype):
+    # A batch of gradients takes the way of a GPU, where the noise is not widened first.
+    x, upstream = torch.randn(50, 40, dtype=dtype, requires_grad=True), torch.randn(50, 40, dtype=dtype)
+    for noise, scale in ((random_symmetric(x)[0], 0.7 / 2**15), (random_normal(x), 0.7)):
+        before = noise.clone()
+        y = scaled(x, noise, scale, offset=True)
+        assert torch.equal(noise, before)
+        (one,) = torch.autograd.grad(y, x, upstream, retain_graph=True)
+        (many,) = torch.autograd.grad(y, x, upstream[None], is_grads_batched=True)
+        expected = upstream.double() * (1 + scale * noise.double())
+        # The error of a sum of two terms, each no larger than this, in single precision at least.
+        error = 4 * torch.finfo(dtype).eps * upstream.double().abs() * (1 + scale * noise.double().abs())
+        for gradient in (one, many[0]):
+            assert ((gradient.double() - expected).abs() <= error).all()
 
 
 def test_normal_noise_has_the_moments_of_the_normal():
@@ -266,13 +295,23 @@ def test_subclasses_of_tensors_keep_their_class(name):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_noise_on_a_gpu(name):
-    x = torch.ones(1000, 1000, device="cuda", requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_noise_on_a_gpu(name, dtype):
+    x = torch.ones(1000, 1000, device="cuda", dtype=dtype, requires_grad=True)
     y = NOISES[name](x)
+    assert y.dtype == dtype
     (grad,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(grad, y.detach())
-    assert abs(float(y.detach().double().mean()) - 1) <= 5 * math.sqrt(VARIANCES[name] / y.numel())
-    assert float(y.detach().var()) == pytest.approx(VARIANCES[name], rel=0.02)
+    y = y.detach().double()
+    rounding = torch.finfo(dtype).eps / 2
+    assert abs(float(y.mean()) - 1) <= 5 * math.sqrt(VARIANCES[name] / y.numel()) + rounding
+    assert float(y.var()) == pytest.approx(VARIANCES[name], rel=0.02)
+    seeds = [torch.Generator("cuda").manual_seed(seed) for seed in (3, 3, 4)]
+    one, same, other = (NOISES[name](x.detach(), generator=seed) for seed in seeds)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    with torch.autocast("cuda", torch.bfloat16):
+        NOISES[name](x).sum().backward()
 
 
 # ---------------------------------------------------------------------- arguments

@@ -45,7 +45,7 @@ def dropout(
         return input
     if p == 1:
         return input * 0.0
-    if takes_kernel(input):
+    if input.device.type == "cpu" and takes_kernel(input):
         mask, keep = random_mask(input, p, generator)
         return scaled(input, mask, 1 / keep, offset=False)
     if generator is None:
@@ -93,7 +93,8 @@ def uniform_dropout(
     if not training or beta == 0:
         return input
     if not per_channel and takes_kernel(input):
-        return scaled(input, random_symmetric(input, generator), beta / 2**15, offset=True)
+        noise, unit = random_symmetric(input, generator)
+        return scaled(input, noise, beta * unit, offset=True)
     return _times(input, _room(input, per_channel).uniform_(1 - beta, 1 + beta, generator=generator))
 
 

@@ -1,9 +1,10 @@
 """The noise kernel behind all noise layers: cheap random bits, and a product that saves little.
 
-On a CPU torch's own noise is the slow part of a noisy layer. There the bits are drawn 64 at a time and cut
-into pieces, and what waits for the backward pass is the noise itself in its smallest form: a byte per value
-for a mask, two for a number. Compilers, exporters, function transforms and other devices get torch's plain
-operators instead, which they fuse, show and run better.
+On a CPU torch's own noise is the slow part of a noisy layer: there the bits are drawn 64 at a time and cut
+into pieces. What waits for the backward pass is the noise itself in its smallest form: a byte per value for a
+mask, two for a number. On a GPU, where moving memory is what costs, numbers are drawn in that form at once.
+Compilers, exporters, function transforms and other devices get torch's plain operators instead, which they
+fuse, show and run better.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def takes_kernel(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # true while exporting, too
         and not torch._C._is_tracing()
-        and x.device.type == "cpu"
+        and x.device.type in ("cpu", "cuda")
         and x.layout == torch.strided
         and type(x) in (Tensor, nn.Parameter)
         and _get_current_dispatch_mode() is None
@@ -65,20 +66,35 @@ def random_mask(x: Tensor, p: float, generator: torch.Generator | None = None) -
     return mask, (levels - dropped) / levels
 
 
-def random_symmetric(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The odd integers of 16 bits, uniformly: ``2**15`` levels around a mean of exactly 0.
+def random_symmetric(x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
+    """Integers of 16 bits, evenly spaced around exactly 0, and the factor that makes them ``U(-1, 1)``.
 
-    Divided by ``2**15`` they have the variance 1/3 of ``U(-1, 1)`` to within ``2**-30``.
+    Their variance is 1/3 to within ``2**-30``. Where a CPU cuts them from integers of 64 bits, a GPU, which
+    has random numbers in plenty, draws each by itself.
     """
+    return (odd_integers if x.device.type == "cpu" else all_integers)(x, generator)
+
+
+def odd_integers(x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
+    """The odd integers of 16 bits, four from each of 64 bits; see `random_symmetric`."""
     drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
     drawn.random_(-(2**63), None, generator=generator).bitwise_or_(_ODD)
-    return _laid_out(drawn.view(torch.int16), x)
+    return _laid_out(drawn.view(torch.int16), x), 2**-15
+
+
+def all_integers(x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
+    """The integers of 16 bits but for the lowest, one by one; see `random_symmetric`."""
+    drawn = torch.empty_like(x, dtype=torch.int16)
+    return drawn.random_(1 - 2**15, 2**15, generator=generator), 2 / 65535
 
 
 def random_normal(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal values, drawn in single precision and rounded to float16, which is what is kept."""
-    drawn = torch.empty(x.numel(), dtype=torch.float32, device=x.device)
-    return _laid_out(drawn.normal_(generator=generator).half(), x)
+    """Standard normal values of two bytes; on a CPU drawn in single precision and rounded to float16."""
+    if x.device.type == "cpu":
+        drawn = torch.empty(x.numel(), dtype=torch.float32)
+        return _laid_out(drawn.normal_(generator=generator).half(), x)
+    half = x.dtype if x.dtype == torch.bfloat16 else torch.float16
+    return torch.empty_like(x, dtype=half).normal_(generator=generator)
 
 
 def scaled(x: Tensor, noise: Tensor, scale: float, offset: bool) -> Tensor:
@@ -91,11 +107,13 @@ def _laid_out(flat: Tensor, x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, noise: Tensor, scale: float, offset: bool) -> Tensor:
-    # Fresh memory costs as much as the arithmetic: the noise, widened, makes room for the result.
-    wide = noise.to(torch.promote_types(x.dtype, noise.dtype))
-    base = x if offset else wide.new_zeros(())
-    batched = is_legacy_batchedtensor(x) or peek_interpreter_stack() is not None  # they have no such room
-    return torch.addcmul(base, x, wide, value=scale, out=None if batched else wide).to(x.dtype)
+    wide, out = noise, None
+    # A batch of gradients has no room for a result that is given.
+    if x.device.type == "cpu" and not is_legacy_batchedtensor(x) and peek_interpreter_stack() is None:
+        # Fresh memory costs as much as the arithmetic: the noise, widened, makes room for the result.
+        wide = out = noise.to(torch.promote_types(x.dtype, noise.dtype), copy=True)
+    base = x if offset else x.new_zeros(())
+    return torch.addcmul(base, x, wide, value=scale, out=out).to(x.dtype)
 
 
 class _Scaled(torch.autograd.Function):
