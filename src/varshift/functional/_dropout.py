@@ -64,8 +64,8 @@ def uniform_dropout(
     """Multiplies values with uniform noise around 1 (Uout).
 
     ``y = x (1 + r)`` with ``r ~ U(-beta, beta)``, of variance ``beta**2 / 3``: as noisy as dropout with a
-    DROP probability of ``beta**2 / (3 + beta**2)``. On a CPU ``r`` takes ``2**15`` evenly spaced values with
-    mean 0.
+    DROP probability of ``beta**2 / (3 + beta**2)``. In eager mode ``r`` takes ``2**15`` evenly spaced
+    values (``2**16`` on a GPU) with mean 0.
 
     Args:
         input: Any floating-point or complex tensor; with `per_channel`, of shape ``(N, C, ...)``.
@@ -104,8 +104,8 @@ def gaussian_dropout(
     """Multiplies values with Gaussian noise around 1.
 
     ``y = x (1 + sigma n)`` with ``n ~ N(0, 1)`` for every value. The argument is the standard deviation; the
-    noise that is as strong as dropout with DROP probability ``p`` has ``sigma**2 = p / (1 - p)``. On a CPU
-    ``n`` is rounded to float16, which is symmetric and changes its variance by less than one part in ten
+    noise that is as strong as dropout with DROP probability ``p`` has ``sigma**2 = p / (1 - p)``. In eager
+    mode ``n`` is rounded to float16, which is symmetric and changes its variance by less than one part in ten
     million.
 
     Args:
