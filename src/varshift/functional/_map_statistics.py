@@ -14,6 +14,8 @@ from torch import Tensor
 from ._maps import Maps
 from ._observed import observed
 
+# E[x^2] - E[x]^2 loses the digits by which the squared mean exceeds the variance.
+_CANCELLATION = 4.0
 _SMALL_MAP = 8  # positions; below, numbers per map are too many to be cheap
 
 
@@ -40,11 +42,14 @@ class _Moments(torch.autograd.Function):
         for block in maps.blocks():
             part = maps.wide(maps.x[block])
             if maps.rows_have_kernel:
-                # About their own mean nothing cancels, and both steps find the block in the cache.
                 torch.mean(part, 1, out=mean[block])
-                centred = torch.empty_like(part)
-                maps.affine(part, torch.ones_like(mean[block]), -mean[block], centred)
-                torch.linalg.vector_norm(centred, dim=1, out=var[block]).square_().div_(maps.positions)
+                power = torch.linalg.vector_norm(part, dim=1).square_().div_(maps.positions)
+                squared = mean[block].square()
+                torch.sub(power, squared, out=var[block])
+                if bool((squared > _CANCELLATION * var[block]).any()):
+                    centred = torch.empty_like(part)
+                    maps.affine(part, torch.ones_like(squared), -mean[block], centred)
+                    torch.linalg.vector_norm(centred, dim=1, out=var[block]).square_().div_(maps.positions)
             elif x.device.type == "cpu":
                 torch.mean(part, 1, out=mean[block])
                 torch.sum((part - mean[block].unsqueeze(1)).square_(), 1, out=var[block])
