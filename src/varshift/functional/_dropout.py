@@ -95,7 +95,10 @@ def uniform_dropout(
     if not per_channel and takes_kernel(input):
         noise, unit = random_symmetric(input, generator)
         return scaled(input, noise, beta * unit, offset=True)
-    return _times(input, _room(input, per_channel).uniform_(1 - beta, 1 + beta, generator=generator))
+    noise = _room(input, per_channel).uniform_(1 - beta, 1 + beta, generator=generator)
+    if per_channel and input.dtype in (torch.float16, torch.bfloat16):
+        noise = noise.to(input.dtype)  # the small factor, not the large product
+    return _times(input, noise)
 
 
 def gaussian_dropout(
