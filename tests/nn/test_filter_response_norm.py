@@ -281,8 +281,10 @@ def test_scale_of_the_input_does_not_matter(factor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "last"])
-@pytest.mark.parametrize("shape", [(3, 5, 7, 6), (9, 40, 32, 32), (70, 3, 40, 70), (1, 4, 1, 1)])
-def test_pair_equals_norm_then_unit_in_every_block(shape, layout, dtype):
+@pytest.mark.parametrize("shape", [(3, 5, 7, 6), (9, 4, 8, 8), (70, 3, 4, 7), (9, 7, 1, 1)], ids=str)
+@pytest.mark.parametrize("block", [1, 300, 1 << 20])
+def test_pair_is_right_in_every_block(monkeypatch, block, shape, layout, dtype):
+    monkeypatch.setattr("varshift.functional._maps._BLOCK", block)
     pair = nn.FilterResponseNormTLU2d(shape[1], dtype=dtype)
     with torch.no_grad():
         for seed, parameter in enumerate(pair.parameters()):

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Values per block and thread: what one operator writes of it, the next still finds in the cache.
-_BLOCK = 1 << 17
+# Values per block and thread: few enough that what one operator writes the next still finds in the last-level
+# cache, and many enough that threads need not meet often.
+_BLOCK = 1 << 20
 
 
 class Maps:
