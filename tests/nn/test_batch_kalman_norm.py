@@ -10,7 +10,7 @@ from layer_tester import LayerTester
 from torch import nn
 
 from varshift.functional import KalmanState, add_kalman_states, batch_kalman_norm, conv_moments
-from varshift.nn import BatchKalmanNorm1d, BatchKalmanNorm2d
+from varshift.nn import BatchKalmanNorm1d, BatchKalmanNorm2d, ScaledStdConv2d
 
 
 def plain(x, layer, prediction=None, p=0.9):
@@ -337,6 +337,40 @@ def test_autocast_leaves_moments_in_full_precision():
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert net.between.weight.grad.dtype == torch.float32
+
+
+def test_the_weight_that_counts_is_the_one_the_layer_uses():
+    torch.manual_seed(0)
+    between, norm = ScaledStdConv2d(4, 3, 3, padding=1), BatchKalmanNorm2d(3)
+    x, state = draw(2, 4, 5, 5, dtype=torch.float32), KalmanState(torch.zeros(1, 4), torch.ones(1, 4))
+    _, own = norm(between(x), state, between)
+    prediction = conv_moments(state, between.effective_weight(), between.bias)
+    _, expected = batch_kalman_norm(between(x), prediction)
+    torch.testing.assert_close(own.var, expected.var)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_agrees_with_the_processor_on_an_accelerator(layout):
+    torch.manual_seed(0)
+    net = Chain(learn_prediction_weight=True, prediction_weight=0.6, splits=2).double()
+    start = copy.deepcopy(net.state_dict())
+    x = draw(4, 3, 10, 8).to(memory_format=layout)
+    y, state = net(x)
+    y.pow(3).sum().backward()
+    expected = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    other = Chain(learn_prediction_weight=True, prediction_weight=0.6, splits=2).double()
+    other.load_state_dict(start)
+    other.cuda()
+    out, own = other(x.cuda())
+    out.pow(3).sum().backward()
+    torch.testing.assert_close(out.cpu(), y, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(own.var.cpu(), state.var, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(other.second.running_var.cpu(), net.second.running_var)
+    gradients = [parameter.grad for parameter in other.parameters() if parameter.grad is not None]
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient.cpu(), wanted, rtol=1e-7, atol=1e-8)
 
 
 def rank_gradients(rank, world, path):

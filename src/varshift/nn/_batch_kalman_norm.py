@@ -102,7 +102,8 @@ class _BatchKalmanNorm(KalmanNorm):
             prediction = self.transition(state, layer, tuple(x.shape[2:]))
             self.num_batches_tracked.add_(1)
             if momentum is None:
-                momentum = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
+                precision = torch.promote_types(self.running_mean.dtype, torch.float32)
+                momentum = self.num_batches_tracked.to(precision).reciprocal()
         y, own = batch_kalman_norm(
             x,
             prediction,
@@ -170,7 +171,8 @@ _DOCUMENTATION = r"""Batch normalisation whose statistics are fused with a predi
         prediction_weight: ``pi`` in [0, 1], the papers' p; it is not a drop probability. The only published
             settings are 0.9 for two samples per split and 0.05 for 128.
         learn_prediction_weight: Whether ``pi`` is learned, as the sigmoid of one scalar per layer. Our
-            choice: the paper is recalled to learn a gain, the released code does not.
+            choice: the paper is recalled to learn a gain, the released code does not. Leave it off at the
+            head of a chain, where there is no prediction to weigh.
         state_source: Which moments are handed on. ``"raw"``: the fused ones in front of the affine map, as
             released, although the next layer sees the signal behind it. ``"post-affine"``: ``beta, gamma^2``.
         detach_state: Whether gradients stop at the state that is handed on; released: no.
