@@ -168,7 +168,7 @@ def test_copies():
     unpickled = pickle.loads(pickle.dumps(model))
     for copied in (average, unpickled):
         copied(images()).sum().backward()
-    assert not any(layer.moments.pending.any() for layer in preconditioner._layers.values())
+    assert not preconditioner._banks[0].pending().any()
     model_twin, twin = copy.deepcopy((model, preconditioner))
     model_twin(images()).sum().backward()
     model(images()).sum().backward()
@@ -225,9 +225,18 @@ def test_which_layers_are_taken():
 
 
 def test_meta_layers_move_with_their_model():
-    model = nn.Linear(3, 2, device="meta")
-    preconditioner = BatchNormPreconditioner(model)
-    assert preconditioner.mean("").is_meta
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3, device="meta"), nn.Linear(3, 2, device="meta"))
+    preconditioner = BatchNormPreconditioner(model, decay=0.0)
+    assert preconditioner.mean("0").is_meta
+    model.to_empty(device="cpu")
+    for layer in model:
+        layer.reset_parameters()
+    x = 3 + torch.randn(16, 3)
+    model(x).sum().backward()
+    preconditioner.step()
+    torch.testing.assert_close(preconditioner.mean("0").float(), x.mean(0))
+    torch.testing.assert_close(preconditioner.mean("1").float(), model[0](x).mean(0))
 
 
 @pytest.mark.parametrize(

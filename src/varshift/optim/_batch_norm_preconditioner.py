@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from varshift._arguments import between, non_negative
 from varshift.optim._hooks import before_step
 from varshift.optim._input_statistics import Rows
-from varshift.optim._observed_layers import ObservedLayer, Observer, local_grad, observed_layers
+from varshift.optim._observed_layers import ObservedLayer, Observer, local_grad, observed_layers, place
 from varshift.optim._precondition import precondition_
 from varshift.optim._selection import Excluded, Exclusion, unwrapped
 
@@ -128,6 +128,7 @@ class BatchNormPreconditioner:
         self.variance_rule = variance
         self.process_group = process_group
         self._layers = observed_layers(unwrapped(model), Exclusion(exclude))
+        self._banks = place(self._layers.values())
         self._hook()
 
     def _hook(self) -> None:
@@ -138,11 +139,11 @@ class BatchNormPreconditioner:
 
     def mean(self, name: str) -> Tensor:
         """The remembered mean of the input of a layer."""
-        return self._layer(name).moments.mean
+        return self._layer(name).mean
 
     def variance(self, name: str) -> Tensor:
         """The remembered variance of the input of a layer, without its floor."""
-        return self._layer(name).moments.variance
+        return self._layer(name).variance
 
     @property
     def names(self) -> list[str]:
@@ -158,19 +159,24 @@ class BatchNormPreconditioner:
         Args:
             grad_scale: Not needed: the formula is linear.
         """
-        layers = list(self._layers.values())
-        for layer in layers:
-            layer.moments.to(layer.module.weight.device)
-        pooled = self._pooled([layer.moments.pending for layer in layers])
-        for layer, seen in zip(layers, pooled, strict=True):
-            layer.moments.absorb(seen, self.decay, self.variance_rule == "running")
-            self._precondition(layer, seen)
-            layer.moments.pending.zero_()
+        if any(layer.module.weight.device != layer.bank.device for layer in self._layers.values()):
+            self._banks = place(self._layers.values())
+        for bank in self._banks:
+            pending = self._pooled(bank.pending())
+            bank.absorb(pending, self.decay, self.variance_rule == "running")
+            means, variances, q2 = bank.factors(
+                pending, self.relative_eps, self.eps, count_rows=self.q_rows != "none"
+            )
+            bank.clear()
+            for layer in self._layers.values():
+                if layer.bank is bank:
+                    channels = bank.place(layer.index)
+                    self._precondition(layer, means[channels], variances[channels], q2[layer.index])
 
     def discard(self) -> None:
         """Forgets the statistics since the last step, as when the gradients are thrown away."""
-        for layer in self._layers.values():
-            layer.moments.pending.zero_()
+        for bank in self._banks:
+            bank.clear()
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Preconditions at the start of every step of the optimiser; ``handle.remove()`` ends it.
@@ -190,7 +196,7 @@ class BatchNormPreconditioner:
         """Mean and variance of each layer's input; they are needed to go on, not for inference."""
         return {
             "layers": {
-                name: {"mean": layer.moments.mean.clone(), "variance": layer.moments.variance.clone()}
+                name: {"mean": layer.mean.clone(), "variance": layer.variance.clone()}
                 for name, layer in self._layers.items()
             }
         }
@@ -206,47 +212,32 @@ class BatchNormPreconditioner:
             odd = sorted(set(given) ^ set(self._layers))
             raise ValueError(f"state and model differ in the layers {', '.join(map(repr, odd[:5]))}.")
         for name, layer in self._layers.items():
-            if given[name]["mean"].shape != layer.moments.mean.shape:
+            if given[name]["mean"].shape != layer.mean.shape:
                 raise ValueError(
                     f"state has {len(given[name]['mean'])} channels for layer {name!r}, which has "
-                    f"{len(layer.moments.mean)}."
+                    f"{len(layer.mean)}."
                 )
         for name, layer in self._layers.items():
-            layer.moments.mean.copy_(given[name]["mean"])
-            layer.moments.variance.copy_(given[name]["variance"])
+            layer.mean.copy_(given[name]["mean"])
+            layer.variance.copy_(given[name]["variance"])
 
     def _layer(self, name: str) -> ObservedLayer:
         if name not in self._layers:
             raise ValueError(f"name={name!r} is none of the layers {', '.join(self.names[:6])}.")
         return self._layers[name]
 
-    def _pooled(self, pending: list[Tensor]) -> list[Tensor]:
-        """What all processes saw, in one exchange per device."""
+    def _pooled(self, pending: Tensor) -> Tensor:
+        """What all processes saw."""
         if self.process_group is False or not (dist.is_available() and dist.is_initialized()):
             return pending
-        if dist.get_world_size(self.process_group) < 2:
-            return pending
-        pooled: dict[int, Tensor] = {}
-        for device in dict.fromkeys(tensor.device for tensor in pending):
-            chosen = [index for index, tensor in enumerate(pending) if tensor.device == device]
-            flat = torch.cat([pending[index] for index in chosen])
-            dist.all_reduce(flat, group=self.process_group)
-            parts = flat.split([len(pending[index]) for index in chosen])
-            pooled.update(zip(chosen, parts, strict=True))
-        return [pooled[index] for index in range(len(pending))]
+        if dist.get_world_size(self.process_group) > 1:
+            dist.all_reduce(pending, group=self.process_group)
+        return pending
 
-    def _precondition(self, layer: ObservedLayer, seen: Tensor) -> None:
+    def _precondition(self, layer: ObservedLayer, mean: Tensor, variance: Tensor, q2: Tensor) -> None:
         weight, bias = (local_grad(layer, part) for part in (layer.module.weight, layer.module.bias))
-        if weight is None and bias is None:
-            return
-        used = seen[-2] > 0  # NaN counts too, but a layer that did not run keeps its gradients
-        q2 = torch.ones_like(used, dtype=seen.dtype)
-        if self.q_rows != "none":
-            q2 = torch.where(used, (layer.fan_in / seen[-1].clamp(min=1)).clamp(min=1), q2)
-        variance = layer.moments.floored(layer.groups, self.relative_eps, self.eps)
-        mean = torch.where(used, layer.moments.mean, 0.0)
-        variance = torch.where(used, variance, 1.0)
-        precondition_(weight, bias, mean, variance, q2, layer.groups)
+        if weight is not None or bias is not None:
+            precondition_(weight, bias, mean, variance, q2, layer.entry.groups)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": bool(self._handles)}

@@ -1,4 +1,4 @@
-"""Mean and variance of what enters a layer: of one batch, pooled over several, and remembered."""
+"""Mean and variance of what enters a layer in one call."""
 
 from __future__ import annotations
 
@@ -87,54 +87,3 @@ def _moments_plainly(x: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     variance, mean = torch.var_mean(x, axes, correction=0)
     return mean.to(wide), variance.to(wide)
-
-
-class RunningMoments:
-    """The remembered mean and variance of one layer's input, and what was seen since the last step.
-
-    Args:
-        channels: Channels of the input.
-        device: Where the layer is.
-    """
-
-    def __init__(self, channels: int, device: torch.device) -> None:
-        wide = wide_type(device)
-        self.mean = torch.zeros(channels, dtype=wide, device=device)
-        self.variance = torch.ones(channels, dtype=wide, device=device)
-        # Sums of h - mean and of its square, then elements and rows: all add up over calls and processes.
-        self.pending = torch.zeros(2 * channels + 2, dtype=wide, device=device)
-
-    def to(self, device: torch.device) -> None:
-        """Follows its layer to another device."""
-        if self.mean.device != device:
-            wide = wide_type(device)
-            self.mean, self.variance = self.mean.to(device, wide), self.variance.to(device, wide)
-            self.pending = self.pending.to(device, wide)
-
-    def add(self, batch: BatchMoments) -> None:
-        """Adds what one call of the layer saw."""
-        offset = batch.mean - self.mean
-        sums = torch.cat([offset, batch.variance + offset.square()])
-        channels = len(self.mean)
-        self.pending[: 2 * channels].add_(sums, alpha=batch.count)
-        self.pending[-2].add_(batch.count)
-        self.pending[-1].add_(batch.rows)
-
-    def absorb(self, pending: Tensor, decay: float, about_running_mean: bool) -> None:
-        """Moves mean and variance by what was seen; nothing was, or something not finite: they stay."""
-        channels = len(self.mean)
-        count = pending[-2].clamp(min=1)
-        first, second = pending[:channels] / count, pending[channels : 2 * channels] / count
-        seen = (pending[-2] > 0) & pending.isfinite().all()
-        mean = self.mean + (1 - decay) * first
-        # Both are exact in the moved frame: h - mean_new = (h - mean_old) - shift.
-        shift = (1 - decay) * first
-        batch = second - 2 * shift * first + shift.square() if about_running_mean else second - first.square()
-        variance = decay * self.variance + (1 - decay) * batch.clamp(min=0)
-        self.mean.copy_(torch.where(seen, mean, self.mean))
-        self.variance.copy_(torch.where(seen, variance, self.variance))
-
-    def floored(self, groups: int, relative_eps: float, eps: float) -> Tensor:
-        """The variance with its floor: a share of the largest within each group, and a constant."""
-        largest = self.variance.view(groups, -1).amax(1, keepdim=True)
-        return (self.variance.view(groups, -1) + relative_eps * largest + eps).flatten()

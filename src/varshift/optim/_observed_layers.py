@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,18 +11,54 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from varshift.optim._filters import is_weight_layer
-from varshift.optim._input_statistics import Rows, RunningMoments, batch_moments
+from varshift.optim._input_statistics import Rows, batch_moments
+from varshift.optim._moment_bank import Entry, MomentBank
 from varshift.optim._selection import Exclusion
 
 
 class ObservedLayer:
-    """A layer with the moments of its input."""
+    """A layer with the place of its moments.
+
+    Attributes:
+        module: The layer.
+        entry: What a bank must know of it.
+        bank: Where its moments are.
+        index: Its position there.
+    """
+
+    bank: MomentBank
+    index: int
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.groups = getattr(module, "groups", 1)
-        self.fan_in = math.prod(module.weight.shape[1:])
-        self.moments = RunningMoments(module.weight.shape[1] * self.groups, module.weight.device)
+        groups = getattr(module, "groups", 1)
+        shape = module.weight.shape
+        self.entry = Entry(shape[1] * groups, groups, math.prod(shape[1:]))
+
+    @property
+    def mean(self) -> Tensor:
+        """The remembered mean of its input."""
+        return self.bank.mean[self.bank.place(self.index)]
+
+    @property
+    def variance(self) -> Tensor:
+        """The remembered variance of its input."""
+        return self.bank.variance[self.bank.place(self.index)]
+
+
+def place(layers: Iterable[ObservedLayer]) -> list[MomentBank]:
+    """Puts the moments of layers where the layers are: a bank per device, with what was known before."""
+    layers = list(layers)
+    banks = []
+    for device in dict.fromkeys(layer.module.weight.device for layer in layers):
+        here = [layer for layer in layers if layer.module.weight.device == device]
+        bank = MomentBank([layer.entry for layer in here], device)
+        for index, layer in enumerate(here):
+            if hasattr(layer, "bank"):
+                bank.copy_from(index, layer.bank, layer.index)
+            layer.bank, layer.index = bank, index
+        banks.append(bank)
+    return banks
 
 
 class Observer:
@@ -38,23 +75,23 @@ class Observer:
         if not trained:
             return
         x = args[0] if args else kwargs["input"]
-        moments = self.layer.moments
+        layer = self.layer
         with torch.no_grad():
             batch = batch_moments(module, x, out, self.rule)
             if batch is None:
                 return
             if torch.compiler.is_compiling():
-                moments.add(batch)
+                layer.bank.add(layer.index, batch)
                 return
+            layer.bank.to(module.weight.device)
         reported = False
 
         def report(grad: Tensor) -> None:
             nonlocal reported
             if not reported:  # a graph may be walked several times
                 reported = True
-                moments.to(batch.mean.device)
                 with torch.no_grad():
-                    moments.add(batch)
+                    layer.bank.add(layer.index, batch)
 
         out.register_hook(report)
 
@@ -79,9 +116,9 @@ def local_grad(layer: ObservedLayer, parameter: Any) -> Tensor | None:
     if grad is None or not hasattr(grad, "device_mesh"):
         return grad
     by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in grad.placements)
-    if not by_rows or layer.groups > 1:
+    if not by_rows or layer.entry.groups > 1:
         raise ValueError(
-            f"a {type(layer.module).__name__} of {layer.groups} groups is spread over processes as "
+            f"a {type(layer.module).__name__} of {layer.entry.groups} groups is spread over processes as "
             f"{grad.placements}: only rows of layers without groups may be. Exclude it."
         )
     return grad.to_local()
