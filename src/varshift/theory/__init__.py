@@ -11,12 +11,18 @@ Two conventions run through all of it:
 Sources: "variance shift" is X. Li, S. Chen, X. Hu, J. Yang, "Understanding the Disharmony between Dropout and
 Batch Normalization by Variance Shift", arXiv 1801.05134. "residual positions" is B. J. Kim, H. Choi, H. Jang,
 D. Lee, S. W. Kim, "How to Use Dropout Correctly on Residual Networks with Batch Normalization",
-arXiv 2302.06112; of this one only the abstract was available. Where a docstring says "derived", the formula
-is not printed in the paper; it was derived for this package and is checked against simulation in its tests.
+arXiv 2302.06112; of this one only the abstract was available, as of the "independent-component paper",
+G. Chen, P. Chen, Y. Shi, C.-Y. Hsieh, B. Liao, S. Zhang, "Rethinking the Usage of Batch Normalization and
+Dropout in the Training of Deep Neural Networks", arXiv 1905.05928. Where a docstring says "derived", the
+formula is not printed in the paper; it was derived for this package and is checked in its tests.
 """
 
 from __future__ import annotations
 
+from ._independence import component_correlation as component_correlation
+from ._independence import dropped_condition as dropped_condition
+from ._independence import dropped_entropy as dropped_entropy
+from ._independence import information_scale as information_scale
 from ._max_pool import noisy_max_pool_mean_ratio as noisy_max_pool_mean_ratio
 from ._moments import Moments as Moments
 from ._moments import half_normal_moments as half_normal_moments
