@@ -263,9 +263,9 @@ def test_the_signal_passes_as_in_the_published_network():
         for block, (square, variance) in zip(net, SIGNAL, strict=True):
             signal = block(signal)
             own_variance, mean = torch.var_mean(signal, (0, 2, 3))
-            # One start differs from the next by a few percent.
-            assert mean.square().mean().item() == pytest.approx(square, rel=0.12, abs=0.005)
-            assert own_variance.mean().item() == pytest.approx(variance, rel=0.12)
+            # Starts have a standard deviation of up to 8 %, theirs and ours: three of that of the ratio.
+            assert mean.square().mean().item() == pytest.approx(square, rel=0.33, abs=0.005)
+            assert own_variance.mean().item() == pytest.approx(variance, rel=0.33)
 
 
 def test_training_and_evaluation_are_the_same_function():
