@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._initialise import LayerInitialisation as LayerInitialisation
+from ._initialise import initialise_network_ as initialise_network_
 from ._predict import predict as predict
 from ._prediction import LayerPrediction as LayerPrediction
 from ._prediction import Prediction as Prediction

@@ -28,6 +28,7 @@ class Anchor:
         gain: What its deviation was multiplied with so that data and noise together have `variance`.
         anchored: Whether stored statistics were used.
         scale: Factor that put a made-up input on the scale of the first norm.
+        stand_in: What stood in the place of an unknown input.
         doubts: Operations upstream whose treatment is approximate.
     """
 
@@ -40,6 +41,7 @@ class Anchor:
     anchored: bool
     doubts: frozenset[str]
     scale: Tensor | None = None
+    stand_in: Tensor | None = None
 
     def fix(self, x: Tensor, *, scaled: bool = False) -> Tensor:
         """Puts a propagated value on the scale of the data."""

@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ._gaussian import Moments, piecewise_linear_moments, quadrature_moments, relu_moments
+from ._gaussian import (
+    Moments,
+    Polynomial,
+    exponential_moments,
+    gelu_moments,
+    leaky_relu_moments,
+    piecewise_moments,
+    quadrature_moments,
+)
 from ._signal import Mask, Signal, per_channel
 
 Arguments = dict[str, Any]
-Rule = Callable[[Tensor, Tensor, Arguments], Moments]
+# None: the arguments are not ones the closed form is for.
+Rule = Callable[[Tensor, Tensor, Arguments], Moments | None]
 
 CLOSED_FORMS: dict[str, Rule] = {}
+_IDENTITY: Polynomial = (0.0, 1.0)
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
 def closed_form(*names: str) -> Callable[[Rule], Rule]:
-    """Registers mean and second moment of an operator for Gaussian inputs, under its names."""
+    """Registers mean and variance of an operator for Gaussian inputs, under its names."""
 
     def register(rule: Rule) -> Rule:
         CLOSED_FORMS.update(dict.fromkeys(names, rule))
@@ -28,43 +40,114 @@ def closed_form(*names: str) -> Callable[[Rule], Rule]:
 
 @closed_form("relu")
 def _relu(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
-    return relu_moments(mean, variance)
+    return leaky_relu_moments(mean, variance)
 
 
 @closed_form("leaky_relu", "prelu", "_prelu_kernel")
 def _leaky_relu(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
-    # f = a x + (1 - a) relu(x), and f^2 = a^2 x^2 + (1 - a^2) relu(x)^2
     slope = arguments.get("weight", arguments.get("negative_slope", 0.01))
     if isinstance(slope, Tensor):
         slope = per_channel(slope.flatten(), mean) if slope.numel() > 1 else slope.reshape(())
-    first, second = relu_moments(mean, variance)
-    mean_square = mean * mean + variance
-    return slope * mean + (1 - slope) * first, slope**2 * mean_square + (1 - slope**2) * second
+    return leaky_relu_moments(mean, variance, slope)
 
 
 @closed_form("relu6")
 def _relu6(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
-    return piecewise_linear_moments(mean, variance, (0.0, 6.0), (0.0, 1.0, 0.0), 0.0)
+    return _clipped(mean, variance, 0.0, 6.0)
 
 
 @closed_form("hardtanh")
 def _hardtanh(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
-    low, high = float(arguments.get("min_val", -1)), float(arguments.get("max_val", 1))
-    return piecewise_linear_moments(mean, variance, (low, high), (0.0, 1.0, 0.0), low)
+    return _clipped(mean, variance, float(arguments.get("min_val", -1)), float(arguments.get("max_val", 1)))
+
+
+@closed_form("clamp", "clip", "clamp_min", "clamp_max")
+def _clamp(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments | None:
+    low, high = arguments.get("min"), arguments.get("max")
+    if not all(limit is None or isinstance(limit, (int, float)) for limit in (low, high)):
+        return None
+    if low is not None and high is not None and low > high:
+        return None
+    return _clipped(mean, variance, low, high)
 
 
 @closed_form("hardsigmoid")
 def _hardsigmoid(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
-    return piecewise_linear_moments(mean, variance, (-3.0, 3.0), (0.0, 1 / 6, 0.0), 0.0)
+    return piecewise_moments(mean, variance, (-3.0, 3.0), ((0.0,), (0.5, 1 / 6), (1.0,)))
+
+
+@closed_form("hardswish")
+def _hardswish(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    return piecewise_moments(mean, variance, (-3.0, 3.0), ((0.0,), (0.0, 0.5, 1 / 6), _IDENTITY))
 
 
 @closed_form("abs")
 def _abs(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
-    return piecewise_linear_moments(mean, variance, (0.0,), (-1.0, 1.0), 0.0)
+    return piecewise_moments(mean, variance, (0.0,), ((0.0, -1.0), _IDENTITY))
 
 
-def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments, x: Signal) -> Signal:
-    """The image of a noisy signal under an elementwise function.
+@closed_form("square")
+def _square(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    return piecewise_moments(mean, variance, (), ((0.0, 0.0, 1.0),))
+
+
+@closed_form("threshold")
+def _threshold(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    limit, value = float(arguments["threshold"]), float(arguments["value"])
+    return piecewise_moments(mean, variance, (limit,), ((value,), _IDENTITY))
+
+
+@closed_form("hardshrink")
+def _hardshrink(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    limit = float(arguments.get("lambd", 0.5))
+    return piecewise_moments(mean, variance, (-limit, limit), (_IDENTITY, (0.0,), _IDENTITY))
+
+
+@closed_form("softshrink")
+def _softshrink(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    limit = float(arguments.get("lambd", 0.5))
+    return piecewise_moments(mean, variance, (-limit, limit), ((limit, 1.0), (0.0,), (-limit, 1.0)))
+
+
+@closed_form("sign", "sgn")
+def _sign(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    return piecewise_moments(mean, variance, (0.0,), ((-1.0,), (1.0,)))
+
+
+@closed_form("elu")
+def _elu(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    alpha, scale = float(arguments.get("alpha", 1)), float(arguments.get("scale", 1))
+    return exponential_moments(mean, variance, scale, scale * alpha, float(arguments.get("input_scale", 1)))
+
+
+@closed_form("celu")
+def _celu(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    alpha = float(arguments.get("alpha", 1))
+    return exponential_moments(mean, variance, 1.0, alpha, 1 / alpha)
+
+
+@closed_form("selu")
+def _selu(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
+    return exponential_moments(mean, variance, _SELU_SCALE, _SELU_SCALE * _SELU_ALPHA)
+
+
+@closed_form("gelu")
+def _gelu(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments | None:
+    return gelu_moments(mean, variance) if arguments.get("approximate", "none") == "none" else None
+
+
+def _clipped(mean: Tensor, variance: Tensor, low: float | None, high: float | None) -> Moments:
+    knots = [float(limit) for limit in (low, high) if limit is not None]
+    pieces: list[Polynomial] = [_IDENTITY]
+    if low is not None:
+        pieces.insert(0, (float(low),))
+    if high is not None:
+        pieces.append((float(high),))
+    return piecewise_moments(mean, variance, knots, pieces)
+
+
+def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments, x: Signal) -> Signal | None:
+    """The image of a noisy signal under an elementwise function; None where its moments do not exist.
 
     Args:
         name: The operator.
@@ -75,14 +158,14 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
     rule = CLOSED_FORMS.get(name)
 
     def moments(mean: Tensor, variance: Tensor) -> Moments:
-        return rule(mean, variance, arguments) if rule else quadrature_moments(function, mean, variance)
+        found = rule(mean, variance, arguments) if rule else None
+        return quadrature_moments(function, mean, variance) if found is None else found
 
-    if x.mask is None:
-        mean, second = moments(x.mean, x.spread())
-    else:
-        mean, second = _mixture(x.mask, moments)
-    variance = (second - mean * mean).clamp_min(0)
-    return x.but(mean=mean, variance=variance, draw=function(x.total) - mean, mask=None)
+    mean, variance = moments(x.mean, x.spread()) if x.mask is None else _mixture(x.mask, moments)
+    total = function(x.total)
+    if mean.shape != total.shape or not bool(torch.isfinite(mean.sum() + variance.sum())):
+        return None
+    return x.but(mean=mean, variance=variance, draw=total - mean, mask=None)
 
 
 def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moments:
@@ -96,6 +179,7 @@ def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moment
             mean, variance = scale * mean, scale**2 * variance
         if mask.shift is not None:
             mean = mean + per_channel(mask.shift, mean)
-        first, second = moments(mean, variance)
-        parts.append((weight * first, weight * second))
-    return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+        parts.append((weight, *moments(mean, variance)))
+    (low, low_mean, low_variance), (high, high_mean, high_variance) = parts
+    between = low * high * (high_mean - low_mean).square()
+    return low * low_mean + high * high_mean, low * low_variance + high * high_variance + between

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from varshift.flow import Flow, Node, NoiseSite, NormSite, Ref
+from varshift.flow._ops import DROPOUT
 
 from . import _noise
 from ._anchor import Anchor, anchor, normalise
+from ._fields import made_up_input
 from ._operators import UnknownOperator, base_name, bound, run, writes_in_place
-from ._rules import propagate
-from ._signal import Signal, channel_mean, channel_variance
+from ._rules import propagate, sampled
+from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
 
 Rates = Mapping[int, float]
 Anchors = Mapping[tuple[str, int], Anchor]
+HALF = (torch.float16, torch.bfloat16)
+_DRAWS = 16  # of noise that no rule is for
 _BATCH_NORMS = (
     "batch_norm",
     "native_batch_norm",
@@ -89,6 +94,7 @@ class _Interpreter:
         ) as error:
             self.failed.setdefault(base_name(node), f"{type(error).__name__}: {error}".splitlines()[0])
             result = Unknown()
+        result = _wide(result)
         self.values[node.index] = result
         if writes_in_place(node) and node.args and isinstance(node.args[0], Ref):
             self.values[node.args[0].index] = result
@@ -114,9 +120,12 @@ class _Interpreter:
 
     def statistics(self, node: Node) -> dict[str, Any]:
         """Arguments of a batch norm by name."""
-        names = ("input", "weight", "bias", "running_mean", "running_var", "eps")
+        names = ("weight", "bias", "running_mean", "running_var", "eps")
         arguments = bound(node)
-        return {name: self.fill(arguments.get(name)) for name in names}
+        named = {name: self.fill(arguments.get(name)) for name in names}
+        given = arguments.get("input")
+        named["input"] = self.values.get(given.index, Unknown()) if isinstance(given, Ref) else given
+        return named
 
 
 class TrainPass(_Interpreter):
@@ -172,7 +181,7 @@ class TrainPass(_Interpreter):
             return propagate(node, args, kwargs)
         args, kwargs = _plain(args), _plain(kwargs)
         result = run(node, args, kwargs)
-        floating = all(signal.floating for signal in signals)
+        floating = bool(signals) and all(signal.floating for signal in signals)
         doubts = frozenset().union(*(signal.doubts for signal in signals))
         return _wrap(result, floating, doubts)
 
@@ -182,7 +191,12 @@ class TrainPass(_Interpreter):
         key = (site.name, call)
         learned = site.name in self.trusted and isinstance(named["running_mean"], Tensor)
         mean, variance = (named["running_mean"], named["running_var"]) if learned else (None, None)
+        stand_in = None
+        if isinstance(x, Unknown):
+            stand_in = self._stand_in(node, site, call, mean, variance)
+            x = Signal(stand_in, doubts=frozenset({"unknown"}))
         made, x = anchor(site.name, x, mean, variance, self.frozen.get(key))
+        made.stand_in = stand_in
         self.anchors[key] = made
         source = next((i for i in node.inputs if isinstance(self.values.get(i), Signal)), None)
         if source is not None:
@@ -190,8 +204,24 @@ class TrainPass(_Interpreter):
         result = normalise(x, made, named["weight"], named["bias"], float(named["eps"]))
         return result if base_name(node) == "batch_norm" else (result, None, None)
 
+    def _stand_in(
+        self, node: Node, site: NormSite, call: int, mean: Tensor | None, variance: Tensor | None
+    ) -> Tensor:
+        """In the place of an unknown input, a field with the mean and variance that the norm has learned."""
+        if mean is None or variance is None:
+            raise ValueError("an operand is unknown")
+        known = self.frozen.get((site.name, call))
+        if known is not None and known.stand_in is not None:
+            return known.stand_in
+        field_ = made_up_input(torch.empty(site.shapes[call], dtype=mean.dtype, device=mean.device))
+        field_ = field_ - per_channel(channel_mean(field_), field_)
+        size = (variance / channel_variance(field_).clamp_min(TINY)).sqrt()
+        return per_channel(mean, field_) + per_channel(size, field_) * field_
+
     def _noise_site(self, node: Node, place: int, site: NoiseSite) -> Any:
         rate = self.rates.get(place, site.rate)
+        if site.kind in ("attention_dropout", "recurrent_dropout") and base_name(node) in DROPOUT:
+            site = replace(site, kind="dropout")
         sources = self._frontier(node)
         explicit = node.index not in self._noisy_paths and not _random_operand(self.flow, node)
         signals = [self.values[i] for i in sources if isinstance(self.values.get(i), Signal)]
@@ -200,11 +230,17 @@ class TrainPass(_Interpreter):
             mask = None if explicit else self._mask(node)
             shape = _noise.factor_shape(site, x.mean.shape, None if mask is None else tuple(mask.shape))
             if _noise.multiplies(site):
-                return _noise.multiply(x, site, rate, shape, _factor_mean(site, mask))
+                drawn = mask if site.kind == "drop_block" else None
+                return _noise.multiply(x, site, rate, shape, _factor_mean(site, mask), drawn)
             if site.additive and site.kind in ("gaussian", "uniform"):
                 return _noise.add(x, site, rate)
             if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
                 return _noise.alpha_dropout(x, rate, shape)
+        if explicit and signals and "dropout_p" in bound(node):  # attention as one operation
+            named = {name: self.fill(value) for name, value in bound(node).items()} | {"dropout_p": rate}
+            return sampled(node, (), named, _DRAWS) if rate else propagate(node, (), named)
+        if explicit and signals and (rate == site.rate or rate is None):
+            return sampled(node, *self.operands(node), _DRAWS)
         self.untreated[place] = site
         fitting = [signal for signal in signals if tuple(signal.mean.shape) == node.shape]
         if not fitting:
@@ -267,7 +303,11 @@ class CleanPass(_Interpreter):
         site, call = self.norm_at[node.index]
         named = self.statistics(node)
         x, made = named["input"], self.anchors.get((site.name, call))
-        if made is not None:
+        if isinstance(x, Unknown) or (made is not None and made.stand_in is not None):
+            if made is None or made.stand_in is None:
+                raise ValueError("an operand is unknown")
+            x = made.stand_in
+        elif made is not None:
             x = made.fix(x)
             source = node.inputs[0]
             if isinstance(self.values.get(source), Tensor):
@@ -275,12 +315,28 @@ class CleanPass(_Interpreter):
         seen = Observed(channel_mean(x), channel_variance(x))
         self.observed[site.name, call] = seen
         mean, variance = seen.mean, seen.variance
-        if self.norms_use == "running" and made is not None:
+        if self.norms_use == "running" and made is not None and site.tracked:
             mean, variance = made.channels_mean, made.variance
         result = F.batch_norm(
             x, mean, variance, named["weight"], named["bias"], False, 0.0, float(named["eps"])
         )
         return result if base_name(node) == "batch_norm" else (result, None, None)
+
+
+def _wide(value: Any) -> Any:
+    """Half-precision results in single precision: differences of small noise would drown in rounding."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in HALF else value
+    if isinstance(value, Signal) and value.mean.dtype in HALF:
+        return value.but(
+            mean=value.mean.float(),
+            variance=None if value.variance is None else value.variance.float(),
+            draw=None if value.draw is None else value.draw.float(),
+            mask=None,
+        )
+    if isinstance(value, (tuple, list)):
+        return type(value)(_wide(item) for item in value)
+    return value
 
 
 def _collect(value: Any, found: list[Signal]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from varshift.flow import NoiseSite
 from varshift.theory import noise_variance
 
-from ._signal import Mask, Signal
+from ._signal import TINY, Mask, Signal
 
 _TWO_POINT = ("dropout", "channel_dropout", "drop_path", "drop_block")
 _MULTIPLICATIVE = (*_TWO_POINT, "uniform", "gaussian")
@@ -41,7 +41,14 @@ def factor_shape(site: NoiseSite, shape: torch.Size, mask: tuple[int, ...] | Non
     return tuple(shape)
 
 
-def multiply(x: Signal, site: NoiseSite, rate: float, shape: tuple[int, ...], mean: float) -> Signal:
+def multiply(
+    x: Signal,
+    site: NoiseSite,
+    rate: float,
+    shape: tuple[int, ...],
+    mean: float,
+    drawn: Tensor | None = None,
+) -> Signal:
     """Multiplies a signal by noise: ``nu`` is the variance of the factor relative to its mean.
 
     ``mean' = mu mean``, ``variance' = mu^2 (variance (1 + nu) + nu mean^2)``.
@@ -52,11 +59,12 @@ def multiply(x: Signal, site: NoiseSite, rate: float, shape: tuple[int, ...], me
         rate: Its rate, which may differ from the network's.
         shape: Shape of the noise.
         mean: Mean ``mu`` of the factor.
+        drawn: The factor as the network itself draws it, for noise whose neighbours are alike.
     """
     if rate <= 0:
         return x.but(mean=mean * x.mean, draw=None if x.draw is None else mean * x.draw, mask=None)
     nu = noise_variance(site.kind, rate)
-    factor = _factor(site.kind, rate, shape, x.mean)
+    factor = _factor(site.kind, rate, shape, x.mean) if drawn is None else _rescaled(drawn, nu)
     spread = x.spread()
     mask = None
     if site.kind in _TWO_POINT and site.kind != "drop_block":
@@ -93,6 +101,12 @@ def alpha_dropout(x: Signal, rate: float, shape: tuple[int, ...]) -> Signal:
     return x.but(
         mean=mean, variance=scale**2 * (second - inner.square()).clamp_min(0), draw=total - mean, mask=None
     )
+
+
+def _rescaled(drawn: Tensor, nu: float) -> Tensor:
+    """The network's own draw, moved to mean 1 and stretched to variance `nu`."""
+    relative = drawn / drawn.mean().clamp_min(TINY) - 1
+    return 1 + relative * (nu / relative.square().mean().clamp_min(TINY)).sqrt()
 
 
 def _factor(kind: str, rate: float, shape: tuple[int, ...], like: Tensor) -> Tensor:

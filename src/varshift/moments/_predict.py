@@ -16,7 +16,7 @@ from varshift.flow import Capture, Flow, NoiseSite, capture, unwrap
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor
-from ._engine import CleanPass, TrainPass
+from ._engine import HALF, CleanPass, TrainPass
 from ._fields import made_up_input
 from ._noise import multiplies
 from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
@@ -108,15 +108,14 @@ class _Session:
         changed = {place: rates[name] for place, name in enumerate(names) if name in rates}
         for place, rate in changed.items():
             _check_rate(self.train.noises[place], rate)
-        tensors = {
-            name: tensor.detach()
-            for name, tensor in (*self.network.named_parameters(), *self.network.named_buffers())
-        }
+        tensors = {name: _wide(tensor.detach()) for name, tensor in self.network.named_parameters()}
+        # Copies: some operations write to statistics without saying so.
+        tensors |= {name: _wide(tensor.detach().clone()) for name, tensor in self.network.named_buffers()}
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            inputs = [x.to(device) for x in self.inputs]
+            inputs = [_wide(x.to(device)) for x in self.inputs]
             if not self.real:
                 inputs = [made_up_input(x) for x in inputs]
             train = TrainPass(
@@ -154,6 +153,10 @@ class _Session:
             if all((site.name, call) in clean for call in range(len(site.calls)))
         }
         return Prediction(layers, known, method, limits, statistics, self.predict)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def _examples(network: nn.Module, shape: Any) -> Any:
@@ -285,9 +288,9 @@ def _confidence(
     upstream = [(place, noise) for place, noise in enumerate(flow.noises) if site.name in noise.reaches]
     if not upstream:
         return "high"
-    if any(place in train.untreated for place, _ in upstream) or not (
-        real or all(a.anchored for a in anchors)
-    ):
+    unknown = any(place in train.untreated for place, _ in upstream)
+    unknown = unknown or any(a.stand_in is not None for a in anchors)
+    if unknown or not (real or all(a.anchored for a in anchors)):
         return "low"
     shape = site.shapes[0] if site.shapes else ()
     values = math.prod(shape) // max(shape[1], 1) if len(shape) > 1 else 0

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from varshift.flow import Node
-from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, SUMS, VIEWS
+from varshift.flow._ops import ACTIVATIONS, COMPARISONS, CONCATENATIONS, DROPOUT, PRODUCTS, SUMS, VIEWS
 
 from . import _elementwise
 from ._operators import base_name, bound, run
-from ._signal import Signal, channel_axes, channel_mean, per_channel
+from ._signal import Mask, Signal, channel_axes, channel_mean, per_channel
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
@@ -29,6 +29,10 @@ _KEEPS_ELEMENTS = (
     "float",
     "double",
     "lift_fresh",
+)
+# Listed with the elementwise functions, but no function of one value alone, or with a result that is none.
+_NOT_ELEMENTWISE = SUMS | PRODUCTS | COMPARISONS | frozenset(
+    ["glu", "logical_not", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "bitwise_not"]
 )
 
 
@@ -80,9 +84,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def propagate(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of a call on noisy signals: a signal, or several for an operation with several results."""
-    call, name = Call(node, args, kwargs), base_name(node)
+    name = base_name(node)
+    if name == "getitem" and isinstance(args[0], (tuple, list)):
+        return args[0][args[1]]  # one of the results of an operation with several
+    call = Call(node, args, kwargs)
     found = REGISTRY.get(name)
-    if found is None and name in ACTIVATIONS and len(call.signals) == 1:
+    if found is None and name in ACTIVATIONS - _NOT_ELEMENTWISE and len(call.signals) == 1:
         found = _activation
     return found(node, call) if found else _by_difference(node, call)
 
@@ -131,12 +138,15 @@ def _weight(node: Node, call: Call) -> Signal:
 
 @rule(*VIEWS)
 def _view(node: Node, call: Call) -> Any:
-    if len(call.signals) != 1 or base_name(node) == "getitem":
+    name = base_name(node)
+    if len(call.signals) != 1:
         return _by_difference(node, call)
-    parts = [call.run(pick) for pick in (_mean, _total, _spread)]
+    parts = [call.run(pick) for pick in (_mean, _total)]
+    filled = name in ("constant_pad_nd", "pad") and call.named().get("value")
+    parts.append(_even(parts[1] - parts[0]) if filled else call.run(_spread))
     if isinstance(parts[0], (tuple, list)):
         return tuple(_part(call, *views) for views in zip(*parts, strict=True))
-    same = base_name(node) in _KEEPS_ELEMENTS and parts[0].shape == call.signals[0].mean.shape
+    same = name in _KEEPS_ELEMENTS and parts[0].shape == call.signals[0].mean.shape
     return _part(call, *parts).but(mask=call.signals[0].mask if same else None)
 
 
@@ -163,6 +173,8 @@ def _concatenation(node: Node, call: Call) -> Signal:
 
 def _plain_zero(call: Call) -> Tensor | None:
     """Noise variances side by side; what is no signal has none."""
+    if not call.args:
+        return None
     args, kwargs = _swap((call.args, call.kwargs), _spread)
     first = [
         torch.zeros_like(item) if isinstance(given, Tensor) else item
@@ -171,7 +183,7 @@ def _plain_zero(call: Call) -> Tensor | None:
     return run(call.node, (first, *args[1:]), kwargs)
 
 
-@rule("add", "sub", "rsub", "subtract", "add_")
+@rule("add", "sub", "rsub", "subtract")
 def _sum(node: Node, call: Call) -> Signal:
     named = call.named()
     if named.get("alpha", 1) != 1:
@@ -194,12 +206,22 @@ def _product(node: Node, call: Call) -> Signal:
     other = named["other"] if not isinstance(named["other"], Signal) else named["self"]
     squared = other.square() if isinstance(other, Tensor) else other * other
     spread = call.signals[0].spread()
-    return call.linear(spread * squared if base_name(node).startswith("mul") else spread / squared)
-
-
-@rule(*(POOLS - frozenset(["sum", "mean"])))
-def _pool(node: Node, call: Call) -> Any:
-    return _by_difference(node, call)
+    times = base_name(node).startswith("mul")
+    result = call.linear(spread * squared if times else spread / squared)
+    mask = call.signals[0].mask
+    if mask is None or isinstance(other, Tensor):
+        return result
+    factor = torch.full((), other if times else 1 / other, dtype=spread.dtype, device=spread.device)
+    return result.but(
+        mask=Mask(
+            mask.low,
+            mask.high,
+            mask.probability,
+            mask.base,
+            factor if mask.scale is None else mask.scale * factor,
+            None if mask.shift is None else mask.shift * factor,
+        )
+    )
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")
@@ -208,13 +230,35 @@ def _average(node: Node, call: Call) -> Signal:
     return call.linear(None)
 
 
-def _activation(node: Node, call: Call) -> Signal:
-    name = base_name(node)
-    if name in SUMS | PRODUCTS:
-        return _by_difference(node, call)
-    return _elementwise.apply(
-        name, lambda tensor: call.run(lambda _: tensor), call.named(), call.signals[0]
-    ).but(doubts=call.doubts())
+@rule(*DROPOUT)
+def _no_dropout(node: Node, call: Call) -> Any:
+    """A dropout that is no noise site: it drops nothing."""
+    return (call.signals[0], None) if base_name(node) == "native_dropout" else call.signals[0]
+
+
+def _activation(node: Node, call: Call) -> Any:
+    result = _elementwise.apply(
+        base_name(node), lambda tensor: call.run(lambda _: tensor), call.named(), call.signals[0]
+    )
+    return _by_difference(node, call) if result is None else result
+
+
+def sampled(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], draws: int) -> Any:
+    """An operation with noise of its own that no rule is for: the average of several draws, and one more."""
+    call = Call(node, args, kwargs)
+    runs = [call.run(_mean) for _ in range(draws)]
+    total = call.run(_total)
+    doubts = call.doubts() | {base_name(node)}
+    if isinstance(total, (tuple, list)):
+        results = zip(*runs, total, strict=True)
+        return tuple(_from_draws(call, result[:-1], result[-1], doubts) for result in results)
+    return _from_draws(call, runs, total, doubts)
+
+
+def _from_draws(call: Call, runs: Sequence[Any], total: Any, doubts: frozenset[str]) -> Any:
+    if not isinstance(total, Tensor) or not total.is_floating_point():
+        return total
+    return _difference(call, torch.stack(list(runs)).mean(0), total, doubts)
 
 
 def _by_difference(node: Node, call: Call) -> Any:
