@@ -52,12 +52,12 @@ def initialise_network_(
     forward: Forward | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[LayerInitialisation, ...]:
-    """Initialises all linear and convolutional layers so that dropout leaves the variance of signals alone.
+    """Initialises all linear and convolutional layers so that dropout leaves their variance alone.
 
     The network is captured in train mode. For each layer the capture says which activation and which noise
     stand in front of it and behind it, be they modules or functions; `varshift.nn.init.dropout_corrected_`
-    does the rest. Norms in between pass a signal on with variance 1, pooling is ignored as in the authors' code, and a
-    layer fed by a sum counts as fed by the identity.
+    does the rest. Norms in between pass a signal on with variance 1, pooling is ignored as in the authors'
+    code, and a layer fed by a sum counts as fed by the identity.
 
     Args:
         model: The network; only weights and biases of linear and convolutional layers change.
