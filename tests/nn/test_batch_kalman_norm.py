@@ -315,6 +315,36 @@ def test_the_chain_compiles_and_exports():
         torch.testing.assert_close(actual[1].var, expected[1].var, rtol=1e-4, atol=1e-5)
 
 
+def test_the_chain_compiles_under_autocast():
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    net, x = Chain(), draw(4, 3, 6, 6, dtype=torch.float32)
+    compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (y, state), (out, own) = net(x), compiled(x)
+    torch.testing.assert_close(out, y)
+    torch.testing.assert_close(own.var, state.var)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_the_chain_exports_for_any_batch_and_extent(training):
+    torch.manual_seed(0)
+    net = Chain().train(training)
+    sizes = {"x": {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}, "state": None}
+    example = (draw(4, 3, 8, 6, dtype=torch.float32), None)
+    exported = torch.export.export(copy.deepcopy(net), example, dynamic_shapes=sizes, strict=False)
+    x = draw(7, 3, 12, 6, dtype=torch.float32)
+    expected = net(x)[0]
+    torch.testing.assert_close(exported.module()(x, None)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_gradients():
+    torch.manual_seed(0)
+    net, x = Chain(prediction_weight=0.6).double(), draw(1, 3, 6, 6).requires_grad_()
+    run = copy_free(net)
+    torch.autograd.gradgradcheck(lambda x: run(x)[0].square().mean((2, 3)), (x,), atol=1e-5, rtol=1e-3)
+
+
 def test_a_state_crosses_a_compiled_boundary():
     torch.compiler.reset()
     norm, x = BatchKalmanNorm2d(3, transition="identity"), draw(4, 3, 2, 2, dtype=torch.float32)

@@ -276,6 +276,18 @@ def test_training_and_evaluation_are_the_same_function():
     assert not list(net.buffers())
 
 
+def test_the_check_has_nothing_to_say():
+    import varshift
+
+    torch.manual_seed(0)
+    blocks = NormFreeBinaryPairBlock(3, 6, 2), NormFreeBinaryBlock(6, 6)
+    net = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(96, 4))
+    data = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,))) for _ in range(2)]
+    report = varshift.check(net, data)
+    assert not report.findings
+    assert report.gap.states["train"] == report.gap.states["eval"]
+
+
 def test_both_training_steps_share_their_parameters():
     first, second = react_net_a(8, binary_weights=False), react_net_a(8)
     second.load_state_dict(first.state_dict())
