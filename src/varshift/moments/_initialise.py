@@ -155,8 +155,8 @@ class _Surroundings:
         """The activation that feeds a node, None for none, and the keep probability on the way."""
         keep, current = 1.0, self._source(node)
         while current is not None:
-            if current.index in self._keep:
-                keep *= self._keep[current.index]
+            if current.index in self._keep or _is_dropout(current):
+                keep *= self._keep.get(current.index, 1.0)
             elif current.kind == "activation":
                 return (current, keep) if _is_function(current) else (None, keep)
             elif current.kind == "norm" or current.kind not in _PASSES:
@@ -169,8 +169,8 @@ class _Surroundings:
         found: Node | None = None
         keep, current = 1.0, self._only_user(node)
         while current is not None:
-            if current.index in self._keep:
-                keep *= self._keep[current.index]
+            if current.index in self._keep or _is_dropout(current):
+                keep *= self._keep.get(current.index, 1.0)
             elif current.kind == "activation" and found is None and _is_function(current):
                 found = current
             elif current.kind not in _PASSES:
@@ -190,6 +190,11 @@ class _Surroundings:
 def _is_function(node: Node) -> bool:
     """Whether a node is a function of its signal alone; sums and products with constants are not meant."""
     return base_name(node) not in ("add", "sub", "rsub", "mul", "div")
+
+
+def _is_dropout(node: Node) -> bool:
+    """Whether a node is a dropout, be it at rate 0."""
+    return base_name(node).endswith("dropout")
 
 
 def _name(node: Node | None) -> str:
