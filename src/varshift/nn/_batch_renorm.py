@@ -94,9 +94,10 @@ class _BatchRenorm(_BatchNorm):
         momentum: float | None = 0.01,
         affine: bool = True,
         track_running_stats: bool = True,
-        clipping: Callable[[Tensor], tuple[Any, Any]] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        clipping: Callable[[Tensor], tuple[Any, Any]] | None = None,
     ) -> None:
         positive("eps", eps)
         if momentum is not None:
@@ -175,10 +176,10 @@ class BatchRenorm2d(_BatchRenorm, nn.BatchNorm2d):
             that of the paper as recalled, not as read; torch's batch norm has 0.1.
         affine: Whether to learn gamma and beta.
         track_running_stats: Without running statistics the layer is plain batch norm.
-        clipping: The limits: a `RenormClipping` (its published defaults when None), or any function from the
-            step, a tensor, to the two limits, numbers or tensors.
         device: Of parameters and buffers.
         dtype: Of parameters and floating buffers.
+        clipping: The limits: a `RenormClipping` (its published defaults when None), or any function from the
+            step, a tensor, to the two limits, numbers or tensors.
 
     Raises:
         ValueError: If an argument is out of range, or the input does not fit.
