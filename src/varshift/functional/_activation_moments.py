@@ -142,13 +142,13 @@ def _function(activation: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     if isinstance(activation, str):
         if activation in ("linear", "identity"):
             return torch.clone
-        found: Any = getattr(F, activation, None) or getattr(torch, activation, None)
+        found = getattr(F, activation, None) or getattr(torch, activation, None)
         if not callable(found):
             raise ValueError(
                 f"activation={activation!r} must be the name of a function of torch.nn.functional or torch, "
                 "or 'linear'; or pass the function itself."
             )
-        return found
+        return cast("Callable[[torch.Tensor], torch.Tensor]", found)
     if not callable(activation):
         raise ValueError(f"activation={activation!r} must be a function of tensors, a module or a name.")
     return cast("Callable[[torch.Tensor], torch.Tensor]", activation)
