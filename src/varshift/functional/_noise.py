@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch import Tensor
+
+from varshift.functional._observed import observed
 
 _PIECES = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 _ODD = 0x0001_0001_0001_0001  # the lowest bit of each of four 16-bit pieces
@@ -23,13 +23,7 @@ _ODD = 0x0001_0001_0001_0001  # the lowest bit of each of four 16-bit pieces
 def takes_kernel(x: Tensor) -> bool:
     """Whether noise on a tensor is drawn by the kernel; otherwise by torch's plain operators."""
     return (
-        not torch.compiler.is_compiling()  # true while exporting, too
-        and not torch._C._is_tracing()
-        and x.device.type in ("cpu", "cuda")
-        and x.layout == torch.strided
-        and type(x) in (Tensor, nn.Parameter)
-        and _get_current_dispatch_mode() is None
-        and peek_interpreter_stack() is None
+        x.device.type in ("cpu", "cuda") and x.layout == torch.strided and not observed(x, forward_mode=False)
     )
 
 
@@ -109,7 +103,7 @@ def _laid_out(flat: Tensor, x: Tensor) -> Tensor:
 def _product(x: Tensor, noise: Tensor, scale: float, offset: bool) -> Tensor:
     wide, out = noise, None
     # A batch of gradients has no room for a result that is given.
-    if x.device.type == "cpu" and not is_legacy_batchedtensor(x) and peek_interpreter_stack() is None:
+    if x.device.type == "cpu" and not observed(x, forward_mode=False):
         # Fresh memory costs as much as the arithmetic: the noise, widened, makes room for the result.
         wide = out = noise.to(torch.promote_types(x.dtype, noise.dtype), copy=True)
     base = x if offset else x.new_zeros(())
