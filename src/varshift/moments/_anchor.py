@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def anchor(
     """
     mask = x.mask if x.mask is not None and x.mask.scale is None else None
     target = x if mask is None else mask.base
-    data, noise = channel_variance(target.mean), _noise(target)
+    data, noise = channel_variance(target.mean), target.noise()
     centre = channel_mean(target.mean)
     scale = None
     if frozen is not None:
@@ -103,8 +103,8 @@ def anchor(
     learned = data + noise if variance is None else variance
     made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale)
     target = target.but(mean=made.fix(target.mean, scaled=True), floating=False)
-    signal = target if mask is None else _masked_again(x, mask, target)
-    made.noise = _noise(signal)
+    signal = (target if mask is None else _masked_again(x, mask, target)).sized()
+    made.noise = signal.noise()
     if variance is None or frozen is not None:
         made.variance = channel_variance(signal.mean) + made.noise
     return made, signal
@@ -115,29 +115,12 @@ def normalise(x: Signal, made: Anchor, weight: Tensor | None, bias: Tensor | Non
     scale = (made.variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - made.channels_mean * scale
     wide, term = per_channel(scale, x.mean), per_channel(shift, x.mean)
-    mask = x.mask
-    if mask is not None:
-        old = torch.zeros_like(shift) if mask.shift is None else mask.shift
-        mask = type(mask)(
-            mask.low,
-            mask.high,
-            mask.probability,
-            mask.base,
-            scale if mask.scale is None else mask.scale * scale,
-            old * scale + shift,
-        )
     return x.but(
         mean=x.mean * wide + term,
         variance=None if x.variance is None else x.variance * wide.square(),
         draw=None if x.draw is None else x.draw * wide,
-        mask=mask,
+        mask=None if x.mask is None else x.mask.moved(scale, shift),
     )
-
-
-def _noise(x: Signal) -> Tensor:
-    if x.draw is None:
-        return torch.zeros_like(channel_mean(x.mean))
-    return channel_mean(x.draw.square())
 
 
 def _scaled(x: Signal, factor: Tensor, centre: Tensor) -> Signal:
@@ -164,6 +147,6 @@ def _masked_again(x: Signal, mask: Mask, target: Signal) -> Signal:
         mean=target.mean,
         variance=target.spread() * (1 + nu) + nu * target.mean.square(),
         draw=factor * target.total - target.mean,
-        mask=Mask(mask.low, mask.high, mask.probability, target),
+        mask=replace(mask, base=target),
         floating=False,
     )

@@ -165,7 +165,9 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
     total = function(x.total)
     if mean.shape != total.shape or not bool(torch.isfinite(mean.sum() + variance.sum())):
         return None
-    return x.but(mean=mean, variance=variance, draw=total - mean, mask=None)
+    # Behind a mask both values are known; elsewhere the Gaussian is an assumption.
+    exact = x.mask is not None and not x.mask.base.noisy
+    return x.but(mean=mean, variance=variance, draw=total - mean, mask=None, exact=exact)
 
 
 def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moments:

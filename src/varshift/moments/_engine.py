@@ -158,7 +158,7 @@ class TrainPass(_Interpreter):
         self.anchors: dict[tuple[str, int], Anchor] = {}
         self.untreated: dict[int, NoiseSite] = {}
         self._sites = {site.node: (place, site) for place, site in enumerate(flow.noises)}
-        self._signals, self._noisy_paths = _noisy_paths(flow)
+        self._signals, self._noisy_paths, self._random = _noisy_paths(flow)
 
     def enter(self, x: Tensor | None) -> Any:
         if x is None:
@@ -223,7 +223,7 @@ class TrainPass(_Interpreter):
         if site.kind in ("attention_dropout", "recurrent_dropout") and base_name(node) in DROPOUT:
             site = replace(site, kind="dropout")
         sources = self._frontier(node)
-        explicit = node.index not in self._noisy_paths and not _random_operand(self.flow, node)
+        explicit = not any(index in self._random for index in node.inputs)
         signals = [self.values[i] for i in sources if isinstance(self.values.get(i), Signal)]
         if len(signals) == 1 and rate is not None and tuple(signals[0].mean.shape) == node.shape:
             x = signals[0]
@@ -390,8 +390,8 @@ def _last_readers(flow: Flow) -> dict[int, list[int]]:
     return done
 
 
-def _noisy_paths(flow: Flow) -> tuple[set[int], set[int]]:
-    """Nodes that derive from the inputs, and those that mix them with noise ahead of the noise site."""
+def _noisy_paths(flow: Flow) -> tuple[set[int], set[int], set[int]]:
+    """Nodes that derive from the inputs, those that mix them with noise ahead of its site, and the noise."""
     sites = {site.node for site in flow.noises}
     signal: set[int] = set()
     random: set[int] = set()
@@ -404,11 +404,7 @@ def _noisy_paths(flow: Flow) -> tuple[set[int], set[int]]:
             random.add(node.index)
             if node.index in signal:
                 between.add(node.index)
-    return signal, between
-
-
-def _random_operand(flow: Flow, node: Node) -> bool:
-    return any(flow.nodes[index].kind != "parameter" for index in node.inputs[1:])
+    return signal, between, random
 
 
 def _factor_mean(site: NoiseSite, mask: Tensor | None) -> float:

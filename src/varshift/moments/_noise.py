@@ -68,12 +68,14 @@ def multiply(
     spread = x.spread()
     mask = None
     if site.kind in _TWO_POINT and site.kind != "drop_block":
-        mask = Mask(0.0, mean / (1 - rate), rate, x)
+        mask = Mask(0.0, mean / (1 - rate), rate, x, shape=shape)
     return x.but(
         mean=mean * x.mean,
         variance=mean**2 * (spread * (1 + nu) + nu * x.mean.square()),
         draw=mean * (factor * x.total - x.mean),
         mask=mask,
+        exact=site.kind != "drop_block" and _exact(x),
+        independent=_own(x, shape),
     )
 
 
@@ -84,7 +86,13 @@ def add(x: Signal, site: NoiseSite, rate: float) -> Signal:
     else:
         noise, variance = rate * (2 * torch.rand_like(x.mean) - 1), rate**2 / 3
     draw = noise if x.draw is None else x.draw + noise
-    return x.but(variance=x.spread() + variance, draw=draw, mask=None)
+    return x.but(
+        variance=x.spread() + variance,
+        draw=draw,
+        mask=None,
+        exact=_exact(x),
+        independent=_own(x, tuple(x.mean.shape)),
+    )
 
 
 def alpha_dropout(x: Signal, rate: float, shape: tuple[int, ...]) -> Signal:
@@ -99,8 +107,22 @@ def alpha_dropout(x: Signal, rate: float, shape: tuple[int, ...]) -> Signal:
     mean = scale * inner + shift
     total = scale * (kept * x.total + (1 - kept) * _ALPHA) + shift
     return x.but(
-        mean=mean, variance=scale**2 * (second - inner.square()).clamp_min(0), draw=total - mean, mask=None
+        mean=mean,
+        variance=scale**2 * (second - inner.square()).clamp_min(0),
+        draw=total - mean,
+        mask=None,
+        exact=_exact(x),
+        independent=_own(x, shape),
     )
+
+
+def _exact(x: Signal) -> bool:
+    return x.exact or not x.noisy
+
+
+def _own(x: Signal, shape: tuple[int, ...]) -> bool:
+    """Whether every element has noise of its own behind noise of this shape."""
+    return (x.independent or not x.noisy) and math.prod(shape) == x.mean.numel()
 
 
 def _rescaled(drawn: Tensor, nu: float) -> Tensor:

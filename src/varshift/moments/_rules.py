@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from varshift.flow import Node
-from varshift.flow._ops import ACTIVATIONS, COMPARISONS, CONCATENATIONS, DROPOUT, PRODUCTS, SUMS, VIEWS
+from varshift.flow._ops import (
+    ACTIVATIONS,
+    COMPARISONS,
+    CONCATENATIONS,
+    DROPOUT,
+    EXPANSIONS,
+    INDEXING,
+    PRODUCTS,
+    SUMS,
+    VIEWS,
+)
 
 from . import _elementwise
 from ._operators import base_name, bound, run
-from ._signal import Mask, Signal, channel_axes, channel_mean, per_channel
+from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
@@ -30,9 +40,16 @@ _KEEPS_ELEMENTS = (
     "double",
     "lift_fresh",
 )
+_REPEATS = EXPANSIONS | INDEXING | frozenset(["unfold", "im2col", "reflection_pad1d", "reflection_pad2d"])
+_PAIRS = 4  # of draws with opposite signs for operations without a rule
 # Listed with the elementwise functions, but no function of one value alone, or with a result that is none.
-_NOT_ELEMENTWISE = SUMS | PRODUCTS | COMPARISONS | frozenset(
-    ["glu", "logical_not", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "bitwise_not"]
+_NOT_ELEMENTWISE = (
+    SUMS
+    | PRODUCTS
+    | COMPARISONS
+    | frozenset(
+        ["glu", "logical_not", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "bitwise_not"]
+    )
 )
 
 
@@ -63,13 +80,25 @@ class Call:
         """Whether every signal still has the scale of a made-up input."""
         return all(signal.floating for signal in self.signals)
 
-    def linear(self, variance: Tensor | None) -> Signal:
-        """The result of an operation that is linear in all signals together."""
+    def linear(self, variance: Tensor | None, *, exact: bool = False, independent: bool = False) -> Signal:
+        """The result of an operation that is linear in all signals together.
+
+        Args:
+            variance: Its noise variance, up to one factor per channel; None for that of the draw.
+            exact: Whether that is right in size.
+            independent: Whether the noise of each element is its own.
+        """
         mean = self.run(lambda signal: signal.mean)
         draw = self.run(lambda signal: signal.total) - mean
         if variance is None or variance.shape != draw.shape:
-            variance = _even(draw)
-        return Signal(mean, variance, draw, None, self.floating(), self.doubts())
+            variance, exact = _even(draw), False
+        doubts = self.doubts()
+        return Signal(mean, variance, draw, None, self.floating(), doubts, exact, independent)
+
+    def one(self) -> Signal | None:
+        """The noisy operand, if there is just one."""
+        noisy = [signal for signal in self.signals if signal.noisy]
+        return noisy[0] if len(noisy) == 1 else None
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -133,14 +162,16 @@ def _weight(node: Node, call: Call) -> Signal:
     for bias in ("bias", "self"):
         if isinstance(squared.kwargs.get(bias), Tensor):
             squared.kwargs[bias] = torch.zeros_like(squared.kwargs[bias])
-    return call.linear(squared.run(lambda signal: signal.spread()))
+    given = call.signals[0]
+    exact = given.exact and given.independent
+    return call.linear(squared.run(lambda signal: signal.spread()), exact=exact)
 
 
 @rule(*VIEWS)
 def _view(node: Node, call: Call) -> Any:
     name = base_name(node)
     if len(call.signals) != 1:
-        return _by_difference(node, call)
+        return call.linear(None)
     parts = [call.run(pick) for pick in (_mean, _total)]
     filled = name in ("constant_pad_nd", "pad") and call.named().get("value")
     parts.append(_even(parts[1] - parts[0]) if filled else call.run(_spread))
@@ -151,7 +182,10 @@ def _view(node: Node, call: Call) -> Any:
 
 
 def _part(call: Call, mean: Tensor, total: Tensor, spread: Tensor) -> Signal:
-    return Signal(mean, spread, total - mean, None, call.floating(), call.doubts())
+    given, name = call.signals[0], base_name(call.node)
+    exact = given.exact and not name.endswith("pad_nd")
+    independent = given.independent and name not in _REPEATS
+    return Signal(mean, spread, total - mean, None, call.floating(), call.doubts(), exact, independent)
 
 
 def _mean(signal: Signal) -> Tensor:
@@ -168,7 +202,12 @@ def _spread(signal: Signal) -> Tensor:
 
 @rule(*CONCATENATIONS)
 def _concatenation(node: Node, call: Call) -> Signal:
-    return call.linear(_plain_zero(call))
+    given = call.one()
+    if given is None:
+        return call.linear(
+            _plain_zero(call), exact=all(signal.exact or not signal.noisy for signal in call.signals)
+        )
+    return call.linear(_plain_zero(call), exact=given.exact, independent=given.independent)
 
 
 def _plain_zero(call: Call) -> Tensor | None:
@@ -193,7 +232,9 @@ def _sum(node: Node, call: Call) -> Signal:
         (signal.spread().expand(shape) for signal in call.signals),
         torch.zeros((), device=call.signals[0].mean.device),
     )
-    return call.linear(spread)
+    given = call.one()
+    known = given is not None and given.mean.shape == shape
+    return call.linear(spread, exact=known and given.exact, independent=known and given.independent)
 
 
 @rule("mul", "multiply", "div", "divide", "true_divide")
@@ -207,25 +248,22 @@ def _product(node: Node, call: Call) -> Signal:
     squared = other.square() if isinstance(other, Tensor) else other * other
     spread = call.signals[0].spread()
     times = base_name(node).startswith("mul")
-    result = call.linear(spread * squared if times else spread / squared)
-    mask = call.signals[0].mask
+    given = call.signals[0]
+    result = call.linear(
+        spread * squared if times else spread / squared, exact=given.exact, independent=given.independent
+    )
+    mask = given.mask
     if mask is None or isinstance(other, Tensor):
         return result
     factor = torch.full((), other if times else 1 / other, dtype=spread.dtype, device=spread.device)
-    return result.but(
-        mask=Mask(
-            mask.low,
-            mask.high,
-            mask.probability,
-            mask.base,
-            factor if mask.scale is None else mask.scale * factor,
-            None if mask.shift is None else mask.shift * factor,
-        )
-    )
+    return result.but(mask=mask.moved(factor, None))
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")
-@rule("adaptive_avg_pool3d", "mean", "sum")
+@rule("adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "mean", "sum", "cumsum")
+@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d")
+@rule("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa")
+@rule("_upsample_bicubic2d_aa", "upsample_nearest_exact2d")
 def _average(node: Node, call: Call) -> Signal:
     return call.linear(None)
 
@@ -246,36 +284,43 @@ def _activation(node: Node, call: Call) -> Any:
 def sampled(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], draws: int) -> Any:
     """An operation with noise of its own that no rule is for: the average of several draws, and one more."""
     call = Call(node, args, kwargs)
-    runs = [call.run(_mean) for _ in range(draws)]
-    total = call.run(_total)
-    doubts = call.doubts() | {base_name(node)}
-    if isinstance(total, (tuple, list)):
-        results = zip(*runs, total, strict=True)
-        return tuple(_from_draws(call, result[:-1], result[-1], doubts) for result in results)
-    return _from_draws(call, runs, total, doubts)
-
-
-def _from_draws(call: Call, runs: Sequence[Any], total: Any, doubts: frozenset[str]) -> Any:
-    if not isinstance(total, Tensor) or not total.is_floating_point():
-        return total
-    return _difference(call, torch.stack(list(runs)).mean(0), total, doubts)
+    return _from_draws(call, [call.run(_mean) for _ in range(draws)])
 
 
 def _by_difference(node: Node, call: Call) -> Any:
-    """Any operation: run once without and once with the noise; the mean takes the average difference."""
-    mean, total = call.run(_mean), call.run(_total)
-    doubts = call.doubts() | {base_name(node)}
-    if isinstance(mean, (tuple, list)):
-        pairs = zip(mean, total, strict=True)
-        return tuple(_difference(call, *pair, doubts) for pair in pairs)
-    return _difference(call, mean, total, doubts)
+    """Any operation: run with several draws of the noise."""
+    samples = len(call.signals[0].mean) if call.signals[0].mean.dim() else 1
+    alone = len(call.signals) == 1
+    runs = []
+    for _ in range(_PAIRS):
+        order = torch.randperm(samples, device=call.signals[0].mean.device)
+        for sign in (1.0, -1.0):  # both signs, so that the average is free of what is linear in the noise
+            runs.append(call.run(lambda signal, o=order, s=sign: signal.replica(o, s, alone=alone)))
+    return _from_draws(call, runs)
 
 
-def _difference(call: Call, mean: Any, total: Any, doubts: frozenset[str]) -> Any:
-    if not isinstance(mean, Tensor) or not mean.is_floating_point():
-        return mean
+def _from_draws(call: Call, runs: Sequence[Any]) -> Any:
+    total = call.run(_total)
+    doubts = call.doubts() | {base_name(call.node)}
+    if isinstance(total, (tuple, list)):
+        return tuple(_spread_over(call, parts, doubts) for parts in zip(total, *runs, strict=True))
+    return _spread_over(call, (total, *runs), doubts)
+
+
+def _spread_over(call: Call, values: Sequence[Any], doubts: frozenset[str]) -> Any:
+    """Mean and variance over draws; the first of them is the draw that goes on."""
+    total = values[0]
+    if not isinstance(total, Tensor) or not total.is_floating_point():
+        return total
+    runs = torch.stack(list(values[1:]))
+    mean, variance = runs.mean(0), runs.var(0, correction=0)
     draw = total - mean
-    if draw.dim() > 1:
-        shift = draw.mean(channel_axes(draw), keepdim=True)
-        mean, draw = mean + shift, draw - shift
-    return Signal(mean, _even(draw), draw, None, call.floating(), doubts)
+    if mean.dim() > 1:
+        # What is left of the noise in an average of so few draws must count as noise, not as data.
+        left = channel_mean((runs[0::2] + runs[1::2]).var(0)) / (2 * len(runs))
+        seen, noise = channel_variance(mean), channel_mean(variance) + left
+        shrink = (1 - left / seen.clamp_min(TINY)).clamp(0.25, 1).sqrt()
+        middle = per_channel(channel_mean(mean), mean)
+        mean = middle + (mean - middle) * per_channel(shrink, mean)
+        draw = draw * per_channel((noise / channel_mean(draw.square()).clamp_min(TINY)).sqrt(), draw)
+    return Signal(mean, variance, draw, None, call.floating(), doubts)

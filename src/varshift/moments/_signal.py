@@ -24,6 +24,7 @@ class Mask:
         base: The signal before the noise.
         scale: Elementwise factor since, one number per channel or one for all.
         shift: Elementwise term since, likewise.
+        shape: Shape of the factor: how many elements share one.
     """
 
     low: float
@@ -32,6 +33,14 @@ class Mask:
     base: Signal
     scale: Tensor | None = None
     shift: Tensor | None = None
+    shape: tuple[int, ...] | None = None
+
+    def moved(self, scale: Tensor, shift: Tensor | None) -> Mask:
+        """The same noise, ``scale * value + shift`` later."""
+        old = None if self.shift is None else self.shift * scale
+        if shift is not None:
+            old = shift if old is None else old + shift
+        return replace(self, scale=scale if self.scale is None else self.scale * scale, shift=old)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,8 @@ class Signal:
         mask: The two-point noise that met it last, if nothing has mixed units since.
         floating: Whether its scale is that of a made-up input, not that of the data.
         doubts: Operations on the way whose treatment is approximate.
+        exact: Whether `variance` is right in size, not only up to one factor per channel.
+        independent: Whether the noise of each element is its own, so that squared weights are exact.
     """
 
     mean: Tensor
@@ -54,6 +65,8 @@ class Signal:
     mask: Mask | None = None
     floating: bool = False
     doubts: frozenset[str] = frozenset()
+    exact: bool = False
+    independent: bool = False
 
     @property
     def noisy(self) -> bool:
@@ -73,8 +86,50 @@ class Signal:
         """
         if self.draw is None or self.variance is None:
             return torch.zeros_like(self.mean)
+        if self.exact:
+            return self.variance
         size, mapped = channel_mean(self.draw.square()), channel_mean(self.variance)
         return self.variance * per_channel(size / mapped.clamp_min(TINY), self.variance)
+
+    def noise(self) -> Tensor:
+        """Noise variance of each channel."""
+        if self.draw is None or self.variance is None:
+            return torch.zeros_like(channel_mean(self.mean))
+        return channel_mean(self.variance if self.exact else self.draw.square())
+
+    def sized(self) -> Signal:
+        """With a draw as large as the variance says, where that is known: chance has less to say."""
+        if self.draw is None or self.variance is None or not self.exact:
+            return self
+        factor = (channel_mean(self.variance) / channel_mean(self.draw.square()).clamp_min(TINY)).sqrt()
+        return self.but(draw=self.draw * per_channel(factor.clamp(0.5, 2), self.draw))
+
+    def replica(self, order: Tensor, sign: float = 1.0, *, alone: bool = True) -> Tensor:
+        """The same data with other noise: that of other samples, as large as it is here.
+
+        Args:
+            order: A permutation of the samples.
+            sign: Sign of the noise.
+            alone: Whether nothing that shares its noise is replicated along with it; two-point noise that
+                met it last is then drawn anew.
+        """
+        if self.draw is None:
+            return self.mean
+        mask = self.mask if alone else None
+        if mask is not None and mask.shape is not None:
+            value = mask.base.replica(order, sign)
+            low = torch.rand(mask.shape, device=value.device) < mask.probability
+            value = value * torch.where(low, mask.low, mask.high).to(value.dtype)
+            if mask.scale is not None:
+                value = value * per_channel(mask.scale, value)
+            return value if mask.shift is None else value + per_channel(mask.shift, value)
+        if self.mean.dim() < 2 or len(order) != len(self.draw):
+            return self.mean + sign * self.draw
+        size = self.spread()
+        other = (size / size[order].clamp_min(TINY)).sqrt().clamp_max(10) * self.draw[order]
+        # Samples without noise at an element, as behind a rectifier, have none to lend: the rest lends more.
+        lent = (channel_mean(size) / channel_mean(other.square()).clamp_min(TINY)).sqrt().clamp_max(4)
+        return self.mean + sign * per_channel(lent, other) * other
 
     def but(self, **changes: object) -> Signal:
         """A copy with some attributes changed."""
