@@ -247,6 +247,14 @@ class LayerTester:
         assert torch.isfinite(x.grad).all()
         assert not torch.equal(first(compiled(x)), out)
 
+    def test_compiles_once_for_all_batch_sizes(self):
+        torch.compiler.reset()
+        layer = self.shaken(self.quiet())
+        compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, dynamic=True, backend="aot_eager")
+        for factor in (1, 2, 3):
+            x = self.draw((self.shape[0] * factor, *self.shape[1:]), torch.float32)
+            torch.testing.assert_close(self.seeded(compiled, x), self.seeded(layer, x), rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
     def test_exports(self, training):
         layer = self.shaken(self.quiet()).train(training)

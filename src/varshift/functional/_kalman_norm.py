@@ -218,7 +218,9 @@ def _with_running(
 
 def _check_prediction(prediction: KalmanState, splits: int, channels: int) -> None:
     for name, part in zip(("mean", "var"), prediction, strict=True):
-        if tuple(part.shape) not in ((channels,), (1, channels), (splits, channels)):
+        rows = part.shape[0] if part.dim() == 2 else 1
+        # Comparisons one by one: a compiler for open shapes cannot look a shape up among several.
+        if not (1 <= part.dim() <= 2 and part.shape[-1] == channels and (rows == 1 or rows == splits)):
             raise ValueError(
                 f"prediction.{name} of shape {tuple(part.shape)} must have shape "
                 f"({splits}, {channels}), one row per split and one column per channel."

@@ -62,8 +62,7 @@ def activation_constants(nonlinearity: Nonlinearity, constants: Constants = "exa
         nonlinearity: A name of torch, ``"identity"``, any elementwise function or module, or None for
             unknown, which the paper gives 0.5 for both. RReLU counts with its slopes random, as in training.
         constants: ``"exact"`` for quadrature, to 1e-8 and better; ``"paper"`` for the values that the paper
-        prints
-            (leaky ReLU: that its code uses; ``"soi"`` is GELU's stochastic map).
+            prints (leaky ReLU: that its code uses; ``"soi"`` is GELU's stochastic map).
 
     Raises:
         ValueError: If the activation is unknown, not elementwise or random, or the paper prints nothing for

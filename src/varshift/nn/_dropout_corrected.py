@@ -58,14 +58,12 @@ def dropout_corrected_gain(
             without dropout.
         keep_out: The same on the layer's output. Mode ``"forward"`` does not read it.
         mode: ``"forward"`` preserves the variance of the signal and is the choice for deep networks;
-        ``"autograd"`` adds
-            the variance of the gradient, as inverted dropout passes it on; ``"paper"`` is the formula as
-            printed, whose backward factor is that of a mask without its scale; ``"mean"`` halves
+            ``"autograd"`` adds the variance of the gradient, as inverted dropout passes it on; ``"paper"`` is
+            the formula as printed, whose backward factor is that of a mask without its scale; ``"mean"`` halves
             ``"autograd"``. The two sums shrink a signal in depth (by half a layer for ReLU without dropout),
             the mean does not.
-        constants: ``"exact"`` for quadrature, ``"paper"`` for the values that the paper prints, of which the
-        slopes of
-            tanh (0.216, exactly 0.464) and GELU (0.444, exactly 0.456) are off.
+        constants: ``"exact"`` for quadrature, ``"paper"`` for the values that the paper prints, of which
+            the slopes of tanh (0.216, exactly 0.464) and GELU (0.444, exactly 0.456) are off.
 
     Raises:
         ValueError: If a keep probability, a mode or an activation is none, or the activation is zero
@@ -116,8 +114,7 @@ def dropout_corrected_(
         mode: ``"forward"``, ``"autograd"``, ``"paper"`` or ``"mean"``.
         constants: ``"exact"`` or ``"paper"``.
         distribution: ``"sphere"`` for directions drawn evenly; ``"orthogonal"`` for orthonormal filters, of
-        norm 1 also
-            where there are more of them than dimensions (the authors' code leaves those shorter);
+            norm 1 also where there are more of them than dimensions (the authors' code leaves those shorter);
             ``"uniform"`` for the Xavier-like form, which weighs the two terms with the layer's fans and
             fixes the variance, not the norm.
         generator: Source of the random numbers; the global one by default.
