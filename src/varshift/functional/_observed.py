@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 # Not public, but what torch's own autograd.Function asks; without them there is nothing to give way to.
 _transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
+_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda x: False)
 
 
 def observed(x: Tensor, *, forward_mode: bool = True) -> bool:
