@@ -64,24 +64,37 @@ def predict(
         The prediction, with the report's names for the figures.
 
     Raises:
-        ModelError: If the network cannot be captured in both modes, or `method` is unknown.
-        DataError: If there are neither data nor a shape.
+        ModelError: If the network cannot be captured in both modes.
+        DataError: If there are neither data nor a shape, or the data are not finite.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch, varshift as vs
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm2d(8))
+        >>> for _ in range(200):
+        ...     _ = net(torch.randn(32, 3, 8, 8))  # the norm learns its statistics
+        >>> prediction = vs.predict(net, shape=(3, 8, 8))
+        >>> layer = prediction.layer("3")
+        >>> 0.3 < layer.ratio < 0.45, layer.confidence
+        (True, 'high')
+        >>> prediction.what_if({"2": 0.1}).layer("3").ratio > layer.ratio
+        True
 
     Reference:
         The separation of data and noise follows A. Shekhovtsov, B. Flach, arXiv 1803.10560, of which only the
         abstract was available; anchoring is this package's own.
     """
-    if method not in ("auto", "anchored", "hybrid"):
-        raise ModelError(f"method={method!r}: expected 'auto', 'anchored' or 'hybrid'.")
-    if data is None and shape is None:
-        raise DataError("there are neither data nor a shape: pass example inputs, a loader or shape=.")
-    if data is None and method == "hybrid":
-        raise DataError("method='hybrid' needs data: pass example inputs or a loader, or use 'anchored'.")
+    _check_arguments(model, data, shape, method, seed)
     network = unwrap(model)
     real = data is not None and method != "anchored"
     with torch.random.fork_rng(devices=[]):
-        batch = _examples(network, shape) if data is None else _gather(data, _HYBRID if real else _MANY)
+        batch = (
+            _examples(network, _shapes(shape)) if data is None else _gather(data, _HYBRID if real else _MANY)
+        )
     count = _samples(batch, real)
+    if real:
+        map_tensors(take_samples(batch, count), _require_finite)
     captured = capture(network, batch, forward=forward, samples=count)
     if captured.train is None or captured.eval is None:
         raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
@@ -159,8 +172,38 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
-def _examples(network: nn.Module, shape: Any) -> Any:
-    shapes = [shape] if all(isinstance(size, int) for size in shape) else list(shape)
+def _check_arguments(model: Any, data: Any, shape: Any, method: Any, seed: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+    if method not in ("auto", "anchored", "hybrid"):
+        raise ValueError(f"method={method!r}: expected 'auto', 'anchored' or 'hybrid'.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r} must be a whole number.")
+    if data is None and shape is None:
+        raise DataError("there are neither data nor a shape: pass example inputs, a loader or shape=.")
+    if data is not None and shape is not None:
+        raise ValueError(f"shape={shape!r} beside data: it stands in for them, pass either.")
+    if data is None and method == "hybrid":
+        raise DataError("method='hybrid' needs data: pass example inputs or a loader, or use 'anchored'.")
+
+
+def _shapes(shape: Any) -> list[tuple[int, ...]]:
+    """The shapes asked for, one per input."""
+
+    def sizes(given: Any) -> bool:
+        return isinstance(given, Sequence) and all(type(size) is int and size > 0 for size in given)
+
+    if sizes(shape) and len(shape):
+        return [tuple(shape)]
+    if isinstance(shape, Sequence) and len(shape) and all(map(sizes, shape)):
+        return [tuple(part) for part in shape]
+    raise ValueError(
+        f"shape={shape!r} must be sizes of at least 1 without the batch dimension, as (3, 224, 224), "
+        "or several such."
+    )
+
+
+def _examples(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Any:
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     examples = tuple(torch.randn(_MANY, *sizes).to(dtype) for sizes in shapes)
@@ -169,6 +212,8 @@ def _examples(network: nn.Module, shape: Any) -> Any:
 
 def _gather(data: Any, wanted: int) -> Any:
     """One batch of at least so many samples, if the data have them."""
+    if isinstance(data, (str, bytes)) or not isinstance(data, (Tensor, tuple, Mapping, Iterable)):
+        raise DataError(f"data is a {type(data).__name__}: expected example inputs or a loader.")
     if isinstance(data, (Tensor, tuple, Mapping)) or not isinstance(data, Iterable):
         return data
     batches: list[Any] = []
@@ -190,6 +235,12 @@ def _gather(data: Any, wanted: int) -> Any:
     except (RuntimeError, ValueError):
         return batches[0]  # batches of different structure
     return map_tensors(batches[0], lambda _: next(joined))
+
+
+def _require_finite(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise DataError("the data hold NaN or infinite values: nothing can be predicted from them.")
+    return tensor
 
 
 def _samples(batch: Any, real: bool) -> int:
@@ -290,6 +341,8 @@ def _confidence(
         return "high"
     unknown = any(place in train.untreated for place, _ in upstream)
     unknown = unknown or any(a.stand_in is not None for a in anchors)
+    if not site.batch_statistics:  # frozen: what it holds was learned in another training
+        unknown = True
     if unknown or not (real or all(a.anchored for a in anchors)):
         return "low"
     shape = site.shapes[0] if site.shapes else ()

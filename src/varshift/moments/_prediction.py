@@ -73,6 +73,22 @@ class Prediction:
         limits: What could not be followed, in plain sentences.
         statistics: Mean and variance per channel of every norm's input in the state `clean`, by norm name:
             the running statistics that fit the deployed network.
+
+    Example:
+        >>> import torch, varshift as vs
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(16))
+        >>> for _ in range(100):
+        ...     _ = net(torch.randn(64, 16))
+        >>> prediction = vs.predict(net, torch.randn(256, 16))
+        >>> prediction.method, dict(prediction.rates)
+        ('hybrid', {'2': 0.5})
+        >>> shares = prediction.blame()
+        >>> round(shares["2"]["3"] - (prediction.layer("3").ratio - 1), 6)
+        0.0
+        >>> 0 < prediction.safe_rates(shift=1.1)["2"] < 0.2
+        True
     """
 
     layers: tuple[LayerPrediction, ...]
@@ -117,19 +133,24 @@ class Prediction:
     def blame(self) -> dict[str, dict[str, float]]:
         """How much of every norm's shift each noise site is to blame for: ``blame()[site][norm]``.
 
-        Every site is switched off by itself; the differences in the logarithm of the ratio, scaled so that
-        they add up, share out ``ratio - 1``: over all sites the shares sum to it. It costs one prediction per
-        site.
+        Every site that reaches a norm is switched off by itself; what that changes in the logarithm of the
+        ratio is its part. What is left (sites act together) goes to the sites in proportion to the size of
+        their parts, and the sum is brought to the scale of ``ratio - 1``: over all sites the shares add up to
+        it. It costs one prediction per site.
         """
         without = {name: self.what_if({name: 0.0}) for name in self.rates}
         shares: dict[str, dict[str, float]] = {name: {} for name in self.rates}
         for position, layer in enumerate(self.layers):
             parts = {
-                name: math.log(layer.ratio / other.layers[position].ratio) for name, other in without.items()
+                name: math.log(layer.ratio / other.layers[position].ratio) if name in layer.noise else 0.0
+                for name, other in without.items()
             }
-            total = sum(parts.values())
+            whole, size = math.log(layer.ratio), sum(map(abs, parts.values()))
+            left = whole - sum(parts.values())
+            scale = (layer.ratio - 1) / whole if abs(whole) > 1e-9 else 1.0
             for name, part in parts.items():
-                shares[name][layer.name] = part / total * (layer.ratio - 1) if abs(total) > 1e-12 else 0.0
+                rest = left * abs(part) / size if size > 1e-9 else 0.0
+                shares[name][layer.name] = scale * (part + rest)
         return shares
 
     def safe_rates(self, shift: float = 1.1) -> dict[str, float]:

@@ -1,0 +1,394 @@
+"""`predict` on networks and inputs of all kinds, and what it leaves as it was."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import varshift as vs
+from varshift.moments import guess_shape, predict
+
+
+def net(p=0.5, norm=nn.BatchNorm2d):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        norm(8),
+        nn.ReLU(),
+        nn.Dropout(p),
+        nn.Conv2d(8, 12, 3),
+        norm(12),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
+
+
+def learned(model, *inputs, batches=40):
+    """The model with the statistics that training on such inputs leaves."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(batches):
+            model(*(make() for make in inputs))
+    return model
+
+
+def images():
+    return torch.randn(64, 3, 10, 10).cumsum(-1) / 3 + 0.4
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    return learned(net(), images)
+
+
+def everything(model):
+    states = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
+    return (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [id(value) for value in (*model.parameters(), *model.buffers())],
+        [module.training for module in model.modules()],
+        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        states,
+    )
+
+
+@pytest.mark.parametrize("how", ["anchored", "hybrid"])
+def test_leaves_model_and_random_states_bit_for_bit(how, trained):
+    model = copy.deepcopy(trained)
+    model[1].eval()
+    model[4].weight.requires_grad_(False)
+    data = images()
+    before = everything(model)
+    predict(model, data, method=how)
+    after = everything(model)
+    assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+    assert before[1:] == after[1:]
+
+
+def test_instance_norm_with_statistics_is_not_updated():
+    model = nn.Sequential(nn.Dropout(0.3), nn.InstanceNorm2d(3, track_running_stats=True), nn.BatchNorm2d(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict(model, images())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+def test_seed_decides_everything(trained):
+    first, second = predict(trained, shape=(3, 10, 10)), predict(trained, shape=(3, 10, 10))
+    other = predict(trained, shape=(3, 10, 10), seed=1)
+    assert first == second
+    assert first != other
+    assert first.layer("5").ratio == pytest.approx(other.layer("5").ratio, rel=0.05)
+
+
+def test_all_states_are_named_and_fit_together(trained):
+    for prediction in (predict(trained, shape=(3, 10, 10)), predict(trained, images())):
+        for layer in prediction.layers:
+            states = layer.states
+            assert set(states) == {"train", "clean", "sampling", "eval"}
+            assert layer.ratio == pytest.approx(states["eval"].variance / states["train"].variance)
+            assert layer.local_ratio == pytest.approx(states["clean"].variance / states["train"].variance)
+            assert layer.shift == max(layer.ratio, 1 / layer.ratio)
+        assert prediction.layer("1").noise == ()
+        assert prediction.layer("1").ratio == pytest.approx(1, abs=1e-4)
+        assert prediction.layer("5").noise == ("3",)
+        assert str(prediction).count("\n") >= 2
+
+
+def test_anchored_knows_the_running_statistics(trained):
+    layer = predict(trained, shape=(3, 10, 10)).layer("5")
+    assert layer.states["train"].variance == pytest.approx(float(trained[5].running_var.mean()), rel=1e-5)
+    assert layer.states["train"].mean == pytest.approx(float(trained[5].running_mean.mean()), rel=1e-5)
+
+
+def test_agrees_with_measurement(trained):
+    batches = [images() for _ in range(4)]
+    model = copy.deepcopy(trained)
+    vs.recalibrate(model, batches, noise=True)
+    measured = vs.check(model, batches).layer("5")
+    for prediction in (predict(model, shape=(3, 10, 10)), predict(model, batches)):
+        assert prediction.layer("5").ratio == pytest.approx(measured.ratio, rel=0.02)
+        assert prediction.layer("5").local_ratio == pytest.approx(measured.local_ratio, rel=0.02)
+
+
+def test_end_to_end_vector():
+    """Two correlated inputs through two layers; variances exact to the error of a fine sample.
+
+    The noise is one draw per element, so that its variance is known to about 1 / sqrt(values) where
+    earlier noise is mixed in; here it is fresh, and the rest is the error of 2^16 quantile pairs.
+    """
+    bits = (
+        torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(1 << 16).double().clamp(1e-9, 1 - 1e-9)
+    )
+    unit = 2**0.5 * torch.erfinv(2 * bits - 1)
+    covariance = torch.tensor([[1, 0.4], [0.4, 0.5]]).double()
+    inputs = torch.tensor([0.5, -0.3]).double() + unit @ torch.linalg.cholesky(covariance).T
+    model = nn.Sequential(
+        nn.Linear(2, 2, bias=False),
+        nn.BatchNorm1d(2),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(2, 2, bias=False),
+    )
+    model.append(nn.BatchNorm1d(2)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1, -0.5], [0.3, 0.8]]))
+        model[1].weight.copy_(torch.tensor([1.2, 0.7]))
+        model[1].bias.copy_(torch.tensor([0.1, -0.2]))
+        model[4].weight.copy_(torch.tensor([[0.9, -0.6], [0.4, 1.1]]))
+    from varshift.flow import capture
+    from varshift.moments._engine import CleanPass, TrainPass
+
+    captured = capture(model, inputs, samples=len(inputs))
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        train = TrainPass(captured.train, tensors, [inputs], made_up=False, trusted=frozenset())
+        train.run()
+        clean = CleanPass(captured.eval, tensors, [inputs], train.anchors, "running")
+        clean.run()
+    made, seen = train.anchors["5", 0], clean.observed["5", 0]
+    assert made.channels_mean.tolist() == pytest.approx([0.36300258, 0.42179219], rel=1e-3)
+    assert made.variance.tolist() == pytest.approx([0.66389216, 0.46130049], rel=1e-3)
+    assert seen.variance.tolist() == pytest.approx([0.35552383, 0.32630542], rel=1e-3)
+    ratio = seen.variance / made.variance
+    assert ratio.tolist() == pytest.approx([0.53551442, 0.70735981], rel=1e-3)
+
+
+def test_statistics_that_never_moved_are_said_to():
+    prediction = predict(net(), shape=(3, 10, 10))
+    assert prediction.layer("5").confidence == "low"
+    assert any("not learned" in limit for limit in prediction.limits)
+    assert 0 < prediction.layer("5").ratio < 1
+
+
+def test_shared_norm():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.norm, self.drop = nn.BatchNorm1d(6), nn.Dropout(0.4)
+
+        def forward(self, x):
+            return self.norm(self.second(self.drop(F.relu(self.norm(self.first(x))))))
+
+    model = learned(Shared(), lambda: torch.randn(64, 6))
+    prediction = predict(model, torch.randn(256, 6))
+    assert [layer.name for layer in prediction.layers] == ["norm"]
+    assert prediction.layer("norm").noise == ("drop",)
+    assert prediction.layer("norm").ratio < 1
+    assert predict(model, shape=(6,)).layer("norm").ratio < 1.05
+
+
+def test_norm_without_statistics_is_passed():
+    model = nn.Sequential(nn.Dropout(0.3), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU())
+    model.append(nn.BatchNorm2d(3))
+    learned(model, images)
+    assert [layer.name for layer in predict(model, images()).layers] == ["3"]
+
+
+def test_network_without_norms_or_without_noise():
+    assert predict(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), shape=(4,)).layers == ()
+    prediction = predict(learned(net(0.0), images), shape=(3, 10, 10))
+    assert all(layer.ratio == pytest.approx(1, abs=1e-4) for layer in prediction.layers)
+    assert prediction.rates == {}
+    assert prediction.blame() == {}
+    assert prediction.safe_rates() == {}
+
+
+def test_inputs_by_name_integers_and_loaders():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.drop = nn.Embedding(50, 8), nn.Dropout(0.4)
+            self.mix, self.norm = nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8)
+
+        def forward(self, tokens, scale=None):
+            x = self.embed(tokens).transpose(1, 2)
+            x = x if scale is None else x * scale[:, None, None]
+            return self.norm(self.mix(self.drop(x)))
+
+    def batch():
+        return {"tokens": torch.randint(50, (32, 12)), "scale": torch.rand(32) + 0.5}
+
+    torch.manual_seed(0)
+    model = Words()
+    model.train()
+    for _ in range(60):
+        given = batch()
+        model(given["tokens"], given["scale"])
+    loader = [batch() for _ in range(10)]
+    copied = copy.deepcopy(model)
+    vs.recalibrate(copied, loader, noise=True)
+    measured = vs.check(copied, loader).layer("norm")
+    prediction = predict(copied, loader)
+    assert prediction.method == "hybrid"
+    assert prediction.layer("norm").ratio == pytest.approx(measured.ratio, rel=0.03)
+    assert predict(copied, loader, method="anchored").layer("norm").ratio == pytest.approx(
+        measured.ratio, rel=0.05
+    )
+    pairs = [(given["tokens"], torch.zeros(32)) for given in loader]
+    assert predict(model, pairs).layer("norm").ratio < 1
+    assert predict(model, pairs[0][0]).layer("norm").ratio < 1
+
+
+def test_network_that_export_refuses():
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net(0.3)
+
+        def forward(self, x):
+            return self.inner(x if float(x.sum()) < 1e9 else -x)
+
+    model = learned(Deciding(), images)
+    plain = predict(model.inner, images()[:16].repeat(4, 1, 1, 1))
+    prediction = predict(model, images())
+    assert prediction.layer("inner.5").ratio == pytest.approx(plain.layer("5").ratio, rel=0.1)
+    assert any("Export" in limit for limit in prediction.limits)
+
+
+@torch.library.custom_op("varshift_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    if x.device.type == "cpu" and x.shape[0] > 2:
+        raise RuntimeError("only two samples at a time")
+    return 2 * x
+
+
+@doubled.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = net(0.3)[:2], net(0.3)[3:6]
+
+    def forward(self, x):
+        x = self.before(x)
+        x = doubled(x) if torch.compiler.is_compiling() else 2 * x
+        return self.after(x)
+
+
+def test_operation_that_cannot_be_run_is_named():
+    model = learned(Odd(), images)
+    prediction = predict(model, shape=(3, 10, 10))
+    assert any("'doubled'" in limit for limit in prediction.limits)
+    assert {layer.name for layer in prediction.layers} == {"before.1", "after.5"}
+    assert prediction.layer("after.5").confidence == "low"
+    assert prediction.layer("after.5").ratio == pytest.approx(1, abs=1e-3)
+    handle = vs.recalibrate(model, shape=(3, 10, 10))
+    assert "after.5" in handle.skipped
+
+
+def test_frozen_norm_is_uncertain(trained):
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    model = learned(net(norm=Frozen), images)
+    model[5].running_var.fill_(2.0)
+    assert predict(model, shape=(3, 10, 10)).layer("5").confidence == "low"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_types(dtype, trained):
+    model = copy.deepcopy(trained).to(dtype)
+    expected = predict(trained, shape=(3, 10, 10)).layer("5").ratio
+    assert predict(model, shape=(3, 10, 10)).layer("5").ratio == pytest.approx(expected, rel=0.03)
+    assert predict(model, images().to(dtype)).layer("5").ratio == pytest.approx(expected, rel=0.1)
+    assert model[5].running_var.dtype == dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_cuda_device(trained):
+    model = copy.deepcopy(trained).cuda()
+    state = torch.cuda.get_rng_state()
+    expected = predict(trained, shape=(3, 10, 10)).layer("5").ratio
+    prediction = predict(model, shape=(3, 10, 10))
+    assert prediction.layer("5").ratio == pytest.approx(expected, rel=0.05)
+    assert prediction == predict(model, shape=(3, 10, 10))
+    assert predict(model, images()).layer("5").ratio == pytest.approx(expected, rel=0.1)
+    vs.recalibrate(model, shape=(3, 10, 10)).undo()
+    assert torch.equal(state, torch.cuda.get_rng_state())
+
+
+def test_what_if_blame_and_safe_rates(trained):
+    prediction = predict(trained, shape=(3, 10, 10))
+    layer = prediction.layer("5")
+    assert prediction.what_if({}).layer("5").ratio == pytest.approx(layer.ratio)
+    ratios = [prediction.what_if({"3": rate}).layer("5").ratio for rate in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] == pytest.approx(1, abs=1e-3)
+    shares = prediction.blame()
+    assert shares["3"]["5"] == pytest.approx(layer.ratio - 1)
+    assert shares["3"]["1"] == 0
+    safe = prediction.safe_rates(shift=1.2)
+    assert 0 < safe["3"] < 0.5
+    assert prediction.what_if(safe).layer("5").shift <= 1.2
+    assert prediction.what_if({"3": safe["3"] * 1.1}).layer("5").shift > 1.2
+    assert prediction.safe_rates(shift=100) == {"3": 0.5}
+
+
+def test_several_shapes_and_guessing():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.norm = nn.Linear(4, 6), nn.Linear(3, 6), nn.BatchNorm1d(6)
+
+        def forward(self, x, y):
+            return self.norm(F.dropout(self.left(x) + self.right(y), 0.4, self.training))
+
+    model = learned(Two(), lambda: torch.randn(64, 4), lambda: torch.randn(64, 3))
+    # Dropout directly in front: V = (1 + nu) v + nu M^2 with nu = 2/3.
+    mean, variance = model.norm.running_mean, model.norm.running_var
+    expected = float(((variance - mean.square() * 2 / 3) * 0.6).mean() / variance.mean())
+    assert predict(model, shape=[(4,), (3,)]).layer("norm").ratio == pytest.approx(expected, rel=0.01)
+    assert guess_shape(net()) == (3, 224, 224)
+    assert guess_shape(nn.Sequential(nn.Flatten(), nn.Linear(7, 2))) == (7,)
+    with pytest.raises(vs.DataError, match="pass shape="):
+        guess_shape(nn.Sequential(nn.BatchNorm1d(4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({}, vs.DataError, "neither data nor a shape"),
+        ({"shape": 8}, ValueError, "shape=8"),
+        ({"shape": (3, 0, 10)}, ValueError, "at least 1"),
+        ({"shape": ()}, ValueError, "shape="),
+        ({"shape": (3, 10.0, 10)}, ValueError, "shape="),
+        ({"shape": (3, 10, 10), "method": "magic"}, ValueError, "method='magic'"),
+        ({"shape": (3, 10, 10), "method": "hybrid"}, vs.DataError, "needs data"),
+        ({"shape": (3, 10, 10), "seed": 1.5}, ValueError, "seed=1.5"),
+        ({"shape": (4, 10, 10)}, vs.ModelError, "cannot be run"),
+        ({"data": []}, vs.DataError, "yields nothing"),
+        ({"data": 3}, vs.DataError, "data is a int"),
+        ({"data": torch.randn(4, 3, 10, 10), "shape": (3, 10, 10)}, ValueError, "pass either"),
+        ({"data": torch.full((4, 3, 10, 10), torch.nan)}, vs.DataError, "NaN"),
+    ],
+)
+def test_bad_arguments(arguments, error, text, trained):
+    with pytest.raises(error, match=text):
+        predict(trained, **arguments)
+
+
+def test_bad_rates(trained):
+    with pytest.raises(vs.ModelError, match="model is a"):
+        predict(torch.relu, shape=(3,))
+    prediction = predict(trained, shape=(3, 10, 10))
+    for rate in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="rate"):
+            prediction.what_if({"3": rate})
+    with pytest.raises(ValueError, match="no noise site is called 'x'"):
+        prediction.what_if({"x": 0.1})
+    with pytest.raises(ValueError, match="shift"):
+        prediction.safe_rates(shift=1.0)
+    with pytest.raises(KeyError, match="no norm is called"):
+        prediction.layer("x")
