@@ -60,8 +60,8 @@ def dropout_corrected_gain(
         mode: ``"forward"`` preserves the variance of the signal and is the choice for deep networks;
             ``"autograd"`` adds the variance of the gradient, as inverted dropout passes it on; ``"paper"`` is
             the formula as printed, whose backward factor is that of a mask without its scale; ``"mean"``
-            halves ``"autograd"``. The two sums shrink a signal in depth (by half a layer for ReLU without dropout),
-            the mean does not.
+            halves ``"autograd"``. The two sums shrink a signal in depth (by half a layer for ReLU without
+            dropout), the mean does not.
         constants: ``"exact"`` for quadrature, ``"paper"`` for the values that the paper prints, of which
             the slopes of tanh (0.216, exactly 0.464) and GELU (0.444, exactly 0.456) are off.
 
