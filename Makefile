@@ -21,7 +21,7 @@ demo: $(READY) ## Train a sick and a healthy network, check both, cure the sick 
 	$(BIN)/varshift demo
 
 test: $(READY) ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check
