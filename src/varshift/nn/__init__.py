@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from . import init as init
+from ._analytic_init import analytic_init_ as analytic_init_
+from ._analytic_network import AnalyticNetwork as AnalyticNetwork
+from ._analytic_network import AnalyticResidual as AnalyticResidual
+from ._analytic_network import propagate as propagate
+from ._analytic_norm import AnalyticModule as AnalyticModule
+from ._analytic_norm import AnalyticNorm1d as AnalyticNorm1d
+from ._analytic_norm import AnalyticNorm2d as AnalyticNorm2d
+from ._analytic_norm import AnalyticNorm3d as AnalyticNorm3d
+from ._analytic_rules import moment_rule as moment_rule
 from ._batch_kalman_norm import BatchKalmanNorm1d as BatchKalmanNorm1d
 from ._batch_kalman_norm import BatchKalmanNorm2d as BatchKalmanNorm2d
 from ._batch_renorm import BatchRenorm1d as BatchRenorm1d
