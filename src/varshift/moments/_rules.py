@@ -233,8 +233,9 @@ def _sum(node: Node, call: Call) -> Signal:
         torch.zeros((), device=call.signals[0].mean.device),
     )
     given = call.one()
-    known = given is not None and given.mean.shape == shape
-    return call.linear(spread, exact=known and given.exact, independent=known and given.independent)
+    if given is None or given.mean.shape != shape:
+        return call.linear(spread)
+    return call.linear(spread, exact=given.exact, independent=given.independent)
 
 
 @rule("mul", "multiply", "div", "divide", "true_divide")
