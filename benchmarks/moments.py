@@ -396,6 +396,14 @@ ZOO: dict[str, dict[str, float]] = {
 }
 
 
+def _spread_norms(net: nn.Module) -> None:
+    """Random weights and biases of norms: at the start many are 0, and no branch would say anything."""
+    for module in net.modules():
+        if isinstance(module, NORMS) and module.weight is not None:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+
+
 def run_zoo(quick: bool) -> list[list[str]]:
     """Architectures of timm with random weights; statistics from CIFAR-10 at 96 pixels."""
     declare_torchvision_operators()
@@ -407,6 +415,7 @@ def run_zoo(quick: bool) -> list[list[str]]:
     for name, noise in list(ZOO.items())[: 2 if quick else None]:
         torch.manual_seed(0)
         net = timm.create_model(name, num_classes=10, **noise)
+        _spread_norms(net)
         kind, rate = next(iter(noise.items()))
         try:
             rows.append(compare(f"{name}, {kind} {rate}", net, images[:256], images[256:]))

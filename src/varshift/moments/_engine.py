@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,13 +17,15 @@ from . import _noise
 from ._anchor import Anchor, anchor, normalise
 from ._fields import made_up_input
 from ._operators import UnknownOperator, base_name, bound, run, writes_in_place
-from ._rules import propagate, sampled
+from ._rules import Call, propagate, sampled
 from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
 
 Rates = Mapping[int, float]
 Anchors = Mapping[tuple[str, int], Anchor]
 HALF = (torch.float16, torch.bfloat16)
 _DRAWS = 16  # of noise that no rule is for
+_MOST_STEPS = 64  # of one hand-written noise
+_RATES = ("dropout_p", "dropout")
 _BATCH_NORMS = (
     "batch_norm",
     "native_batch_norm",
@@ -63,7 +65,7 @@ class _Interpreter:
 
     def run(self) -> None:
         """Runs all nodes."""
-        last = _last_readers(self.flow)
+        last, kept = _last_readers(self.flow), self.kept()
         given = iter(self.inputs)
         for node in self.flow.nodes:
             if node.kind == "input":
@@ -75,7 +77,12 @@ class _Interpreter:
             elif node.kind != "output":
                 self._call(node)
             for index in last.get(node.index, ()):
-                self.values.pop(index, None)
+                if index not in kept:
+                    self.values.pop(index, None)
+
+    def kept(self) -> set[int]:
+        """Nodes whose values are read later than the nodes say."""
+        return set()
 
     def enter(self, x: Tensor | None) -> Any:
         """An input of the network."""
@@ -160,6 +167,9 @@ class TrainPass(_Interpreter):
         self._sites = {site.node: (place, site) for place, site in enumerate(flow.noises)}
         self._signals, self._noisy_paths, self._random = _noisy_paths(flow)
 
+    def kept(self) -> set[int]:
+        return {index for i in self._random | self._noisy_paths for index in self.flow.nodes[i].inputs}
+
     def enter(self, x: Tensor | None) -> Any:
         if x is None:
             return Unknown()
@@ -236,17 +246,74 @@ class TrainPass(_Interpreter):
                 return _noise.add(x, site, rate)
             if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
                 return _noise.alpha_dropout(x, rate, shape)
-        if explicit and signals and "dropout_p" in bound(node):  # attention as one operation
-            named = {name: self.fill(value) for name, value in bound(node).items()} | {"dropout_p": rate}
-            return sampled(node, (), named, _DRAWS) if rate else propagate(node, (), named)
-        if explicit and signals and (rate == site.rate or rate is None):
-            return sampled(node, *self.operands(node), _DRAWS)
+        if signals and (explicit or rate != 0):
+            found = self._sampled(node, site, rate, signals, explicit)
+            if found is not None:
+                return found
         self.untreated[place] = site
         fitting = [signal for signal in signals if tuple(signal.mean.shape) == node.shape]
         if not fitting:
             args, kwargs = self.operands(node)
             return _wrap(run(node, _plain(args), _plain(kwargs)), False, frozenset({site.kind}))
         return fitting[0].but(mask=None, doubts=fitting[0].doubts | {site.kind})
+
+    def _sampled(
+        self, node: Node, site: NoiseSite, rate: float | None, signals: list[Signal], explicit: bool
+    ) -> Any:
+        """The result of noise that no rule is for, from several draws; None where that is not to be had."""
+        changed = rate != site.rate
+        if explicit:
+            named = bound(node)
+            argument = next((name for name in _RATES if name in named), None)
+            if changed and argument is None:
+                return None
+            named = {name: self.fill(value) for name, value in named.items()}
+            if argument is not None and rate is not None:
+                named[argument] = rate
+            if any(name.isdigit() for name in named):
+                return None  # an operation without a schema
+            call = Call(node, (), named)
+            return sampled(base_name(node), call.signals, call.run, _DRAWS) if call.signals else None
+        if changed or site.kind in ("permutation", "weight_dropout"):
+            return None
+        steps = self._steps(node)
+        if steps is None:
+            return None
+
+        def replay(pick: Callable[[Signal], Any]) -> Any:
+            local: dict[int, Any] = {}
+
+            def fill(value: Any) -> Any:
+                if isinstance(value, Ref):
+                    found = local[value.index] if value.index in local else self.fill(value)
+                    return pick(found) if isinstance(found, Signal) else found
+                if isinstance(value, (tuple, list)):
+                    return type(value)(fill(item) for item in value)
+                return value
+
+            for index in steps:
+                step = self.flow.nodes[index]
+                kwargs = {key: fill(value) for key, value in step.kwargs.items()}
+                local[index] = _wide(run(step, fill(step.args), kwargs))
+                if writes_in_place(step) and step.args and isinstance(step.args[0], Ref):
+                    local[step.args[0].index] = local[index]
+            return local[node.index]
+
+        return sampled(site.kind, signals, replay, _DRAWS)
+
+    def _steps(self, node: Node) -> list[int] | None:
+        """What has to run again for another draw of a hand-written noise; None if that is too much."""
+        found: set[int] = set()
+        open_ = [node.index]
+        while open_:
+            index = open_.pop()
+            if index in found:
+                continue
+            if len(found) >= _MOST_STEPS:
+                return None
+            found.add(index)
+            open_.extend(i for i in self.flow.nodes[index].inputs if i in self._random)
+        return sorted(found)
 
     def _frontier(self, node: Node) -> list[int]:
         """The signals that a noise site reads, looking through the steps in which the noise was written."""

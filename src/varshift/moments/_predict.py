@@ -25,6 +25,10 @@ _PIXELS = 3 * 224 * 224  # positions of an input, all samples together, that a p
 _FEW, _MANY = 3, 64
 _HYBRID = 256
 _FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
+# Operations that no average over draws settles: a noisy denominator, as in a norm per sample written by hand.
+_WEAK = frozenset(
+    ["div", "divide", "true_divide", "reciprocal", "pow", "sqrt", "rsqrt", "log", "log2", "log10", "log1p"]
+)
 _SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout")
 
 _NORMS_USE: dict[str, Literal["running", "batch"]] = {"eval": "running", "clean": "batch"}
@@ -154,7 +158,8 @@ class _Session:
             for place, (name, site) in enumerate(zip(names, self.train.noises, strict=True))
             if site.rate is not None
         }
-        limits = _limits(self.captured, self.train, train, passes, real=self.real)
+        seen = {layer.name for layer in layers}
+        limits = _limits(self.captured, self.train, train, passes, seen, real=self.real)
         method: Method = "hybrid" if self.real else "anchored"
         clean = passes["clean"].observed
         statistics = {
@@ -299,6 +304,9 @@ def _layers(
         ]
         if not keys or not site.tracked:
             continue
+        figures = [part for key in keys for part in _figures(key, train, passes)]
+        if not all(bool(torch.isfinite(part).all()) for part in figures):
+            continue
         anchors = [train.anchors[key] for key in keys]
         seen = {state: [run.observed[key] for key in keys] for state, run in passes.items()}
         learned = _average([a.variance for a in anchors])
@@ -333,6 +341,14 @@ def _layers(
     return tuple(layers)
 
 
+def _figures(key: Key, train: TrainPass, passes: Mapping[str, CleanPass]) -> list[Tensor]:
+    made = train.anchors[key]
+    found = [made.channels_mean, made.variance, made.noise]
+    for run in passes.values():
+        found += [run.observed[key].mean, run.observed[key].variance]
+    return found
+
+
 def _confidence(
     site: Any, flow: Flow, train: TrainPass, anchors: Sequence[Anchor], *, real: bool
 ) -> Confidence:
@@ -343,6 +359,7 @@ def _confidence(
     unknown = unknown or any(a.stand_in is not None for a in anchors)
     if not site.batch_statistics:  # frozen: what it holds was learned in another training
         unknown = True
+    unknown = unknown or any(a.doubts & _WEAK for a in anchors)
     if unknown or not (real or all(a.anchored for a in anchors)):
         return "low"
     shape = site.shapes[0] if site.shapes else ()
@@ -357,7 +374,13 @@ def _average(values: Sequence[Tensor]) -> Tensor:
 
 
 def _limits(
-    captured: Capture, flow: Flow, train: TrainPass, passes: Mapping[str, CleanPass], *, real: bool
+    captured: Capture,
+    flow: Flow,
+    train: TrainPass,
+    passes: Mapping[str, CleanPass],
+    seen: set[str],
+    *,
+    real: bool,
 ) -> tuple[str, ...]:
     limits = list(captured.limits)
     for site in train.untreated.values():
@@ -375,7 +398,7 @@ def _limits(
             f"{len(new)} norms have not learned their statistics ({new[0]!r}, ...): there the size of the "
             "data is propagated, not known."
         )
-    missing = [site.name for site in flow.norms if site.tracked and (site.name, 0) not in train.anchors]
+    missing = [site.name for site in flow.norms if site.tracked and site.name not in seen]
     if missing:
         limits.append(f"{len(missing)} norms are left out ({missing[0]!r}, ...).")
     return tuple(limits)

@@ -38,7 +38,7 @@ class LayerPrediction:
         states: Mean and variance in ``"train"``, ``"clean"``, ``"sampling"`` and ``"eval"``.
         confidence: ``"high"``; ``"medium"`` where an operation upstream was treated approximately or the
             noise is shared by many units; ``"low"`` where the norm's statistics have not been learned and the
-            data are made up, or noise upstream could not be followed.
+            data are made up, noise upstream could not be followed, or it was divided by.
         noise: The noise sites upstream.
     """
 
@@ -140,10 +140,15 @@ class Prediction:
         """
         without = {name: self.what_if({name: 0.0}) for name in self.rates}
         shares: dict[str, dict[str, float]] = {name: {} for name in self.rates}
-        for position, layer in enumerate(self.layers):
+        ratios = {
+            name: {layer.name: layer.ratio for layer in other.layers} for name, other in without.items()
+        }
+        for layer in self.layers:
             parts = {
-                name: math.log(layer.ratio / other.layers[position].ratio) if name in layer.noise else 0.0
-                for name, other in without.items()
+                name: math.log(layer.ratio / ratios[name].get(layer.name, layer.ratio))
+                if name in layer.noise
+                else 0.0
+                for name in without
             }
             whole, size = math.log(layer.ratio), sum(map(abs, parts.values()))
             left = whole - sum(parts.values())

@@ -282,38 +282,44 @@ def _activation(node: Node, call: Call) -> Any:
     return _by_difference(node, call) if result is None else result
 
 
-def sampled(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], draws: int) -> Any:
-    """An operation with noise of its own that no rule is for: the average of several draws, and one more."""
-    call = Call(node, args, kwargs)
-    return _from_draws(call, [call.run(_mean) for _ in range(draws)])
+def sampled(
+    name: str, signals: Sequence[Signal], function: Callable[[Callable[[Signal], Any]], Any], draws: int = 0
+) -> Any:
+    """The result of any operation on noisy signals, by running it on several draws of their noise.
+
+    Args:
+        name: The operation.
+        signals: What it reads.
+        function: Runs it on one view of every signal.
+        draws: Number of draws, for an operation with noise of its own.
+    """
+    samples = len(signals[0].mean) if signals[0].mean.dim() else 1
+    alone = len(signals) == 1
+    runs = []
+    for _ in range(draws // 2 or _PAIRS):
+        order = torch.randperm(samples, device=signals[0].mean.device)
+        for sign in (1.0, -1.0):  # both signs, so that the average is free of what is linear in the noise
+            runs.append(function(lambda signal, o=order, s=sign: signal.replica(o, s, alone=alone)))
+    total = function(_total)
+    doubts = frozenset().union(*(signal.doubts for signal in signals)) | {name}
+    floating = all(signal.floating for signal in signals)
+    if isinstance(total, (tuple, list)):
+        return tuple(_over_draws(parts, floating, doubts) for parts in zip(total, *runs, strict=True))
+    return _over_draws((total, *runs), floating, doubts)
 
 
 def _by_difference(node: Node, call: Call) -> Any:
     """Any operation: run with several draws of the noise."""
-    samples = len(call.signals[0].mean) if call.signals[0].mean.dim() else 1
-    alone = len(call.signals) == 1
-    runs = []
-    for _ in range(_PAIRS):
-        order = torch.randperm(samples, device=call.signals[0].mean.device)
-        for sign in (1.0, -1.0):  # both signs, so that the average is free of what is linear in the noise
-            runs.append(call.run(lambda signal, o=order, s=sign: signal.replica(o, s, alone=alone)))
-    return _from_draws(call, runs)
+    return sampled(base_name(node), call.signals, call.run)
 
 
-def _from_draws(call: Call, runs: Sequence[Any]) -> Any:
-    total = call.run(_total)
-    doubts = call.doubts() | {base_name(call.node)}
-    if isinstance(total, (tuple, list)):
-        return tuple(_spread_over(call, parts, doubts) for parts in zip(total, *runs, strict=True))
-    return _spread_over(call, (total, *runs), doubts)
-
-
-def _spread_over(call: Call, values: Sequence[Any], doubts: frozenset[str]) -> Any:
+def _over_draws(values: Sequence[Any], floating: bool, doubts: frozenset[str]) -> Any:
     """Mean and variance over draws; the first of them is the draw that goes on."""
     total = values[0]
     if not isinstance(total, Tensor) or not total.is_floating_point():
         return total
-    runs = torch.stack(list(values[1:]))
+    # A draw may leave the domain of an operation, as a root's, where the signal itself does not.
+    runs = torch.stack([torch.where(torch.isfinite(run), run, total) for run in values[1:]])
     mean, variance = runs.mean(0), runs.var(0, correction=0)
     draw = total - mean
     if mean.dim() > 1:
@@ -324,4 +330,4 @@ def _spread_over(call: Call, values: Sequence[Any], doubts: frozenset[str]) -> A
         middle = per_channel(channel_mean(mean), mean)
         mean = middle + (mean - middle) * per_channel(shrink, mean)
         draw = draw * per_channel((noise / channel_mean(draw.square()).clamp_min(TINY)).sqrt(), draw)
-    return Signal(mean, variance, draw, None, call.floating(), doubts)
+    return Signal(mean, variance, draw, None, floating, doubts)
