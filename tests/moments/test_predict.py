@@ -142,7 +142,8 @@ def test_end_to_end_vector():
         model[1].bias.copy_(torch.tensor([0.1, -0.2]))
         model[4].weight.copy_(torch.tensor([[0.9, -0.6], [0.4, 1.1]]))
     from varshift.flow import capture
-    from varshift.moments._engine import CleanPass, TrainPass
+    from varshift.moments._clean_pass import CleanPass
+    from varshift.moments._train_pass import TrainPass
 
     captured = capture(model, inputs, samples=len(inputs))
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())

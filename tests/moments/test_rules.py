@@ -294,7 +294,7 @@ def test_against_brute_force(name):
         noise, local, ratio = truth[layer.name]
         worst = max(worst, abs(layer.noise_share - noise), abs(layer.local_ratio / local - 1))
         worst = max(worst, abs(layer.ratio / ratio - 1))
-    # 256 values per channel, and noise that is drawn, not computed: a variance is then known to sqrt(2 / 256).
+    # 256 values per channel, and noise that is drawn, not computed: known to sqrt(2 / 256).
     few = ("layer norm", "noise of a size that the signal sets")
     assert worst < ((2 / 256) ** 0.5 if name in few else 0.025)
 

@@ -16,10 +16,12 @@ from varshift.flow import Capture, Flow, NoiseSite, capture, unwrap
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor
-from ._engine import HALF, CleanPass, TrainPass
+from ._clean_pass import CleanPass
 from ._fields import made_up_input
+from ._interpreter import wide
 from ._noise import multiplies
 from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
+from ._train_pass import TrainPass
 
 _PIXELS = 3 * 224 * 224  # positions of an input, all samples together, that a pass works on
 _FEW, _MANY = 3, 64
@@ -125,14 +127,14 @@ class _Session:
         changed = {place: rates[name] for place, name in enumerate(names) if name in rates}
         for place, rate in changed.items():
             _check_rate(self.train.noises[place], rate)
-        tensors = {name: _wide(tensor.detach()) for name, tensor in self.network.named_parameters()}
+        tensors = {name: wide(tensor.detach()) for name, tensor in self.network.named_parameters()}
         # Copies: some operations write to statistics without saying so.
-        tensors |= {name: _wide(tensor.detach().clone()) for name, tensor in self.network.named_buffers()}
+        tensors |= {name: wide(tensor.detach().clone()) for name, tensor in self.network.named_buffers()}
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            inputs = [_wide(x.to(device)) for x in self.inputs]
+            inputs = [wide(x.to(device)) for x in self.inputs]
             if not self.real:
                 inputs = [made_up_input(x) for x in inputs]
             train = TrainPass(
@@ -171,10 +173,6 @@ class _Session:
             if all((site.name, call) in clean for call in range(len(site.calls)))
         }
         return Prediction(layers, known, method, limits, statistics, self.predict)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def _check_arguments(model: Any, data: Any, shape: Any, method: Any, seed: Any) -> None:

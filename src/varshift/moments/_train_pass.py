@@ -1,14 +1,13 @@
-"""Runs made-up or real inputs through a Flow: once as training does, noise apart, and twice without noise."""
+"""The network in training: data and noise apart, norms as anchors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from varshift.flow import Flow, Node, NoiseSite, NormSite, Ref
 from varshift.flow._ops import DROPOUT
@@ -16,126 +15,18 @@ from varshift.flow._ops import DROPOUT
 from . import _noise
 from ._anchor import Anchor, anchor, normalise
 from ._fields import made_up_input
-from ._operators import UnknownOperator, base_name, bound, run, writes_in_place
+from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown, wide
+from ._operators import base_name, bound, run, writes_in_place
 from ._rules import Call, propagate, sampled
 from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
 
 Rates = Mapping[int, float]
-Anchors = Mapping[tuple[str, int], Anchor]
-HALF = (torch.float16, torch.bfloat16)
 _DRAWS = 16  # of noise that no rule is for
 _MOST_STEPS = 64  # of one hand-written noise
 _RATES = ("dropout_p", "dropout")
-_BATCH_NORMS = (
-    "batch_norm",
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm",
-)
 
 
-class Unknown:
-    """The result of an operation that could not be run."""
-
-
-@dataclass(slots=True)
-class Observed:
-    """What a norm saw without noise: mean and variance per channel."""
-
-    mean: Tensor
-    variance: Tensor
-
-
-@dataclass(slots=True)
-class _Interpreter:
-    """Walks a Flow and keeps the value of every node for as long as something reads it."""
-
-    flow: Flow
-    tensors: Mapping[str, Tensor]
-    inputs: Sequence[Tensor]
-    values: dict[int, Any] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    norm_at: dict[int, tuple[NormSite, int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.norm_at = {
-            index: (site, call) for site in self.flow.norms for call, index in enumerate(site.calls)
-        }
-
-    def run(self) -> None:
-        """Runs all nodes."""
-        last, kept = _last_readers(self.flow), self.kept()
-        given = iter(self.inputs)
-        for node in self.flow.nodes:
-            if node.kind == "input":
-                self.values[node.index] = self.enter(next(given, None))
-            elif node.kind in ("parameter", "buffer"):
-                self.values[node.index] = self.tensors.get(node.target or "", Unknown())
-            elif node.kind == "constant":
-                self.values[node.index] = node.value if isinstance(node.value, Tensor) else Unknown()
-            elif node.kind != "output":
-                self._call(node)
-            for index in last.get(node.index, ()):
-                if index not in kept:
-                    self.values.pop(index, None)
-
-    def kept(self) -> set[int]:
-        """Nodes whose values are read later than the nodes say."""
-        return set()
-
-    def enter(self, x: Tensor | None) -> Any:
-        """An input of the network."""
-        return Unknown() if x is None else x
-
-    def _call(self, node: Node) -> None:
-        try:
-            result = self.call(node)
-        except (
-            UnknownOperator,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            IndexError,
-            NotImplementedError,
-        ) as error:
-            self.failed.setdefault(base_name(node), f"{type(error).__name__}: {error}".splitlines()[0])
-            result = Unknown()
-        result = _wide(result)
-        self.values[node.index] = result
-        if writes_in_place(node) and node.args and isinstance(node.args[0], Ref):
-            self.values[node.args[0].index] = result
-
-    def call(self, node: Node) -> Any:
-        """The result of a call."""
-        raise NotImplementedError
-
-    def operands(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments with the values of other nodes filled in."""
-        return self.fill(node.args), {key: self.fill(value) for key, value in node.kwargs.items()}
-
-    def fill(self, value: Any) -> Any:
-        """A nested argument with the values of other nodes filled in."""
-        if isinstance(value, Ref):
-            found = self.values.get(value.index, Unknown())
-            if isinstance(found, Unknown):
-                raise ValueError("an operand is unknown")
-            return found
-        if isinstance(value, (tuple, list)):
-            return type(value)(self.fill(item) for item in value)
-        return value
-
-    def statistics(self, node: Node) -> dict[str, Any]:
-        """Arguments of a batch norm by name."""
-        names = ("weight", "bias", "running_mean", "running_var", "eps")
-        arguments = bound(node)
-        named = {name: self.fill(arguments.get(name)) for name in names}
-        given = arguments.get("input")
-        named["input"] = self.values.get(given.index, Unknown()) if isinstance(given, Ref) else given
-        return named
-
-
-class TrainPass(_Interpreter):
+class TrainPass(Interpreter):
     """The network in training: data and noise apart, norms as anchors.
 
     Args:
@@ -180,7 +71,7 @@ class TrainPass(_Interpreter):
             return self._noise_site(node, *self._sites[node.index])
         if node.index in self._noisy_paths:
             return Unknown()  # lies between a source of random numbers and the site that uses it
-        if node.index in self.norm_at and base_name(node) in _BATCH_NORMS:
+        if node.index in self.norm_at and base_name(node) in BATCH_NORMS:
             return self._norm(node, *self.norm_at[node.index])
         args, kwargs = self.operands(node)
         if node.index not in self._signals:
@@ -294,7 +185,7 @@ class TrainPass(_Interpreter):
             for index in steps:
                 step = self.flow.nodes[index]
                 kwargs = {key: fill(value) for key, value in step.kwargs.items()}
-                local[index] = _wide(run(step, fill(step.args), kwargs))
+                local[index] = wide(run(step, fill(step.args), kwargs))
                 if writes_in_place(step) and step.args and isinstance(step.args[0], Ref):
                     local[step.args[0].index] = local[index]
             return local[node.index]
@@ -340,72 +231,6 @@ class TrainPass(_Interpreter):
         return None
 
 
-class CleanPass(_Interpreter):
-    """The network in evaluation on the same inputs, put on the scale that the anchors found.
-
-    Args:
-        flow: The network in eval mode.
-        tensors: Parameters and buffers by name.
-        inputs: The inputs.
-        anchors: What the training pass found.
-        norms_use: ``"running"`` for the state `eval`, ``"batch"`` for the state `clean`.
-    """
-
-    def __init__(
-        self,
-        flow: Flow,
-        tensors: Mapping[str, Tensor],
-        inputs: Sequence[Tensor],
-        anchors: Anchors,
-        norms_use: Literal["running", "batch"],
-    ) -> None:
-        super().__init__(flow, tensors, inputs)
-        self.anchors, self.norms_use = anchors, norms_use
-        self.observed: dict[tuple[str, int], Observed] = {}
-
-    def call(self, node: Node) -> Any:
-        if node.index not in self.norm_at or base_name(node) not in _BATCH_NORMS:
-            args, kwargs = self.operands(node)
-            return run(node, args, kwargs)
-        site, call = self.norm_at[node.index]
-        named = self.statistics(node)
-        x, made = named["input"], self.anchors.get((site.name, call))
-        if isinstance(x, Unknown) or (made is not None and made.stand_in is not None):
-            if made is None or made.stand_in is None:
-                raise ValueError("an operand is unknown")
-            x = made.stand_in
-        elif made is not None:
-            x = made.fix(x)
-            source = node.inputs[0]
-            if isinstance(self.values.get(source), Tensor):
-                self.values[source] = x
-        seen = Observed(channel_mean(x), channel_variance(x))
-        self.observed[site.name, call] = seen
-        mean, variance = seen.mean, seen.variance
-        if self.norms_use == "running" and made is not None and site.tracked:
-            mean, variance = made.channels_mean, made.variance
-        result = F.batch_norm(
-            x, mean, variance, named["weight"], named["bias"], False, 0.0, float(named["eps"])
-        )
-        return result if base_name(node) == "batch_norm" else (result, None, None)
-
-
-def _wide(value: Any) -> Any:
-    """Half-precision results in single precision: differences of small noise would drown in rounding."""
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype in HALF else value
-    if isinstance(value, Signal) and value.mean.dtype in HALF:
-        return value.but(
-            mean=value.mean.float(),
-            variance=None if value.variance is None else value.variance.float(),
-            draw=None if value.draw is None else value.draw.float(),
-            mask=None,
-        )
-    if isinstance(value, (tuple, list)):
-        return type(value)(_wide(item) for item in value)
-    return value
-
-
 def _collect(value: Any, found: list[Signal]) -> None:
     if isinstance(value, Signal):
         found.append(value)
@@ -433,28 +258,6 @@ def _wrap(result: Any, floating: bool, doubts: frozenset[str]) -> Any:
     if isinstance(result, Tensor) and result.is_floating_point():
         return Signal(result, floating=floating, doubts=doubts)
     return result
-
-
-def _last_readers(flow: Flow) -> dict[int, list[int]]:
-    """For every node the values that nothing reads after it."""
-    last: dict[int, int] = {}
-
-    def visit(value: Any, reader: int) -> None:
-        if isinstance(value, Ref):
-            last[value.index] = reader
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                visit(item, reader)
-
-    for node in flow.nodes:
-        visit(node.args, node.index)
-        visit(tuple(node.kwargs.values()), node.index)
-        for index in node.inputs:
-            last[index] = node.index
-    done: dict[int, list[int]] = {}
-    for index, reader in last.items():
-        done.setdefault(reader, []).append(index)
-    return done
 
 
 def _noisy_paths(flow: Flow) -> tuple[set[int], set[int], set[int]]:
