@@ -2,85 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from ._chain import Step
+from ._parts import Noise, Norm, Parts, block_kind, blocks_of, conv1x1, conv3x3
+from ._placement import Placement
+from ._residual import Block, Fork, ResidualNetwork, projection
 
-from ._placement import Placement, check_placement, noise_at
-
-Block = Literal["basic", "bottleneck"]
+BlockKind = Literal["basic", "bottleneck"]
+EXPANSIONS: dict[str, int] = {"basic": 1, "bottleneck": 4}
 
 # The code that the variance-shift paper builds on changes to bottlenecks from this nominal depth on.
 _BOTTLENECKS_FROM_DEPTH = 44
 
 
-class _BasicBlock(nn.Module):
-    """``norm1 relu conv1 [a] norm2 relu [b] conv2``, plus the trunk."""
-
-    expansion: ClassVar[int] = 1
-
-    def __init__(
-        self, in_channels: int, width: int, stride: int, dropout: float, placement: Placement
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = _convolution(in_channels, width, 3, stride)
-        self.before_norm = noise_at("a", placement, dropout)()
-        self.norm2 = nn.BatchNorm2d(width)
-        self.before_conv = noise_at("b", placement, dropout)()
-        self.conv2 = _convolution(width, width, 3)
-        self.shortcut = _shortcut(in_channels, width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.conv1(F.relu(self.norm1(x)))
-        branch = self.norm2(self.before_norm(branch))
-        branch = self.conv2(self.before_conv(F.relu(branch)))
-        return self.shortcut(x) + branch
+def preactivation_block(
+    channels: int, planes: int, stride: int, parts: Parts, *, block: str = "basic", fork: Fork = "input"
+) -> Block:
+    """``norm1 act conv1 norm2 act conv2`` (basic) or three such triples (bottleneck), plus the trunk."""
+    steps: list[Step] = ["norm", "act"]
+    if block == "basic":
+        steps += [conv3x3(channels, planes, stride=stride), "norm", "act", conv3x3(planes, planes)]
+    else:
+        steps += [conv1x1(channels, planes), "norm", "act", conv3x3(planes, planes, stride=stride)]
+        steps += ["norm", "act", conv1x1(planes, 4 * planes)]
+    shortcut = projection(channels, planes * EXPANSIONS[block], stride)
+    return Block(channels, steps, parts, shortcut=shortcut, fork=fork)
 
 
-class _Bottleneck(nn.Module):
-    """``norm1 relu conv1(1x1) norm2 relu conv2(3x3) [a] norm3 relu [b] conv3(1x1)``, plus the trunk."""
-
-    expansion: ClassVar[int] = 4
-
-    def __init__(
-        self, in_channels: int, width: int, stride: int, dropout: float, placement: Placement
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = _convolution(in_channels, width, 1)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.conv2 = _convolution(width, width, 3, stride)
-        self.before_norm = noise_at("a", placement, dropout)()
-        self.norm3 = nn.BatchNorm2d(width)
-        self.before_conv = noise_at("b", placement, dropout)()
-        self.conv3 = _convolution(width, 4 * width, 1)
-        self.shortcut = _shortcut(in_channels, 4 * width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.conv1(F.relu(self.norm1(x)))
-        branch = self.conv2(F.relu(self.norm2(branch)))
-        branch = self.norm3(self.before_norm(branch))
-        branch = self.conv3(self.before_conv(F.relu(branch)))
-        return self.shortcut(x) + branch
-
-
-def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-
-
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    if in_channels == out_channels and stride == 1:
-        return nn.Identity()
-    return _convolution(in_channels, out_channels, 1, stride)
-
-
-_BLOCKS: dict[str, type[_BasicBlock] | type[_Bottleneck]] = {"basic": _BasicBlock, "bottleneck": _Bottleneck}
-
-
-class PreResNet(nn.Module):
+class PreResNet(ResidualNetwork):
     """A 3x3 stem, three stages of pre-activation blocks, then norm, ReLU, average pooling and a linear layer.
 
     Stages have ``width``, ``2 width`` and ``4 width`` planes; the second and third halve the resolution.
@@ -93,10 +45,13 @@ class PreResNet(nn.Module):
         blocks: Blocks per stage, at least 1.
         num_classes: Number of classes.
         block: ``"basic"`` or ``"bottleneck"`` (expansion 4).
-        dropout: DROP probability in [0, 1); 0 builds no dropout.
+        dropout: Strength of the noise, see `Parts`; 0 builds none.
         placement: ``"a"``: immediately before the last norm of each residual branch; ``"b"``: before its
             last convolution; ``"before_pooling"``: one dropout on the map that is averaged; ``"last"``: one
-            dropout before the linear layer; ``"none"``.
+            dropout before the linear layer; ``"none"``; or one of the letters A to G, T, P: see `Parts`.
+        noise: Kind of noise, see `Parts`.
+        norm: Kind of norm, see `Parts`.
+        norm_options: Arguments of the norm, see `Parts`.
         in_channels: Channels of the input.
         width: Planes of the first stage.
 
@@ -109,48 +64,27 @@ class PreResNet(nn.Module):
         blocks: int,
         num_classes: int = 10,
         *,
-        block: Block = "basic",
+        block: BlockKind = "basic",
         dropout: float = 0.0,
         placement: Placement = "b",
+        noise: Noise = "dropout",
+        norm: Norm = "batch",
+        norm_options: Mapping[str, Any] | None = None,
         in_channels: int = 3,
         width: int = 16,
     ) -> None:
-        super().__init__()
-        check_placement(placement, dropout)
-        if block not in _BLOCKS:
-            raise ValueError(f"block={block!r} is unknown: use one of {', '.join(_BLOCKS)}.")
-        for name, value in (
-            ("blocks", blocks),
-            ("num_classes", num_classes),
-            ("in_channels", in_channels),
-            ("width", width),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value!r} must be at least 1.")
-        kind = _BLOCKS[block]
-        self.stem = _convolution(in_channels, width, 3)
-        channels, stages = width, []
-        for stage in range(3):
-            layers = []
-            for index in range(blocks):
-                stride = 2 if stage > 0 and index == 0 else 1
-                layers.append(kind(channels, width * 2**stage, stride, dropout, placement))
-                channels = width * 2**stage * kind.expansion
-            stages.append(nn.Sequential(*layers))
-        self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(channels)
-        self.before_pooling = noise_at("before_pooling", placement, dropout)()
-        self.before_linear = noise_at("last", placement, dropout)()
-        self.linear = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the class scores of a batch of images."""
-        x = self.before_pooling(F.relu(self.norm(self.stages(self.stem(x)))))
-        return self.linear(self.before_linear(x.mean((2, 3))))
+        block_kind(block, EXPANSIONS)
+        super().__init__(
+            blocks,
+            num_classes,
+            Parts(dropout, placement, noise, norm, norm_options),
+            partial(preactivation_block, block=block),
+            expansion=EXPANSIONS[block],
+            in_channels=in_channels,
+            stem=width,
+            width=width,
+            head_steps=["norm", "act"],
+        )
 
 
 def preresnet(
@@ -159,7 +93,10 @@ def preresnet(
     *,
     dropout: float = 0.0,
     placement: Placement = "b",
-    block: Block | None = None,
+    block: BlockKind | None = None,
+    noise: Noise = "dropout",
+    norm: Norm = "batch",
+    norm_options: Mapping[str, Any] | None = None,
     in_channels: int = 3,
     width: int = 16,
 ) -> PreResNet:
@@ -173,9 +110,12 @@ def preresnet(
     Args:
         depth: Depth as above.
         num_classes: Number of classes.
-        dropout: DROP probability in [0, 1).
-        placement: ``"a"``, ``"b"``, ``"before_pooling"``, ``"last"`` or ``"none"``, see `PreResNet`.
+        dropout: Strength of the noise, a DROP probability for dropout; see `Parts`.
+        placement: Where it stands, see `PreResNet`.
         block: ``"basic"``, ``"bottleneck"``, or None for the paper's choice.
+        noise: Kind of noise, see `Parts`.
+        norm: Kind of norm, see `Parts`.
+        norm_options: Arguments of the norm, see `Parts`.
         in_channels: Channels of the input.
         width: Planes of the first stage.
 
@@ -185,14 +125,7 @@ def preresnet(
     Raises:
         ValueError: If no number of blocks gives this depth, or an argument is out of range.
     """
-    layers = 9 if block == "bottleneck" else 6
-    blocks, rest = divmod(depth - 2, layers)
-    if rest or blocks < 1:
-        near = layers * max(blocks, 1) + 2
-        raise ValueError(
-            f"depth={depth!r} must be {layers} n + 2 with n of at least 1 for block={block!r}: use {near} or "
-            f"{near + layers}."
-        )
+    blocks = blocks_of(depth, 9 if block == "bottleneck" else 6, 2, f" for block={block!r}")
     if block is None:
         block = "bottleneck" if depth >= _BOTTLENECKS_FROM_DEPTH else "basic"
     return PreResNet(
@@ -201,6 +134,9 @@ def preresnet(
         block=block,
         dropout=dropout,
         placement=placement,
+        noise=noise,
+        norm=norm,
+        norm_options=norm_options,
         in_channels=in_channels,
         width=width,
     )
