@@ -14,14 +14,15 @@ from ._kalman_transitions import full_precision
 
 _SMALLEST_VARIANCE = 1e-12  # a slope by the variance has 1 / standard deviation in it
 _FAR = 40.0  # standard deviations beyond which the normal distribution is 0 or 1 in any precision
-# Enough for smooth functions up to a standard deviation of 4 (errors below 1e-6, tanh 1e-4). Plain lists: a
-# compiler takes them as constants.
-_HERMITE = np.polynomial.hermite_e.hermegauss(128)
-_HERMITE_NODES: list[float] = _HERMITE[0].tolist()
-_HERMITE_WEIGHTS: list[float] = (_HERMITE[1] / _HERMITE[1].sum()).tolist()
-_LEGENDRE = np.polynomial.legendre.leggauss(20)
-_LEGENDRE_NODES: list[float] = _LEGENDRE[0].tolist()
-_LEGENDRE_WEIGHTS: list[float] = _LEGENDRE[1].tolist()
+
+
+def _rule(nodes: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(nodes), torch.from_numpy(weights)
+
+
+# Enough for smooth functions up to a standard deviation of 4 (errors below 1e-6, tanh 1e-4).
+_HERMITE = _rule(*np.polynomial.hermite_e.hermegauss(128))
+_LEGENDRE = _rule(*np.polynomial.legendre.leggauss(20))
 
 
 def piecewise_moments(
@@ -151,8 +152,8 @@ def elementwise_moments(function: Callable[[Tensor], Tensor], state: KalmanState
         mean, var = state
         std = var.clamp(min=_SMALLEST_VARIANCE).sqrt()
         shape = (-1, *[1] * mean.dim())
-        nodes = mean.new_tensor(_HERMITE_NODES).view(shape)
-        weights = mean.new_tensor(_HERMITE_WEIGHTS).view(shape)
+        nodes, weights = (part.to(mean).view(shape) for part in _HERMITE)
+        weights = weights / weights.sum()
         values = function(mean + std * nodes)
         first = (weights * values).sum(0)
         return KalmanState(first, (weights * (values - first).square()).sum(0))
@@ -164,9 +165,7 @@ def _density(a: Tensor) -> Tensor:
 
 
 def _owen_t(h: Tensor, a: Tensor) -> Tensor:
-    total = torch.zeros_like(h)
-    for node, weight in zip(_LEGENDRE_NODES, _LEGENDRE_WEIGHTS, strict=True):
-        x = 0.5 * a * (1 + node)
-        square = 1 + x * x
-        total = total + weight * torch.exp(-0.5 * h * h * square) / square
-    return total * a / (4 * math.pi)
+    shape = (-1, *[1] * h.dim())
+    nodes, weights = (part.to(h).view(shape) for part in _LEGENDRE)
+    square = 1 + (0.5 * a * (1 + nodes)).square()
+    return (weights * torch.exp(-0.5 * h * h * square) / square).sum(0) * a / (4 * math.pi)
