@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 import varshift as vs
 from _timing import in_turn, ratio, show, table, write
-from varshift.flow import Flow, Node, Ref, capture
+from varshift.flow import Flow, Node, Ref
 from varshift.integrations import declare_torchvision_operators
 from varshift.moments import _elementwise
 from varshift.moments._operators import base_name, bound
@@ -122,11 +122,8 @@ class Diagonal:
     Three views are carried: in training with its noise, in `eval`, and in `clean`.
     """
 
-    def __init__(self, net: nn.Module, images: Tensor) -> None:
-        flow = capture(net, images[:2]).train
-        if flow is None:
-            raise ValueError("train mode could not be captured")
-        self.flow: Flow = flow
+    def __init__(self, net: nn.Module, flow: Flow, images: Tensor) -> None:
+        self.flow = flow
         self.tensors = dict(net.named_parameters()) | dict(net.named_buffers())
         self.values: dict[int, Any] = {}
         self.figures: Figures = {}
@@ -232,8 +229,8 @@ def compare(name: str, net: nn.Module, truth: Tensor, few: Tensor) -> list[str]:
     hybrid = vs.predict(net, few)
     sampled, _ = observe(net, few, 1)
     noisy = [layer.name for layer in anchored.layers if layer.noise and layer.name in measured]
-    sites = capture(net, truth[:2]).train
-    first = {site.nearest for site in sites.noises} if sites else set()
+    flow = session_of(anchored).train
+    first = {site.nearest for site in flow.noises}
     row = [
         name,
         str(len(noisy)),
@@ -245,11 +242,16 @@ def compare(name: str, net: nn.Module, truth: Tensor, few: Tensor) -> list[str]:
         row.append(errors(figures, measured, [n for n in noisy if n in first], 1))
     row += [errors(sampled, measured, noisy, 0), errors(sampled, measured, noisy, 1)]
     try:
-        row.append(errors(Diagonal(net, truth).run(), measured, noisy, 0))
+        row.append(errors(Diagonal(net, flow, truth).run(), measured, noisy, 0))
     except (KeyError, ValueError, RuntimeError, TypeError, IndexError):
         row.append("cannot")
     print(" | ".join(row), flush=True)
     return row
+
+
+def session_of(prediction: vs.Prediction) -> Any:
+    """The captured network behind a prediction."""
+    return prediction._again.__self__  # type: ignore[union-attr]
 
 
 def errors(figures: Figures, measured: Figures, names: Iterable[str], which: int) -> str:
@@ -405,12 +407,12 @@ def _spread_norms(net: nn.Module) -> None:
 
 
 def run_zoo(quick: bool) -> list[list[str]]:
-    """Architectures of timm with random weights; statistics from CIFAR-10 at 96 pixels."""
+    """Architectures of timm with random weights; statistics from CIFAR-10 at 64 pixels."""
     declare_torchvision_operators()
     import timm
 
     images = cifar10(_folder(), batches=1).normalised()[:384]
-    images = F.interpolate(images, size=64 if quick else 96, mode="bilinear")
+    images = F.interpolate(images, size=64, mode="bilinear")
     rows = []
     for name, noise in list(ZOO.items())[: 2 if quick else None]:
         torch.manual_seed(0)
@@ -429,16 +431,13 @@ def run_cost(quick: bool) -> list[list[str]]:
     declare_torchvision_operators()
     import timm
 
-    from varshift.moments import _predict
-
     torch.manual_seed(0)
     net = timm.create_model("resnet18" if quick else "resnet50", drop_path_rate=0.2)
     with torch.no_grad():
         net(torch.randn(4, 3, 224, 224))
     batch = torch.randn(32, 3, 224, 224)
     prediction = vs.predict(net, shape=(3, 224, 224))
-    session = prediction._again.__self__  # captured once: the capture is not timed
-    assert isinstance(session, _predict._Session)
+    session = session_of(prediction)  # captured once: the capture is not timed
     site = next(iter(prediction.rates))
 
     def forward() -> None:

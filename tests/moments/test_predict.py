@@ -1,6 +1,8 @@
 """`predict` on networks and inputs of all kinds, and what it leaves as it was."""
 
 import copy
+import doctest
+import importlib
 import random
 
 import numpy as np
@@ -393,3 +395,11 @@ def test_bad_rates(trained):
         prediction.safe_rates(shift=1.0)
     with pytest.raises(KeyError, match="no norm is called"):
         prediction.layer("x")
+
+
+@pytest.mark.parametrize("name", ["_predict", "_prediction"])
+def test_examples_run(name):
+    torch.manual_seed(0)
+    result = doctest.testmod(importlib.import_module(f"varshift.moments.{name}"))
+    assert result.attempted
+    assert not result.failed
