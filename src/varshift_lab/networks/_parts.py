@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -83,6 +83,10 @@ class Parts:
             raise ValueError(
                 f"noise={self.noise!r} has no placement 'P', which is a gate per sample: use noise='dropout'."
             )
+
+    def quiet(self) -> Parts:
+        """The same without noise, for what lies outside its places."""
+        return replace(self, placement="none", placements=("none",))
 
     def make_noise(self, dimensions: int = 2) -> nn.Module:
         """The noise layer; `dimensions` counts the axes behind the channels (0 for vectors, 2 for maps)."""
