@@ -235,3 +235,52 @@ def test_core_needs_neither_rich_nor_typer(sick):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def learned_net(p=0.5):
+    """A network whose norms have learned their statistics with the noise on."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(p), nn.BatchNorm2d(8), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    with torch.no_grad():
+        for _ in range(150):
+            net(torch.randn(32, 3, 10, 10))
+    return net
+
+
+def test_without_data_the_shift_is_predicted():
+    report = vs.check(learned_net(), shape=(3, 10, 10))
+    first = report.layer("3")
+    assert first.ratio is None
+    assert first.predicted_ratio < 0.5
+    found = {finding.where: finding for finding in report.findings if finding.code == "VS207"}
+    assert found["3"].severity == "error"
+    assert found["3"].confidence == "predicted"
+    assert found["3"].evidence["predicted_ratio"] == first.predicted_ratio
+    assert "Norms, predicted" in str(report)
+
+
+def test_with_data_the_prediction_stands_beside_the_measurement():
+    net = learned_net()
+    report = vs.check(net, [torch.randn(32, 3, 10, 10) for _ in range(8)])
+    for name in ("3", "6"):
+        row = report.layer(name)
+        assert row.predicted_ratio == pytest.approx(row.ratio, rel=0.1)
+    assert all(f.confidence == "measured" for f in report.findings if f.code == "VS207")
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["no noise", "no statistics"])
+def test_nothing_is_predicted_without_noise_or_without_statistics(fresh):
+    net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4)) if fresh else learned_net(0.0)
+    report = vs.check(net, shape=(4,) if fresh else (3, 10, 10))
+    assert all(row.predicted_ratio is None for row in report.layers)
+    assert not any(finding.code == "VS207" for finding in report.findings)
+
+
+def test_a_prediction_that_fails_is_a_limit_and_no_error(monkeypatch):
+    def fail(*args):
+        raise ArithmeticError("no luck")
+
+    monkeypatch.setattr("varshift._check.predict_captured", fail)
+    report = vs.check(learned_net(), shape=(3, 10, 10))
+    assert any("no luck" in limit for limit in report.limits)

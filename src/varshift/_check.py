@@ -10,9 +10,11 @@ from torch import nn
 
 from varshift._batches import Forward, batch_size
 from varshift.flow import Capture, capture
+from varshift.moments import Prediction, predict_captured, samples_for_prediction
 from varshift.probe import (
     Measurement,
     ModeFacts,
+    Norm,
     NormFacts,
     draw_batches,
     find_norms,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from varshift.probe import Loss, Progress
 
 Shape = Sequence[int]
+_EXAMPLES = 64  # samples made up for a shape; a capture uses as many as suit their size
 
 
 def check(
@@ -94,20 +97,28 @@ def check(
     known = Evidence(train=None, eval=None)
     run_rules(known, select, ignore)  # an unknown code should not cost a measurement
     norms = find_norms(network)
+    learned = any(_moved(norm) for norm in norms)
     device = device or model_device(network)
     captured: Capture | None = None
     measurement: Measurement | None = None
+    prediction: Prediction | None = None
+    limits: list[str] = []
     with preserved(network, seed=seed):
         batches: tuple[Any, ...] = ()
         if loader is not None:
             batches = draw_batches(loader, max_batches, device)
             example = batches[0]
         else:
-            example = _example(network, example_inputs, shape, device)
+            example = _example(network, example_inputs, shape, device, _EXAMPLES if learned else 2)
         if example is not None:
             if progress is not None:
                 progress("capturing the network", 0, None)
-            captured = capture(network, example, forward=forward)
+            samples = samples_for_prediction(example) if learned else 2
+            captured = capture(network, example, forward=forward, samples=samples)
+            if learned:
+                if progress is not None:
+                    progress("predicting what its norms see", 0, None)
+                prediction = _predict(network, captured, example, samples, seed, limits)
         modes, facts = _facts(network, norms, captured)
     if batches:
         measurement = measure(
@@ -126,6 +137,7 @@ def check(
         modes=modes,
         loader=loader_facts(loader, tuple(map(batch_size, batches))) if loader is not None else None,
         measurement=measurement,
+        prediction=prediction,
     )
     return build_report(
         target=target or type(network).__name__,
@@ -133,11 +145,18 @@ def check(
         evidence=evidence,
         capture_method=captured.method if captured else "hooks",
         findings=run_rules(evidence, select, ignore),
-        limits=_limits(captured, measurement),
+        limits=(*_limits(captured, measurement), *limits),
     )
 
 
-def _example(network: nn.Module, inputs: Any, shape: Any, device: torch.device | str) -> Any:
+def _moved(norm: Norm) -> bool:
+    """Whether a norm's statistics are not those of a new norm."""
+    if norm.mean.is_meta or norm.var.is_meta:
+        return False
+    return bool((norm.mean != 0).any() or (norm.var != 1).any())
+
+
+def _example(network: nn.Module, inputs: Any, shape: Any, device: torch.device | str, samples: int) -> Any:
     if inputs is not None:
         return inputs
     if shape is None:
@@ -145,8 +164,19 @@ def _example(network: nn.Module, inputs: Any, shape: Any, device: torch.device |
     shapes = [shape] if all(isinstance(size, int) for size in shape) else list(shape)
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = parameter.dtype if parameter is not None else torch.float32
-    examples = tuple(torch.randn(2, *sizes, device=device).to(dtype) for sizes in shapes)
+    examples = tuple(torch.randn(samples, *sizes, device=device).to(dtype) for sizes in shapes)
     return examples[0] if len(examples) == 1 else examples
+
+
+def _predict(
+    network: nn.Module, captured: Capture, example: Any, samples: int, seed: int, limits: list[str]
+) -> Prediction | None:
+    """The prediction; a check does not fail for want of one."""
+    try:
+        return predict_captured(network, captured, example, samples, seed)
+    except Exception as error:  # whatever a network's own operations raise on other inputs
+        limits.append(f"What the norms see could not be predicted ({type(error).__name__}: {error}).")
+        return None
 
 
 def _facts(

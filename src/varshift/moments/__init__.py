@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._beside import predict_captured as predict_captured
+from ._beside import samples_for_prediction as samples_for_prediction
 from ._initialise import LayerInitialisation as LayerInitialisation
 from ._initialise import initialise_network_ as initialise_network_
 from ._predict import predict as predict

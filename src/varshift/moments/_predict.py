@@ -98,18 +98,18 @@ def predict(
         batch = (
             _examples(network, _shapes(shape)) if data is None else _gather(data, _HYBRID if real else _MANY)
         )
-    count = _samples(batch, real)
+    count = sample_count(batch, real)
     if real:
         map_tensors(take_samples(batch, count), _require_finite)
     captured = capture(network, batch, forward=forward, samples=count)
     if captured.train is None or captured.eval is None:
         raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
-    inputs = _inputs(take_samples(batch, count))
-    return _Session(network, captured, captured.train, captured.eval, inputs, real, seed).predict({})
+    inputs = input_tensors(take_samples(batch, count))
+    return Session(network, captured, captured.train, captured.eval, inputs, real, seed).predict({})
 
 
 @dataclass
-class _Session:
+class Session:
     """A captured network with inputs; predicts for any rates."""
 
     network: nn.Module
@@ -246,7 +246,8 @@ def _require_finite(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _samples(batch: Any, real: bool) -> int:
+def sample_count(batch: Any, real: bool) -> int:
+    """How many samples of a batch a prediction follows: few of large inputs."""
     positions: list[int] = []
     map_tensors(batch, lambda x: positions.append(math.prod(x.shape[2:])) or x)
     most = _HYBRID if real else _MANY
@@ -254,7 +255,8 @@ def _samples(batch: Any, real: bool) -> int:
     return min(max(fitting * (4 if real else 1), _FEW), most, max(batch_size(batch), 2))
 
 
-def _inputs(batch: Any) -> list[Tensor]:
+def input_tensors(batch: Any) -> list[Tensor]:
+    """The tensors of a batch in order."""
     found: list[Tensor] = []
     map_tensors(batch, lambda tensor: found.append(tensor) or tensor)
     return found
@@ -274,6 +276,11 @@ def _check_rate(site: NoiseSite, rate: float) -> None:
         noise_variance(site.kind, rate)
     elif not rate >= 0:
         raise ValueError(f"rate={rate!r} of {site.name!r} must be at least 0.")
+
+
+def learned_norms(network: nn.Module, flow: Flow) -> frozenset[str]:
+    """Names of the norms whose running statistics say something."""
+    return _trusted(flow, dict(network.named_buffers()))
 
 
 def _trusted(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:

@@ -88,6 +88,9 @@ def _layer_rows(evidence: Evidence, flow: Flow | None, noises: tuple[NoiseRow, .
     # A norm without running statistics behaves alike in every mode and has nothing to measure.
     sites = {site.name: site for site in flow.norms if site.tracked} if flow else {}
     measured = {layer.name: layer for layer in evidence.measurement.layers} if evidence.measurement else {}
+    predicted = (
+        {layer.name: layer.ratio for layer in evidence.prediction.layers} if evidence.prediction else {}
+    )
     for name in dict.fromkeys([*sites, *measured, *evidence.norms]):
         noise = tuple(dict.fromkeys(row.name for row in noises if name in row.reaches))
         yield _layer_row(
@@ -96,6 +99,7 @@ def _layer_rows(evidence: Evidence, flow: Flow | None, noises: tuple[NoiseRow, .
             evidence.norms.get(name),
             evidence.measurement,
             measured.get(name),
+            predicted.get(name),
             noise,
         )
 
@@ -106,6 +110,7 @@ def _layer_row(
     facts: NormFacts | None,
     measurement: Measurement | None,
     layer: LayerMeasurement | None,
+    predicted: float | None,
     noise: tuple[str, ...],
 ) -> LayerRow:
     reached = layer is not None and layer.reached if measurement else site is not None
@@ -123,5 +128,6 @@ def _layer_row(
         mean_offset=layer.mean_offset if layer else None,
         local_ratio=layer.local_ratio if layer else None,
         control_ratio=layer.control_ratio if layer else None,
+        predicted_ratio=predicted,
         noise=noise,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from varshift.report._build import shift_of
 from varshift.report._levels import excess, style_of
 from varshift.report._page import Line, Span, columns, heading, paragraph
 from varshift.report._words import counted, figure, module_name, place, ratio, shortened
@@ -18,10 +20,13 @@ LARGEST_SCALE = 16
 
 
 def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
-    """One line for each measured norm; the worst ones only, unless all are asked for."""
+    """One line for each measured norm; the worst ones only, unless all are asked for.
+
+    Without measurements the table shows what was predicted.
+    """
     measured = [row for row in report.layers if row.reached and row.ratio is not None]
     if not measured:
-        return []
+        return _predicted_section(report, width, full=full)
     shown = measured
     if not full and len(measured) > SHOWN:
         worst = sorted(measured, key=_gravity, reverse=True)[:SHOWN]
@@ -39,6 +44,8 @@ def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
     )
     if any(span.text == "local" for span in table[0]):
         explained += " local: variance without noise over variance with it."
+    if any(span.text == "predicted" for span in table[0]):
+        explained += " predicted: the ratio that weights and statistics alone let expect."
     lines += paragraph(explained, width, style="quiet")
     unreached = [row.name for row in report.layers if not row.reached]
     if unreached:
@@ -46,6 +53,29 @@ def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
         more = f" and {len(unreached) - 5} more" if len(unreached) > 5 else ""
         lines += paragraph(f"Not reached by the data: {named}{more}.", width, style="warning")
     return lines
+
+
+def _predicted_section(report: Report, width: int, *, full: bool) -> list[Line]:
+    rows = [
+        replace(row, ratio=row.predicted_ratio, shift=shift_of(row.predicted_ratio))
+        for row in report.layers
+        if row.predicted_ratio is not None
+    ]
+    if not rows:
+        return []
+    shown = rows
+    if not full and len(rows) > SHOWN:
+        worst = sorted(rows, key=_gravity, reverse=True)[:SHOWN]
+        shown = [row for row in rows if row in worst]
+    scale = _scale(rows)
+    some = f"the {len(shown)} worst of {len(rows)}, " if len(shown) < len(rows) else ""
+    lines = heading("Norms, predicted", width, f"{some}deployed over learned, 1 is healthy")
+    lines += _table(shown, width, scale, ("ratio", "bar"))
+    text = (
+        f"Nothing was measured: the ratios follow from the weights and from the statistics of the norms. "
+        f"bar: ratio on a logarithmic scale, 1 in its middle, {scale} and 1/{scale} at its ends."
+    )
+    return lines + paragraph(text, width, style="quiet")
 
 
 def _gravity(row: LayerRow) -> float:
@@ -69,14 +99,17 @@ _TITLES = {
     "bar": 0,
     "control": 7,
     "local": 7,
+    "predicted": 9,
 }
 
 
-def _table(rows: list[LayerRow], width: int, scale: int) -> list[Line]:
-    widths = dict(_TITLES)
-    for title in ("local", "moving"):  # a narrow page goes without them
+def _table(rows: list[LayerRow], width: int, scale: int, titles: tuple[str, ...] = ()) -> list[Line]:
+    widths = {title: cells for title, cells in _TITLES.items() if not titles or title in titles}
+    if titles or all(row.predicted_ratio is None for row in rows):
+        widths.pop("predicted", None)
+    for title in ("predicted", "local", "moving"):  # a narrow page goes without them
         if _room(widths, width) < 30:
-            del widths[title]
+            widths.pop(title, None)
     room = _room(widths, width)
     longest = max(len("norm"), *(len(module_name(row.name)) for row in rows))
     if room >= 70:
@@ -107,6 +140,7 @@ def _cells(row: LayerRow, scale: int, widths: dict[str, int]) -> dict[str, Span]
         "bar": Span(ratio_bar(row.ratio, scale, widths["bar"]), style),
         "control": Span(ratio(row.control_ratio), "quiet"),
         "local": Span(ratio(row.local_ratio), "quiet"),
+        "predicted": Span(ratio(row.predicted_ratio), "quiet"),
         "noise": Span(shortened(_noise(row), widths.get("noise", 5)), "quiet"),
     }
 

@@ -65,7 +65,7 @@ class LayerRow:
         mean_offset: Root mean square over channels of the offset of the mean, in sigmas.
         local_ratio: Variance in ``clean`` over variance in ``train``.
         control_ratio: The ratio after recalibrating without noise: what depth and small batches do alone.
-        predicted_ratio: The ratio that follows from the network's structure; None when not computed.
+        predicted_ratio: The `ratio` that weights and statistics let expect; None when not predicted.
         noise: Names of the noise sites that reach it.
     """
 

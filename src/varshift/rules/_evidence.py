@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow
+    from varshift.moments import Prediction
     from varshift.probe import LoaderFacts, Measurement, ModeFacts, NormFacts
 
 
@@ -22,6 +23,7 @@ class Evidence:
         modes: Training flags.
         loader: Facts about the data loader, None without data.
         measurement: Measurements, None without data.
+        prediction: What the weights and statistics alone predict, None where there is nothing to predict.
     """
 
     train: Flow | None
@@ -30,3 +32,4 @@ class Evidence:
     modes: ModeFacts | None = None
     loader: LoaderFacts | None = None
     measurement: Measurement | None = None
+    prediction: Prediction | None = None

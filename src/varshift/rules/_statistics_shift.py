@@ -29,6 +29,13 @@ from ._registry import Rule, register
 if TYPE_CHECKING:
     from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement, NormFacts
 
+_MOVE_NOISE = Cure("move the noise behind the last norm, and train again", "unsafe")
+_RECALIBRATE_UNSEEN = Cure(
+    "re-estimate the running statistics: with data (varshift.recalibrate(model, loader)), or without "
+    "(varshift.recalibrate(model))",
+    "safe",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Staleness:
@@ -223,7 +230,7 @@ class VarianceShift(Rule):
     ## What it does
 
     Reports every norm whose input in evaluation has another variance than its statistics hold, as far as
-    the noise in the network accounts for it.
+    the noise in the network accounts for it. Without data the shift is predicted.
 
     ## Why it matters
 
@@ -240,6 +247,9 @@ class VarianceShift(Rule):
     re-estimated with the noise on) shows it too; the rest is stale statistics (VS202). `local_ratio` tells
     what the noise does when every norm upstream renormalises; it never sets the severity. Where the gap was
     measured, the step "variance-shift" of the loss and its share of the whole gap are added.
+
+    Without data, `predicted_ratio` follows from the weights and the statistics that the norms hold
+    (`varshift.predict`); its severity has the same limits, and its confidence is "predicted".
 
     ## Known limits
 
@@ -276,6 +286,7 @@ class VarianceShift(Rule):
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm."""
         if evidence.measurement is None:
+            yield from self._predicted(evidence)
             return
         gap = _gap_share(evidence.measurement.gap)
         for name in norms_in_order(evidence):
@@ -283,6 +294,37 @@ class VarianceShift(Rule):
             severity = shift_severity(shift.blamed) if shift else None
             if shift is not None and severity is not None:
                 yield self._finding(evidence, evidence.norms[name], shift, severity, gap)
+
+    def _predicted(self, evidence: Evidence) -> Iterator[Finding]:
+        layers = {layer.name: layer for layer in evidence.prediction.layers} if evidence.prediction else {}
+        for name in norms_in_order(evidence):
+            layer = layers.get(name)
+            if layer is None or not layer.noise or layer.confidence == "low" or not learns(evidence, name):
+                continue
+            severity = shift_severity(layer.shift)
+            if severity is None:
+                continue
+            facts = evidence.norms[name]
+            yield Finding(
+                code=self.code,
+                severity=severity,
+                confidence="predicted",
+                where=name,
+                cls=facts.cls,
+                source=source_of(evidence, name),
+                message=(
+                    f"Variance shift, predicted without data: in evaluation the norm {quoted(name)} will see "
+                    f"{layer.ratio:.3g} times the variance that its statistics hold."
+                ),
+                evidence={
+                    "predicted_ratio": layer.ratio,
+                    "predicted_local_ratio": layer.local_ratio,
+                    "noise_share": layer.noise_share,
+                    "confidence": layer.confidence,
+                    "noise": list(layer.noise),
+                },
+                cures=(_RECALIBRATE_UNSEEN, _MOVE_NOISE),
+            )
 
     def _finding(
         self,
@@ -321,7 +363,7 @@ class VarianceShift(Rule):
                 **({"never_moved": True} if shift.never_moved else {}),
                 **gap,
             },
-            cures=(RECALIBRATE, Cure("move the noise behind the last norm, and train again", "unsafe")),
+            cures=(RECALIBRATE, _MOVE_NOISE),
         )
 
 

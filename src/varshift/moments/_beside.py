@@ -1,0 +1,43 @@
+"""A prediction beside a check: from the capture that the check makes anyway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from varshift._batches import take_samples
+from varshift.flow import Capture
+
+from ._predict import Session, input_tensors, learned_norms, sample_count
+from ._prediction import Prediction
+
+
+def samples_for_prediction(example: Any) -> int:
+    """How many samples of an example a capture should use so that a prediction can be made of it."""
+    return sample_count(example, real=False)
+
+
+def predict_captured(
+    network: nn.Module, captured: Capture, example: Any, samples: int, seed: int
+) -> Prediction | None:
+    """The data-free prediction for a network that has been captured.
+
+    Args:
+        network: The network.
+        captured: Its capture.
+        example: The inputs it was captured with; only their shapes count.
+        samples: How many samples of the example the capture used.
+        seed: Seed of the made-up inputs and the noise.
+
+    Returns:
+        The prediction; None where noise reaches no norm that has learned its statistics.
+    """
+    train, evaluation = captured.train, captured.eval
+    if train is None or evaluation is None:
+        return None
+    learned = learned_norms(network, train)
+    if not any(name in learned for site in train.noises for name in site.reaches):
+        return None
+    inputs = input_tensors(take_samples(example, samples))
+    return Session(network, captured, train, evaluation, inputs, real=False, seed=seed).predict({})
