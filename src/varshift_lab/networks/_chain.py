@@ -20,7 +20,7 @@ from varshift.nn import BatchKalmanNorm1d, BatchKalmanNorm2d, ThresholdedLinearU
 from ._parts import Parts
 from ._placement import noise_slots
 
-# A signal: the tensor, and what Kalman norms know of its moments (None without such norms, and in evaluation).
+# The tensor, and what Kalman norms know of its moments (None without such norms, and in evaluation).
 Signal = tuple[Tensor, KalmanState | None]
 Step = str | nn.Module
 Plan = tuple[tuple[str, str, int], ...]

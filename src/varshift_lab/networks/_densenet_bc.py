@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ._chain import Chain
-from ._parts import Noise, Norm, Parts, blocks_of, check_counts, conv1x1, conv3x3
+from ._parts import HalfSize, Noise, Norm, Parts, blocks_of, check_counts, conv1x1, conv3x3
 from ._placement import Placement
 from ._residual import Block, Network
 
@@ -41,19 +41,12 @@ class DenseNetBC(Network):
                 channels += growth
             if stage < 2:
                 out = max(1, int(channels * compression))
-                steps = ["norm", "act", conv1x1(channels, out), _HalfSize()]
+                steps = ["norm", "act", conv1x1(channels, out), HalfSize()]
                 blocks.append(Chain(channels, steps, parts.quiet()))
                 channels = out
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.finish(channels, num_classes, ["norm", "act"], parts)
-
-
-class _HalfSize(nn.AvgPool2d):
-    """Means over 2x2 windows, with a last window that is cut off for odd extents."""
-
-    def __init__(self) -> None:
-        super().__init__(2, ceil_mode=True, count_include_pad=False)
 
 
 def densenet_bc(

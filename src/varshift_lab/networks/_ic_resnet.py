@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
-
 from ._chain import Step
 from ._parts import Noise, Norm, Parts, block_kind, blocks_of, conv1x1, conv3x3
 from ._placement import IC, ICPlacement
@@ -57,8 +55,8 @@ def ic_resnet(
         variant: ``"A"``, ``"B"`` or ``"C"``.
         dropout: Strength of the noise, a DROP probability for dropout; see `Parts`. 0.05 is that of two
             re-implementations.
-        placement: ``"ic"``: behind every norm of the branches (and of C's stem); ``"none"``: the control, which
-            has only moved its norms; others see `Parts`. Norm and activation stand in another order than in
+        placement: ``"ic"``: behind every norm of the branches (and of C's stem); ``"none"``: the control,
+            which has only moved its norms; others see `Parts`. Norm and activation stand in another order than in
             the blocks that the letters were made for: B and E are where C and F are.
         block: ``"basic"`` or ``"bottleneck"`` (expansion 4).
         noise: Kind of noise, see `Parts`.
@@ -94,9 +92,7 @@ def ic_resnet(
     )
 
 
-def _block(
-    channels: int, planes: int, stride: int, parts: Parts, *, block: str, variant: str
-) -> Block:
+def _block(channels: int, planes: int, stride: int, parts: Parts, *, block: str, variant: str) -> Block:
     out = planes * EXPANSIONS[block]
     if block == "basic":
         weights = [conv3x3(channels, planes, stride=stride), conv3x3(planes, planes)]
@@ -108,5 +104,4 @@ def _block(
         ]
     front, back = _ORDERS[variant]
     steps: list[Step] = [step for weight in weights for step in (*front, weight, *back)]
-    shortcut: nn.Module | None = projection(channels, out, stride)
-    return Block(channels, steps, parts, shortcut=shortcut)
+    return Block(channels, steps, parts, shortcut=projection(channels, out, stride))

@@ -69,9 +69,7 @@ def linear_bn(
     check_counts(num_classes=num_classes, in_features=in_features, width=width)
     if activation not in (None, "relu"):
         raise ValueError(f"activation={activation!r} is unknown: use 'relu' or None.")
-    parts = Parts(
-        dropout, "b" if placement == "last" else placement, noise, norm, norm_options, _PLACEMENTS
-    )
+    parts = Parts(dropout, "b" if placement == "last" else placement, noise, norm, norm_options, _PLACEMENTS)
     steps: list[Step] = ["norm"] if depth == 1 else []
     features = in_features
     for _ in range(depth - 1):

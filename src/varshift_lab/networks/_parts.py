@@ -76,7 +76,9 @@ class Parts:
             raise ValueError(f"norm_options={self.norm_options!r} has no norm to go to: leave it out.")
         if self.noise == "uniform":
             if not 0 <= self.dropout <= 1:
-                raise ValueError(f"dropout={self.dropout!r} must be a half-width in [0, 1] for uniform noise.")
+                raise ValueError(
+                    f"dropout={self.dropout!r} must be a half-width in [0, 1] for uniform noise."
+                )
         elif not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} must be a drop probability in [0, 1).")
         if self.placement == "P" and self.noise != "dropout":
@@ -149,6 +151,13 @@ class DropPath(nn.Module):
         return f"p={self.p}"
 
 
+class HalfSize(nn.AvgPool2d):
+    """Means over 2x2 windows, with a last window that is cut off for odd extents."""
+
+    def __init__(self) -> None:
+        super().__init__(2, ceil_mode=True, count_include_pad=False)
+
+
 def convolution(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> nn.Conv2d:
@@ -158,7 +167,7 @@ def convolution(
 
 @torch.no_grad()
 def initialise(network: nn.Module) -> None:
-    """Draws the weights of plain convolutions from ``N(0, 2 / (k k out_channels))``, as the papers' code does."""
+    """Draws plain convolutions from ``N(0, 2 / (k k out_channels))``, as the papers' code does."""
     for module in network.modules():
         if type(module) is nn.Conv2d:
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

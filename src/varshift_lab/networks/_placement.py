@@ -6,9 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 HeadPlacement = Literal["none", "before_pooling", "last"]
-Placement = Literal[
-    "none", "a", "b", "A", "B", "C", "D", "E", "F", "G", "T", "P", "before_pooling", "last"
-]
+Placement = Literal["none", "a", "b", "A", "B", "C", "D", "E", "F", "G", "T", "P", "before_pooling", "last"]
 # Behind every norm: for networks of independent-component layers.
 ICPlacement = Literal["ic", Placement]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from varshift.functional import KalmanState
 
-from ._chain import Plan, Signal, Step, added, joined, lay, rectified, run
+from ._chain import Signal, Step, added, joined, lay, rectified, run
 from ._parts import Parts, check_counts, conv1x1, conv3x3, initialise
 
 Fork = Literal["input", "activation"]
@@ -22,8 +22,7 @@ class Block(nn.Module):
         channels: Channels of the input.
         steps: The branch, see `Chain`.
         parts: Noise and norm.
-        shortcut: A convolution on the shortcut, None for the identity; or what else stands there.
-        shortcut_norm: Whether a norm follows it.
+        shortcut: What stands on the shortcut, see `Chain`; nothing for the identity.
         fork: What a shortcut that is not the identity reads: the input, or the branch's signal behind its
             first activation.
         join: ``"add"``, or ``"concat"`` to put the branch's channels behind the input's.
@@ -36,8 +35,7 @@ class Block(nn.Module):
         steps: Sequence[Step],
         parts: Parts,
         *,
-        shortcut: nn.Module | None = None,
-        shortcut_norm: bool = False,
+        shortcut: Sequence[Step] = (),
         fork: Fork = "input",
         join: Literal["add", "concat"] = "add",
         after: Step | None = None,
@@ -51,19 +49,15 @@ class Block(nn.Module):
             plan = (*plan, ("other", "drop_path", len(steps)))
         # The part of the branch that the shortcut waits for: up to the first activation where it reads that,
         # else a first norm, which knows the moments of the input.
-        self.fork = fork if shortcut is not None else "input"
+        self.fork = fork if shortcut else "input"
         first = 0
         if self.fork == "activation":
             first = sum(step <= list(steps).index("act") for _, _, step in plan)
         elif plan and plan[0][0] == "norm":
             first = 1
         self.entry, self.branch = plan[:first], plan[first:]
-        self.detour: Plan = ()
-        if shortcut is not None:
-            out = getattr(shortcut, "out_channels", channels)
-            names = {"conv": "shortcut", "norm": "shortcut_norm", type(shortcut).__name__.lower(): "shortcut"}
-            layers: list[Step] = [shortcut, "norm"] if shortcut_norm else [shortcut]
-            self.detour = lay(self, out, layers, parts, names=names, noisy=False)
+        names = {"conv": "shortcut", "norm": "shortcut_norm"}
+        self.detour = lay(self, channels, shortcut, parts, names=names, noisy=False)
         self.after = after == "act"
         self.activation = after if isinstance(after, nn.Module) else None
         self.behind_sum = parts.noise_at("T")
@@ -148,9 +142,7 @@ class ResidualNetwork(Network):
         stem_noise: bool = False,
     ) -> None:
         super().__init__()
-        check_counts(
-            blocks=blocks, num_classes=num_classes, in_channels=in_channels, width=width, stem=stem
-        )
+        check_counts(blocks=blocks, num_classes=num_classes, in_channels=in_channels, width=width, stem=stem)
         self.begin(in_channels, [conv3x3(in_channels, stem), *stem_steps], parts, stem_noise)
         channels, stages = stem, []
         for stage in range(3):
@@ -164,8 +156,8 @@ class ResidualNetwork(Network):
         self.finish(channels, num_classes, head_steps, parts)
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d | None:
-    """A 1x1 convolution where a block changes the shape, else None."""
+def projection(in_channels: int, out_channels: int, stride: int, *norm: Step) -> list[Step]:
+    """A 1x1 convolution, and what is to follow it, where a block changes the shape; else nothing."""
     if in_channels == out_channels and stride == 1:
-        return None
-    return conv1x1(in_channels, out_channels, stride=stride)
+        return []
+    return [conv1x1(in_channels, out_channels, stride=stride), *norm]

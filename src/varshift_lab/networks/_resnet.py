@@ -1,4 +1,4 @@
-"""Residual networks with their activation behind the sum (He et al. 2015, arXiv 1512.03385), for small images."""
+"""Residual networks, version 1 (He et al. 2015, arXiv 1512.03385), for small images."""
 
 from __future__ import annotations
 
@@ -80,5 +80,6 @@ def _block(
     else:
         steps = [conv1x1(channels, planes), "norm", "act", conv3x3(planes, planes, stride=stride)]
         steps += ["norm", "act", conv1x1(planes, 4 * planes), "norm"]
-    shortcut = projection(channels, planes * EXPANSIONS[block], stride)
-    return Block(channels, steps, parts, shortcut=shortcut, shortcut_norm=shortcut_norm, after="act")
+    norm = ["norm"] if shortcut_norm else []
+    shortcut = projection(channels, planes * EXPANSIONS[block], stride, *norm)
+    return Block(channels, steps, parts, shortcut=shortcut, after="act")

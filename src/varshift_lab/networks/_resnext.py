@@ -82,5 +82,5 @@ def _block(
     steps: list[Step] = [conv1x1(channels, inner), "norm", "act"]
     steps += [conv3x3(inner, inner, stride=stride, groups=cardinality), "norm", "act"]
     steps += [conv1x1(inner, _EXPANSION * planes), "norm"]
-    shortcut = projection(channels, _EXPANSION * planes, stride)
-    return Block(channels, steps, parts, shortcut=shortcut, shortcut_norm=True, after="act")
+    shortcut = projection(channels, _EXPANSION * planes, stride, "norm")
+    return Block(channels, steps, parts, shortcut=shortcut, after="act")
