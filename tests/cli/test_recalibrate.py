@@ -122,3 +122,24 @@ BAD = """
 def test_bad_data_write_nothing(refused, file, two, name, message):
     file("bad.py", BAD)
     assert message in refused("recalibrate", "two:Two", "--data", f"bad:{name}", "--out", "out.pt")
+
+
+def test_without_data_the_statistics_are_predicted(run, place):
+    result = run("recalibrate", "nets:trained", "--shape", "4", "--out", "out.pt")
+    assert (result.code, result.err) == (0, "")
+    assert "recalibrated without data" in result.out
+    new = torch.load("out.pt", weights_only=True)
+    assert any(key.endswith("running_var") for key in new)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--noise"], "need data"),
+        (["--batches", "3"], "need data"),
+        (["--tolerance", "0.1"], "need data"),
+        (["--data", "nets:loader", "--shape", "4"], "give one of the two"),
+    ],
+)
+def test_words_that_need_data_or_stand_in_for_it(refused, place, words, message):
+    assert message in refused("recalibrate", "nets:trained", "--out", "out.pt", *words)

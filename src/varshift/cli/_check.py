@@ -20,6 +20,7 @@ from varshift.cli._options import (
     EstimatorOption,
     ForwardOption,
     SeedOption,
+    ShapeOption,
     TargetArgument,
     VerboseOption,
     WeightsKeyOption,
@@ -44,21 +45,12 @@ def check(
             "--data",
             metavar="MODULE:NAME",
             help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
-            "returns one. Without it only how the network is built is checked.",
+            "returns one. Without it the placement is checked, and the shift of trained norms predicted.",
             rich_help_panel=DATA,
             show_default=False,
         ),
     ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shape",
-            metavar="C,H,W",
-            help="Without data: shape of an input without the batch dimension, once for each input.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ] = None,
+    shape: ShapeOption = None,
     batches: BatchesOption = None,
     forward: ForwardOption = None,
     loss: Annotated[
@@ -111,7 +103,7 @@ def check(
     """Find out why a network is good in `train()` and bad in `eval()`.
 
     With `--data` every norm is measured in four states and the gap between training and deployment is split
-    into its causes. Without data the network is captured and its noise is traced to its norms.
+    into its causes. Without data its noise is traced to its norms, and the shift is predicted.
 
     `varshift check nets.py:build --weights best.pt --data nets.py:loader`
 

@@ -72,6 +72,16 @@ DeviceOption = Annotated[
         show_default=False,
     ),
 ]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="C,H,W",
+        help="Without data: shape of an input without the batch dimension, once for each input.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
 ForwardOption = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,7 @@ from varshift.cli._options import (
     EstimatorOption,
     ForwardOption,
     SeedOption,
+    ShapeOption,
     TargetArgument,
     VerboseOption,
     WeightsKeyOption,
@@ -35,17 +36,6 @@ SHOWN = 30
 
 def recalibrate(
     target: TargetArgument,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="MODULE:NAME",
-            help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
-            "returns one.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -56,6 +46,18 @@ def recalibrate(
             show_default=False,
         ),
     ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="MODULE:NAME",
+            help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
+            "returns one. Without it the statistics are predicted from the weights.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    shape: ShapeOption = None,
     arg: ArgOption = None,
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
@@ -89,13 +91,19 @@ def recalibrate(
 ) -> int:
     """Give a network statistics that fit it as deployed: noise off, pooled over the data.
 
-    The weights stay as they are; only running means and variances change.
+    The weights stay as they are; only running means and variances change. Without data these are predicted.
 
     `varshift recalibrate nets.py:build --weights best.pt --data nets.py:loader --out fixed.pt`
     """
-    from varshift.cli._arguments import check_device, parse_arguments
+    from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
 
-    arguments = parse_arguments(arg)
+    arguments, shapes = parse_arguments(arg), parse_shapes(shape)
+    if data is None and (
+        noise or tolerance is not None or batches is not None or estimator != Estimator.pooled
+    ):
+        raise VarshiftError("--noise, --estimator, --tolerance and --batches need data: add --data.")
+    if data is not None and shapes is not None:
+        raise VarshiftError("--shape stands in for --data: give one of the two.")
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise VarshiftError(f"--tolerance: {tolerance} is a relative error and must be above 0.")
 
@@ -114,7 +122,8 @@ def recalibrate(
     with progress_bar() as progress:
         handle = run_recalibrate(
             network,
-            resolve_loader(data, batches),
+            None if data is None else resolve_loader(data, batches),
+            shape=shapes,
             noise=noise,
             estimator=estimator.value,
             max_batches=batches,
@@ -178,10 +187,12 @@ def _print(handle: Recalibration, *, full: bool) -> None:
             figure(layer.var_after),
             ratio(_ratio(layer)),
         )
+    source = "without data"
+    if handle.batches:
+        source = f"from {counted(handle.samples, 'sample')} in {counted(handle.batches, 'batch', 'batches')}"
     console.print(
-        f"{len(updated)} of {counted(len(handle.layers), 'norm')} recalibrated from "
-        f"{counted(handle.samples, 'sample')} in {counted(handle.batches, 'batch', 'batches')}"
-        f"{_tolerance(handle)}. Channel means:",
+        f"{len(updated)} of {counted(len(handle.layers), 'norm')} recalibrated {source}{_tolerance(handle)}. "
+        "Channel means:",
         markup=False,
     )
     if shown:
