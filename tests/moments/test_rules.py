@@ -85,6 +85,9 @@ class Drop(nn.Module):
             return x * (1 + self.rate * torch.randn_like(x))
         if self.kind == "term":
             return x + self.rate * torch.randn_like(x)
+        if self.kind == "block":
+            mask = 1 - F.max_pool2d((torch.rand_like(x) < self.rate / 9).to(x.dtype), 3, 1, 1)
+            return x * mask * (mask.numel() / mask.sum())
         keep = 1 - self.rate
         if self.kind == "mask":
             return x * (torch.rand_like(x) < keep).to(x.dtype) / keep
@@ -266,6 +269,7 @@ CASES = {
     "scaled sum": lambda: (Branches(nn.Dropout(0.4), 0.7), ()),
     "drop path": lambda: (Branches(Drop("path")), ()),
     "drop path unscaled": lambda: (Branches(Drop("unscaled path")), ()),
+    "drop block": lambda: (pair(Drop("block")), ()),
     "squeeze and excite": lambda: (Gated(), ()),
     "concat": lambda: (Joined("cat"), ()),
     "split and stack": lambda: (Joined("split"), ()),

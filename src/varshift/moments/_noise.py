@@ -10,7 +10,7 @@ from torch import Tensor
 from varshift.flow import NoiseSite
 from varshift.theory import noise_variance
 
-from ._signal import TINY, Mask, Signal
+from ._signal import Mask, Signal
 
 _TWO_POINT = ("dropout", "channel_dropout", "drop_path", "drop_block")
 _MULTIPLICATIVE = (*_TWO_POINT, "uniform", "gaussian")
@@ -46,7 +46,7 @@ def multiply(
     site: NoiseSite,
     rate: float,
     shape: tuple[int, ...],
-    mean: float,
+    mean: float | Tensor,
     drawn: Tensor | None = None,
 ) -> Signal:
     """Multiplies a signal by noise: ``nu`` is the variance of the factor relative to its mean.
@@ -58,13 +58,16 @@ def multiply(
         site: The noise site.
         rate: Its rate, which may differ from the network's.
         shape: Shape of the noise.
-        mean: Mean ``mu`` of the factor.
-        drawn: The factor as the network itself draws it, for noise whose neighbours are alike.
+        mean: Mean ``mu`` of the factor, one number or a map.
+        drawn: The factor as the network itself draws it over its mean, for noise whose neighbours are alike.
     """
     if rate <= 0:
         return x.but(mean=mean * x.mean, draw=None if x.draw is None else mean * x.draw, mask=None)
     nu = noise_variance(site.kind, rate)
-    factor = _factor(site.kind, rate, shape, x.mean) if drawn is None else _rescaled(drawn, nu)
+    if drawn is None:
+        factor = _factor(site.kind, rate, shape, x.mean)
+    else:
+        factor, nu = _rescaled(drawn, nu / noise_variance(site.kind, site.rate or rate))
     spread = x.spread()
     mask = None
     if site.kind in _TWO_POINT and site.kind != "drop_block":
@@ -125,10 +128,13 @@ def _own(x: Signal, shape: tuple[int, ...]) -> bool:
     return (x.independent or not x.noisy) and math.prod(shape) == x.mean.numel()
 
 
-def _rescaled(drawn: Tensor, nu: float) -> Tensor:
-    """The network's own draw, moved to mean 1 and stretched to variance `nu`."""
-    relative = drawn / drawn.mean().clamp_min(TINY) - 1
-    return 1 + relative * (nu / relative.square().mean().clamp_min(TINY)).sqrt()
+def _rescaled(drawn: Tensor, ratio: float) -> tuple[Tensor, float]:
+    """The network's own draw, with mean 1 and its variance times `ratio`; and that variance.
+
+    Blocks are cut off at borders and overlap, so that their variance is not that of their nominal rate.
+    """
+    relative = drawn - 1
+    return 1 + relative * ratio**0.5, ratio * float(relative.square().mean())
 
 
 def _factor(kind: str, rate: float, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
 
 Rates = Mapping[int, float]
 _DRAWS = 16  # of noise that no rule is for
+_MANY = 256  # draws from which their average is taken for the mean of each position
 _MOST_STEPS = 64  # of one hand-written noise
 _RATES = ("dropout_p", "dropout")
 
@@ -131,8 +132,13 @@ class TrainPass(Interpreter):
             mask = None if explicit else self._mask(node)
             shape = _noise.factor_shape(site, x.mean.shape, None if mask is None else tuple(mask.shape))
             if _noise.multiplies(site):
-                drawn = mask if site.kind == "drop_block" else None
-                return _noise.multiply(x, site, rate, shape, _factor_mean(site, mask), drawn)
+                mean: float | Tensor = _factor_mean(site, mask)
+                if site.kind != "drop_block" or mask is None or mask.dim() < 3:
+                    return _noise.multiply(x, site, rate, shape, mean)
+                if mask.shape[0] * mask.shape[1] >= _MANY:  # fewer blocks reach a border than the middle
+                    mean = mask.mean((0, 1), keepdim=True).clamp_min(TINY)
+                drawn = mask / (mean if isinstance(mean, Tensor) else mask.mean().clamp_min(TINY))
+                return _noise.multiply(x, site, rate, shape, mean, drawn)
             if site.additive and site.kind in ("gaussian", "uniform"):
                 return _noise.add(x, site, rate)
             if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
@@ -265,16 +271,19 @@ def _noisy_paths(flow: Flow) -> tuple[set[int], set[int], set[int]]:
     sites = {site.node for site in flow.noises}
     signal: set[int] = set()
     random: set[int] = set()
-    between: set[int] = set()
     for node in flow.nodes:
         if node.kind == "input" or any(index in signal for index in node.inputs):
             signal.add(node.index)
-        drawn = any(index in random for index in node.inputs)
-        if (node.kind == "random" or drawn) and node.index not in sites:
+        if node.index not in sites and (node.kind == "random" or any(i in random for i in node.inputs)):
             random.add(node.index)
-            if node.index in signal:
-                between.add(node.index)
-    return signal, between, random
+    ahead: set[int] = set()
+    open_ = [index for site in sites for index in flow.nodes[site].inputs]
+    while open_:
+        index = open_.pop()
+        if index in random and index not in ahead:
+            ahead.add(index)
+            open_.extend(flow.nodes[index].inputs)
+    return signal, random & signal & ahead, random
 
 
 def _factor_mean(site: NoiseSite, mask: Tensor | None) -> float:
