@@ -36,7 +36,7 @@ _CHECKSUMS = {
     "data_batch_1.npz": "a50e8b48728e1667d682a807155c375279d5ae321fb12242c02e3104a6bc8b21",
     "data_batch_2.npz": "0b825e5592c3b72ea18d6ec2ff5f5b19d33e41a75f5039054a9bb87be3cf69a0",
     "data_batch_3.npz": "c6ee1dd4601a69ec085d8ebf53ee6441775491a6839a0a9ae8fa198e88a3a429",
-    "data_batch_4.npz": "259d7111cea2647ef38012d3097230bf698e4aea43992a76d289cfe56c0ca7d1",
+    "data_batch_4.npz": "1f6b6c799cff375a9f8fae2fac909d51ee09f38a6a60eebb9e8fec6f47ddc48f",
     "data_batch_5.npz": "58e3bbf713e28357476a351d3a05d056372f94c681d04ca9d62a076fdf2a643b",
     "test_batch.npz": "177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56",
     "train_100_per_class.npz": "4e93bf40cced26dd5c5a26ad3bc70d4e1b6c179f98aaf16a07a32321e834f704",

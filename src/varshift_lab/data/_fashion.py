@@ -29,8 +29,8 @@ def fashion_mnist(folder: str | Path | None = None, *, train: bool = True, verif
     """Reads Fashion-MNIST: ``(N, 1, 28, 28)``, 60,000 images to train on and 10,000 to test with.
 
     Understood are ``train-images-idx3-ubyte`` and its three companions, plain or as ``.gz``, and
-    ``train.npz`` with ``test.npz``, in the folder or in its ``fashion_mnist``, ``fashion-mnist``, ``FashionMNIST`` or
-    ``FashionMNIST/raw``.
+    ``train.npz`` with ``test.npz``, in the folder or in its ``fashion_mnist``, ``fashion-mnist``,
+    ``FashionMNIST`` or ``FashionMNIST/raw``.
 
     Args:
         folder: Where the files are; by default the folder of data sets.

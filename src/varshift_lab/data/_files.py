@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,8 +75,9 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (*_DAMAGE, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): it is damaged or of another format. "
+            f"{path} cannot be read ({type(error).__name__}: {first}): it is damaged or of another format. "
             "Fetch it again."
         ) from error
 
@@ -105,6 +106,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         if module_name in ("numpy.core.multiarray", "numpy._core.multiarray"):
             if global_name == "_reconstruct":
                 return _RECONSTRUCT
+        elif module_name in ("numpy.core.numeric", "numpy._core.numeric"):
+            if global_name == "_frombuffer":
+                return _from_buffer
         elif module_name == "numpy" and global_name in ("ndarray", "dtype"):
             return getattr(np, global_name)
         elif (module_name, global_name) == ("_codecs", "encode"):
@@ -112,6 +116,10 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(
             f"it asks for {module_name}.{global_name}, and only arrays, bytes and dicts are read"
         )
+
+
+def _from_buffer(values: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
+    return np.frombuffer(values, dtype=dtype).reshape(shape, order=order)
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:

@@ -96,6 +96,7 @@ class Images:
         """Some of the images, normalised as all of them are."""
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.labels.device)
+            index = index if index.dtype == torch.bool else index.long()
         true = None if self.true_labels is None else self.true_labels[index]
         return replace(self, pixels=self.pixels[index], labels=self.labels[index], true_labels=true)
 
