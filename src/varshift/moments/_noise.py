@@ -71,7 +71,7 @@ def multiply(
     spread = x.spread()
     mask = None
     if site.kind in _TWO_POINT and site.kind != "drop_block":
-        mask = Mask(0.0, mean / (1 - rate), rate, x, shape=shape)
+        mask = Mask(0.0, float(mean) / (1 - rate), rate, x, shape=shape)
     return x.but(
         mean=mean * x.mean,
         variance=mean**2 * (spread * (1 + nu) + nu * x.mean.square()),
