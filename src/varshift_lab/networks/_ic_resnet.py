@@ -56,8 +56,8 @@ def ic_resnet(
         dropout: Strength of the noise, a DROP probability for dropout; see `Parts`. 0.05 is that of two
             re-implementations.
         placement: ``"ic"``: behind every norm of the branches (and of C's stem); ``"none"``: the control,
-            which has only moved its norms; others see `Parts`. Norm and activation stand in another order than in
-            the blocks that the letters were made for: B and E are where C and F are.
+            which has only moved its norms; others see `Parts`. Norm and activation stand in another order
+            than in the blocks that the letters were made for: B and E are where C and F are.
         block: ``"basic"`` or ``"bottleneck"`` (expansion 4).
         noise: Kind of noise, see `Parts`.
         norm: Kind of norm, see `Parts`.
