@@ -114,6 +114,16 @@ def test_the_place_is_that_of_the_last_batch_handed_out_after_a_break():
     assert same(list(resumed), expected[2:])
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
+def test_copies_go_on_like_the_original(copied):
+    loader = EpochLoader(numbered(), 5, augmentation=pad_crop_flip(1))
+    batches = iter(loader)
+    next(batches)
+    other = copied(loader)
+    assert same(list(other), list(batches))
+    assert same(list(other), list(loader))
+
+
 def test_an_epoch_can_be_chosen():
     first, second = (EpochLoader(numbered(), 5, augmentation=pad_crop_flip(1)) for _ in range(2))
     epoch(first)

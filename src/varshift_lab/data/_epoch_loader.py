@@ -215,6 +215,14 @@ class EpochLoader(DataLoader[Any]):
         self.seed = whole_seed(state_dict["seed"])
         self._place = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go on like the original: from the batch that was handed out last."""
+        return {**self.__dict__, "_resume": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: value for name, value in state.items() if name != "_resume"})
+        self.load_state_dict(state["_resume"])
+
 
 def _sampler(order: Any, images: Images, seed: int) -> EpochSampler:
     if isinstance(order, EpochSampler):
