@@ -548,3 +548,23 @@ def test_a_kalman_network_exports_in_training():
 def test_bad_arguments_name_argument_value_and_rule(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         small(name, **arguments)
+
+
+@pytest.mark.parametrize("variant", ["A", "B", "C"])
+def test_independent_components_shift_variances_as_much_as_was_measured_of_them(variant):
+    """Ratio of variances with noise on and off at every norm but the first, each on batch statistics."""
+    torch.manual_seed(0)
+    network = ic_resnet(20, variant=variant, dropout=0.05)
+    images = nn.functional.interpolate(torch.randn(64, 3, 8, 8), scale_factor=4.0, mode="bilinear")
+    found: dict[str, list[torch.Tensor]] = {}
+    for name in modules(network, nn.BatchNorm2d):
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: found.setdefault(name, []).append(inputs[0].var((0, 2, 3)).mean())
+        )
+    with torch.no_grad():
+        network(images)
+        for name in modules(network, nn.Dropout):
+            network.get_submodule(name).eval()
+        network(images)
+    ratios = torch.stack([noisy / clean for noisy, clean in found.values()])[1:]
+    assert 1.03 < ratios.log().mean().exp().item() < 1.12
