@@ -10,6 +10,7 @@ import argparse
 
 import torch
 
+import _contests_analytic
 import _contests_binary
 import _contests_noise
 import _contests_norms
@@ -17,7 +18,12 @@ import _contests_optim
 import _timing
 from _contest import Contest, StepContest, pass_of, saved_bytes
 
-LAYERS: list[Contest] = [*_contests_noise.LAYERS, *_contests_norms.LAYERS, *_contests_binary.LAYERS]
+LAYERS: list[Contest] = [
+    *_contests_noise.LAYERS,
+    *_contests_norms.LAYERS,
+    *_contests_binary.LAYERS,
+    *_contests_analytic.LAYERS,
+]
 STEPS: list[StepContest] = [*_contests_optim.STEPS]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import init as init
+from ._analytic_graph import AnalyticGraph as AnalyticGraph
 from ._analytic_init import analytic_init_ as analytic_init_
 from ._analytic_network import AnalyticNetwork as AnalyticNetwork
 from ._analytic_network import AnalyticResidual as AnalyticResidual
