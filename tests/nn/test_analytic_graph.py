@@ -190,3 +190,16 @@ def test_refusals():
         AnalyticGraph(Named())(x, state)
     with pytest.raises(ValueError, match="must return one signal"):
         AnalyticGraph(Spread())(x, state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_agrees_with_the_processor_on_an_accelerator(net):
+    net, x = net.double().eval(), torch.randn(3, 3, 10, 10, dtype=torch.float64)
+    net(x).pow(2).sum().backward()
+    other = copy.deepcopy(net).cuda()
+    other.zero_grad()
+    torch.testing.assert_close(other(x.cuda()).cpu(), net(x), rtol=1e-8, atol=1e-9)
+    other(x.cuda()).pow(2).sum().backward()
+    for parameter, wanted in zip(other.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad.cpu(), wanted.grad, rtol=1e-7, atol=1e-8)
