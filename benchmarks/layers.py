@@ -29,6 +29,7 @@ STEPS: list[StepContest] = [*_contests_optim.STEPS]
 
 def layer_row(contest: Contest, device: str, rounds: int, compiler: bool) -> list[str]:
     """One line of the table of layers."""
+    print(contest.name, "against", contest.peer_name, flush=True)
     eager = _timing.in_turn(
         {
             "ours": pass_of(contest.ours(), contest.shape, device),
@@ -38,6 +39,7 @@ def layer_row(contest: Contest, device: str, rounds: int, compiler: bool) -> lis
     )
     compiled = "-"
     if compiler:
+        torch.compiler.reset()  # what was compiled before counts against a limit
         try:
             both = {
                 name: pass_of(torch.compile(make()), contest.shape, device)
@@ -63,6 +65,7 @@ def layer_row(contest: Contest, device: str, rounds: int, compiler: bool) -> lis
 
 def step_row(contest: StepContest, device: str, rounds: int) -> list[str]:
     """One line of the table of optimiser parts."""
+    print(contest.name, "against", contest.peer_name, flush=True)
     seconds = _timing.in_turn({"ours": contest.ours(device), "peer": contest.peer(device)}, rounds)
     return [
         contest.name,
@@ -76,7 +79,7 @@ def main() -> None:
     """Measures all contests on the CPU, and on the GPU where there is one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of the name of the contests to measure")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--eager", action="store_true", help="leave out the compiler")
     options = parser.parse_args()
     layers = [contest for contest in LAYERS if options.only.lower() in contest.name.lower()]

@@ -22,7 +22,7 @@ def _rule(nodes: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
 
 # Enough for smooth functions up to a standard deviation of 4 (errors below 1e-6, tanh 1e-4).
 _HERMITE = _rule(*np.polynomial.hermite_e.hermegauss(128))
-_LEGENDRE = _rule(*np.polynomial.legendre.leggauss(20))
+_LEGENDRE = tuple(part.tolist() for part in np.polynomial.legendre.leggauss(20))
 
 
 def piecewise_moments(
@@ -165,7 +165,9 @@ def _density(a: Tensor) -> Tensor:
 
 
 def _owen_t(h: Tensor, a: Tensor) -> Tensor:
-    shape = (-1, *[1] * h.dim())
-    nodes, weights = (part.to(h).view(shape) for part in _LEGENDRE)
-    square = 1 + (0.5 * a * (1 + nodes)).square()
-    return (weights * torch.exp(-0.5 * h * h * square) / square).sum(0) * a / (4 * math.pi)
+    total = torch.zeros_like(h)
+    for node, weight in zip(*_LEGENDRE, strict=True):  # one by one: these may be whole maps
+        x = 0.5 * a * (1 + node)
+        square = 1 + x * x
+        total = total + weight * torch.exp(-0.5 * h * h * square) / square
+    return total * a / (4 * math.pi)
