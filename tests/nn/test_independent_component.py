@@ -324,3 +324,21 @@ def test_a_residual_network_of_depth_20():
 def test_bad_rates_are_named(drop_prob):
     with pytest.raises(ValueError, match=f"drop_prob={drop_prob}"):
         IndependentComponent2d(4, drop_prob=drop_prob)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_features": 0}, "num_features=0"),
+        ({"num_features": 4, "eps": -1.0}, "eps=-1.0"),
+        ({"num_features": 4, "momentum": 2}, "momentum=2"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        IndependentComponent2d(**arguments)
+
+
+def test_another_number_of_channels_is_named():
+    with pytest.raises(ValueError, match="3 channels .* num_features=4"):
+        IndependentComponent2d(4)(torch.randn(2, 3, 5, 5))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from varshift._arguments import between
+from varshift._arguments import between, count, non_negative
 from varshift.nn._dropout import Dropout
 
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -48,6 +48,10 @@ class _IndependentComponent(nn.Module):
         drop_prob: float = 0.05,
     ) -> None:
         super().__init__()
+        count("num_features", num_features, 1)
+        non_negative("eps", eps)
+        if momentum is not None:
+            between("momentum", momentum, 0, 1)
         self.norm = self._norm(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.noise = Dropout(between("drop_prob", drop_prob, 0, 1))
 
@@ -62,6 +66,11 @@ class _IndependentComponent(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises, and drops values in training."""
+        if input.dim() > 1 and input.shape[1] != self.num_features:
+            raise ValueError(
+                f"The input has {input.shape[1]} channels (its axis 1), but {type(self).__name__} was built "
+                f"with num_features={self.num_features}."
+            )
         return self.noise(self.norm(input))
 
     def extra_repr(self) -> str:
@@ -93,7 +102,7 @@ class IndependentComponent1d(_IndependentComponent):
         drop_prob: DROP probability in [0, 1].
 
     Raises:
-        ValueError: If `drop_prob` is outside [0, 1].
+        ValueError: If an argument is out of range, or the input has another number of channels.
 
     Example:
         >>> import torch
@@ -147,7 +156,7 @@ class IndependentComponent2d(_IndependentComponent):
             note that summarises the paper; the paper's own tables were not available.
 
     Raises:
-        ValueError: If `drop_prob` is outside [0, 1].
+        ValueError: If an argument is out of range, or the input has another number of channels.
 
     Reference:
         G. Chen, P. Chen, Y. Shi, C.-Y. Hsieh, B. Liao, S. Zhang, "Rethinking the usage of batch
@@ -186,7 +195,7 @@ class IndependentComponent3d(_IndependentComponent):
         drop_prob: DROP probability in [0, 1].
 
     Raises:
-        ValueError: If `drop_prob` is outside [0, 1].
+        ValueError: If an argument is out of range, or the input has another number of channels.
 
     Example:
         >>> import torch
