@@ -66,10 +66,11 @@ class _IndependentComponent(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises, and drops values in training."""
-        if input.dim() > 1 and input.shape[1] != self.num_features:
+        features = self.norm.num_features
+        if input.dim() > 1 and input.shape[1] != features:
             raise ValueError(
                 f"The input has {input.shape[1]} channels (its axis 1), but {type(self).__name__} was built "
-                f"with num_features={self.num_features}."
+                f"with num_features={features}."
             )
         return self.noise(self.norm(input))
 
