@@ -14,8 +14,11 @@ from ._prediction import Prediction
 
 
 def samples_for_prediction(example: Any) -> int:
-    """How many samples of an example a capture should use so that a prediction can be made of it."""
-    return sample_count(example, real=False)
+    """How many samples of an example a capture should use so that a prediction can be made of it.
+
+    A quarter of what `predict` follows: a check should not cost much more than its capture.
+    """
+    return max(sample_count(example, real=False) // 4, 2)
 
 
 def predict_captured(
