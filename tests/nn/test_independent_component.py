@@ -340,5 +340,5 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_another_number_of_channels_is_named():
-    with pytest.raises(ValueError, match="3 channels .* num_features=4"):
+    with pytest.raises(ValueError, match=r"3 channels .* num_features=4"):
         IndependentComponent2d(4)(torch.randn(2, 3, 5, 5))
