@@ -33,6 +33,7 @@ from varshift.theory import noise_variance
 from varshift_lab._trainer import TrainingSettings, train
 from varshift_lab.data import cifar10, digits, tensor_loader
 from varshift_lab.networks import preresnet
+from varshift_lab.networks._parts import DropPath
 
 Figures = dict[str, tuple[float, float]]  # ratio and local ratio of every norm
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -50,21 +51,6 @@ HEADER = [
     "local",
     "diagonal: ratio",
 ]
-
-
-class DropPath(nn.Module):
-    """Drops a branch for whole samples."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drops in training."""
-        if not self.training:
-            return x
-        keep = 1 - self.p
-        return x * x.new_empty((len(x), 1, 1, 1)).bernoulli_(keep) / keep
 
 
 def observe(net: nn.Module, images: Tensor, draws: int) -> tuple[Figures, nn.Module]:

@@ -14,7 +14,6 @@ from varshift.moments import Prediction, predict_captured, samples_for_predictio
 from varshift.probe import (
     Measurement,
     ModeFacts,
-    Norm,
     NormFacts,
     draw_batches,
     find_norms,
@@ -97,7 +96,7 @@ def check(
     known = Evidence(train=None, eval=None)
     run_rules(known, select, ignore)  # an unknown code should not cost a measurement
     norms = find_norms(network)
-    learned = any(_moved(norm) for norm in norms)
+    learned = any(norm.readable and not norm.never_moved for norm in norms)
     device = device or model_device(network)
     captured: Capture | None = None
     measurement: Measurement | None = None
@@ -147,13 +146,6 @@ def check(
         findings=run_rules(evidence, select, ignore),
         limits=(*_limits(captured, measurement), *limits),
     )
-
-
-def _moved(norm: Norm) -> bool:
-    """Whether a norm's statistics are not those of a new norm."""
-    if norm.mean.is_meta or norm.var.is_meta:
-        return False
-    return bool((norm.mean != 0).any() or (norm.var != 1).any())
 
 
 def _example(network: nn.Module, inputs: Any, shape: Any, device: torch.device | str, samples: int) -> Any:

@@ -21,7 +21,7 @@ from varshift.data import (
     prediction_score,
 )
 
-# The four histories of the notes' table of values.
+# The four histories of a table of worked values.
 HISTORIES = ((0.2, 0.4, 0.9), (0.95, 0.97, 0.99), (0.05, 0.04, 0.06), (0.3, 0.7, 0.3, 0.7))
 
 

@@ -1,4 +1,4 @@
-"""Moments behind convolutions and pools: against maps, against simulation, against the page's vectors."""
+"""Moments behind convolutions and pools: against maps, against simulation, against worked vectors."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_without_padding_it_is_the_kernel_of_the_kalman_norms():
 
 
 def test_vectors_of_a_chain():
-    """Norm, ReLU and a linear layer on the page's correlated example, the covariance left out."""
+    """Norm, ReLU and a linear layer on a correlated example, the covariance left out."""
     first = KalmanState(
         torch.tensor([0.65, -0.09], dtype=torch.float64), torch.tensor([0.725, 0.602], dtype=torch.float64)
     )

@@ -36,10 +36,11 @@ def test_a_failed_import_can_be_repeated_after_the_declaration():
 def test_it_completes_a_declaration_somebody_else_began():
     out = run(
         "import torch\n"
+        "from torch import library\n"
         "from varshift.integrations._torchvision import _SCHEMAS, _loads, declare_torchvision_operators\n"
         "if _loads():\n    print('True True')\n"
         "else:\n"
-        "    mine = torch.library.Library('torchvision', 'DEF'); mine.define(_SCHEMAS['nms'])\n"
+        "    mine = library.Library('torchvision', 'DEF'); mine.define(_SCHEMAS['nms'])\n"
         "    print(declare_torchvision_operators(), hasattr(torch.ops.torchvision, 'qnms'))\n"
     )
     assert out == ["True", "True"]
@@ -48,11 +49,12 @@ def test_it_completes_a_declaration_somebody_else_began():
 def test_it_does_nothing_without_torchvision_or_when_its_operators_are_there():
     out = run(
         "import sys, torch\n"
+        "from torch import library\n"
         "sys.modules['torchvision'] = None\n"
         "from varshift.integrations import declare_torchvision_operators as declare\n"
         "print(declare(), hasattr(torch.ops.torchvision, 'nms'))\n"
         "del sys.modules['torchvision']\n"
-        "mine = torch.library.Library('torchvision', 'DEF')\n"
+        "mine = library.Library('torchvision', 'DEF')\n"
         "mine.define('nms(Tensor a, Tensor b, float c) -> Tensor')\n"
         "mine.define('qnms(Tensor a, Tensor b, float c) -> Tensor')\n"
         "print(declare())"

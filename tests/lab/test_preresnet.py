@@ -1,4 +1,4 @@
-"""Pre-activation residual networks: the page's parameter and norm counts, and where the dropout stands."""
+"""Pre-activation residual networks: the paper's parameter and norm counts, and where the dropout stands."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.nn import functional as F
 
 import varshift as vs
@@ -255,7 +255,7 @@ def test_network_that_export_refuses():
     assert any("Export" in limit for limit in prediction.limits)
 
 
-@torch.library.custom_op("varshift_tests::doubled", mutates_args=())
+@library.custom_op("varshift_tests::doubled", mutates_args=())
 def doubled(x: torch.Tensor) -> torch.Tensor:
     if x.device.type == "cpu" and x.shape[0] > 2:
         raise RuntimeError("only two samples at a time")
@@ -403,3 +403,34 @@ def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(f"varshift.moments.{name}"))
     assert result.attempted
     assert not result.failed
+
+
+class Renamed(nn.Module):
+    """A batch norm whose statistics go by other names."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("moving_mean", torch.zeros(8))
+        self.register_buffer("moving_var", torch.ones(8))
+
+    def forward(self, x):
+        return torch.nn.functional.batch_norm(
+            x, self.moving_mean, self.moving_var, training=self.training, momentum=0.1
+        )
+
+
+def test_statistics_by_another_name_are_anchors_too():
+    def net(norm):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), norm)
+
+    plain, renamed = net(nn.BatchNorm2d(8)), net(Renamed())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _ in range(50):
+            plain(torch.randn(16, 3, 8, 8))
+    renamed[3].moving_mean.copy_(plain[3].running_mean)
+    renamed[3].moving_var.copy_(plain[3].running_var)
+    expected, layer = (predict(each, shape=(3, 8, 8)).layer("3") for each in (plain, renamed))
+    assert layer.confidence == expected.confidence == "high"
+    assert layer.ratio == pytest.approx(expected.ratio, rel=1e-5)

@@ -14,7 +14,7 @@ from varshift.nn import BatchKalmanNorm1d, BatchKalmanNorm2d, ScaledStdConv2d
 
 
 def plain(x, layer, prediction=None, p=0.9):
-    """The equation as the page writes it, in training."""
+    """The equation written plainly, in training."""
     axes, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
     mean = x.mean(axes)
     var = ((x - mean.view(shape)) ** 2).mean(axes)

@@ -13,7 +13,7 @@ from varshift.nn import GroupKalmanNorm2d
 
 
 def plain(x, layer, prediction=None, p=0.9):
-    """The page's equations, sample by sample and group by group."""
+    """The equations, sample by sample and group by group."""
     out = torch.empty_like(x)
     size = layer.num_channels // layer.num_groups
     for sample in range(len(x)):

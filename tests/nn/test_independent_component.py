@@ -267,7 +267,7 @@ def test_second_moments_are_ridged_evenly(keep):
 
 
 class Unit(nn.Module):
-    """Twice ReLU, independent component, convolution; the page's variant A, on a shortcut left alone."""
+    """Twice ReLU, independent component, convolution; variant A, on a shortcut left alone."""
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()

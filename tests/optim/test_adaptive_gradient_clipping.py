@@ -14,7 +14,7 @@ from varshift.optim import AdaptiveGradientClipping, adaptive_clip_grad_
 
 
 def plainly(weight, grad, factor, eps):
-    """The page's formula, one unit after the other."""
+    """The published formula, one unit after the other."""
     if weight.dim() <= 1:
         units = [(weight.reshape(-1), grad.reshape(-1))]
     else:

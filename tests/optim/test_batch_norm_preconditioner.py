@@ -1,4 +1,4 @@
-"""Batch norm preconditioning against the page's vectors, its identities, and life in a training loop."""
+"""Batch norm preconditioning against worked vectors, its identities, and life in a training loop."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Weight rescaling against the page's identities: same function, same path, unit norms."""
+"""Weight rescaling against its identities: same function, same path, unit norms."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from varshift.optim import WeightRescaling, find_followed_by_norm, find_scale_in
 
 
 def network(eps=1e-30, **factory):
-    """The page's set-up: conv 8 to 16, batch norm without affine, ReLU, pooling, linear."""
+    """The set-up of the toy: conv 8 to 16, batch norm without affine, ReLU, pooling, linear."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(8, 16, 3, bias=False, **factory),
@@ -75,7 +75,7 @@ class RatePerFilter(torch.optim.SGD):
 
 
 def train(interval, scale_state, matched, steps=200):
-    """Trains the filters of the page's vector 2; returns directions and accumulated factors."""
+    """Trains the filters of a toy; returns directions and accumulated factors."""
     model = network()
     layer = model[0]
     WeightRescaling([layer]).rescale_()

@@ -1,4 +1,4 @@
-"""The scalings of the independent-component layer, against enumeration and the page's checks."""
+"""The scalings of the independent-component layer, against enumeration and simulation."""
 
 import math
 

@@ -175,8 +175,7 @@ def _measured(
         if loader is None and shapes is None:
             from varshift.cli._zoo import default_shape
 
-            shape = default_shape(target, network)
-            shapes = [shape] if shape else None
+            shapes = [known] if (known := default_shape(target, network)) else None
         with progress_bar() as progress:
             return run_check(
                 network,

@@ -119,6 +119,10 @@ def recalibrate(
 
     network, checkpoint, names = load_network(target, arguments, weights, weights_key, device, seed=seed)
     before = _buffers(network)
+    if data is None and shapes is None:
+        from varshift.cli._zoo import default_shape
+
+        shapes = [known] if (known := default_shape(target, network)) else None
     with progress_bar() as progress:
         handle = run_recalibrate(
             network,

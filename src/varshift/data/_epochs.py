@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -92,7 +93,7 @@ class EpochPass(Iterator[int]):
         return index
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(Sampler[int], ABC):
     """A sampler that counts its epochs by itself and can be resumed exactly.
 
     A subclass sets `seed`, `epoch` (the next one) and says what the indices of an epoch are.
@@ -103,13 +104,13 @@ class EpochSampler(Sampler[int]):
     _position: int = 0
     _running: EpochPass | None = None
 
+    @abstractmethod
     def _indices(self, epoch: int) -> Tensor:
         """The indices that this process draws in an epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _samples(self) -> int:
         """Number of samples of the data set."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[int]:
         """The indices of the next epoch."""

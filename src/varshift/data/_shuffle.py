@@ -51,7 +51,7 @@ class RandomReshuffleSampler(_ShuffleSampler):
         ValueError: If the data set is empty or has no length, or both a seed and a generator are given.
 
     Reference: Wu, Yun and Sra (ICML 2023), "On the training instability of shuffling SGD with batch
-    normalization", section 2 of the notes this was built from (RR).
+    normalization", arXiv 2302.12444 (RR).
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -89,7 +89,7 @@ class SingleShuffleSampler(_ShuffleSampler):
         ValueError: If the data set is empty or has no length, or both a seed and a generator are given.
 
     Reference: Wu, Yun and Sra (ICML 2023), "On the training instability of shuffling SGD with batch
-    normalization", section 2 of the notes this was built from (SS).
+    normalization", arXiv 2302.12444 (SS).
 
     Example:
         >>> from varshift.data import SingleShuffleSampler

@@ -116,7 +116,7 @@ class DistributedRandomReshuffleSampler(_DistributedShuffleSampler):
             the rank is not below the number of processes.
 
     Reference: Wu, Yun and Sra (ICML 2023), "On the training instability of shuffling SGD with batch
-    normalization", section 8 of the notes this was built from.
+    normalization", arXiv 2302.12444.
 
     Example:
         >>> from varshift.data import DistributedRandomReshuffleSampler

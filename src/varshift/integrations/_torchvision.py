@@ -7,6 +7,7 @@ import importlib.util
 import threading
 
 import torch
+from torch import library
 
 # What torchvision's own Python files refer to while they are imported.
 _SCHEMAS = {
@@ -15,7 +16,7 @@ _SCHEMAS = {
 }
 
 _lock = threading.Lock()
-_declared: list[torch.library.Library] = []
+_declared: list[library.Library] = []
 
 
 def declare_torchvision_operators() -> bool:
@@ -74,8 +75,8 @@ def _loads() -> bool:
     return False
 
 
-def _library() -> torch.library.Library:
+def _library() -> library.Library:
     try:
-        return torch.library.Library("torchvision", "DEF")
+        return library.Library("torchvision", "DEF")
     except RuntimeError:  # the namespace is taken: somebody else declared a part of it
-        return torch.library.Library("torchvision", "FRAGMENT")
+        return library.Library("torchvision", "FRAGMENT")

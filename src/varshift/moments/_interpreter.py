@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ class Unknown:
 
 
 @dataclass(slots=True)
-class Interpreter:
+class Interpreter(ABC):
     """Walks a Flow and keeps the value of every node for as long as something reads it."""
 
     flow: Flow
@@ -89,9 +90,9 @@ class Interpreter:
         if writes_in_place(node) and node.args and isinstance(node.args[0], Ref):
             self.values[node.args[0].index] = result
 
+    @abstractmethod
     def call(self, node: Node) -> Any:
         """The result of a call."""
-        raise NotImplementedError
 
     def operands(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments with the values of other nodes filled in."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from varshift._batches import Forward, batch_size, map_tensors, take_samples
 from varshift._errors import DataError, ModelError
-from varshift.flow import Capture, Flow, NoiseSite, capture, unwrap
+from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, capture, unwrap
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor
@@ -20,6 +20,7 @@ from ._clean_pass import CleanPass
 from ._fields import made_up_input
 from ._interpreter import wide
 from ._noise import multiplies
+from ._operators import UnknownOperator, bound
 from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
 from ._train_pass import TrainPass
 
@@ -287,8 +288,7 @@ def _trusted(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:
     """Norms whose statistics have been learned: not still exactly 0 and 1, finite, and positive."""
     found = set()
     for site in flow.norms:
-        prefix = f"{site.name}." if site.name else ""
-        mean, variance = tensors.get(f"{prefix}running_mean"), tensors.get(f"{prefix}running_var")
+        mean, variance = (tensors.get(_buffer(flow, site, name)) for name in ("running_mean", "running_var"))
         if mean is None or variance is None:
             continue
         moved = bool((mean != 0).any() or (variance != 1).any())
@@ -296,6 +296,17 @@ def _trusted(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:
         if moved and sound:
             found.add(site.name)
     return frozenset(found)
+
+
+def _buffer(flow: Flow, site: NormSite, argument: str) -> str:
+    """Name of the buffer that a norm is handed as its running mean or variance."""
+    node = flow.nodes[site.calls[0]]
+    try:
+        given = bound(node).get(argument)
+    except UnknownOperator:
+        given = None
+    target = flow.nodes[given.index].target if isinstance(given, Ref) else None
+    return target or (f"{site.name}.{argument}" if site.name else argument)
 
 
 def _layers(

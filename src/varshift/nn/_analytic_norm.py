@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
 from varshift._arguments import count, non_negative
 from varshift.functional import KalmanState, analytic_norm
 
+from ._shapes import require_axes
 
-class AnalyticModule(nn.Module):
+
+class AnalyticModule(nn.Module, ABC):
     """Base of modules whose `forward` takes a signal and its moments, and returns both behind the module.
 
     `varshift.nn.propagate` and `varshift.nn.AnalyticNetwork` hand such a module its state. Derive from it for
@@ -32,9 +36,9 @@ class AnalyticModule(nn.Module):
         torch.Size([4, 2])
     """
 
+    @abstractmethod
     def forward(self, x: torch.Tensor, state: KalmanState) -> tuple[torch.Tensor, KalmanState]:
         """The signal and its moments behind the module."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x, state).")
 
 
 class _AnalyticNorm(AnalyticModule):
@@ -81,12 +85,7 @@ class _AnalyticNorm(AnalyticModule):
         Returns:
             The normalised signal and its moments.
         """
-        if x.dim() not in self._axes or x.shape[1] != self.num_features:
-            axes = " or ".join(str(number) for number in self._axes)
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} must have {axes} axes and {self.num_features} channels "
-                "on axis 1."
-            )
+        require_axes(x, self._axes, self.num_features)
         return analytic_norm(x, state, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ from varshift.functional import KalmanState, batch_kalman_norm
 
 from ._kalman_norm import KalmanNorm
 from ._kalman_transition import TRANSITIONS, KalmanTransition
+from ._shapes import require_axes
 
 
 class _BatchKalmanNorm(KalmanNorm):
@@ -91,12 +92,7 @@ class _BatchKalmanNorm(KalmanNorm):
         Returns:
             The normalised signal and the state for the next norm.
         """
-        if x.dim() not in self._axes or x.shape[1] != self.num_features:
-            axes = " or ".join(str(number) for number in self._axes)
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} must have {axes} axes and {self.num_features} channels "
-                "on axis 1."
-            )
+        require_axes(x, self._axes, self.num_features)
         prediction, momentum = None, self.momentum
         if self.training and x.numel():
             prediction = self.transition(state, layer, tuple(x.shape[2:]))

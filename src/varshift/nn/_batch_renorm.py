@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from varshift._arguments import between, count, non_negative, positive
 from varshift.functional import batch_renorm
 
+from ._shapes import require_features
+
 
 @dataclass(frozen=True)
 class RenormClipping:
@@ -110,11 +112,7 @@ class _BatchRenorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises."""
         self._check_input_dim(input)
-        if input.shape[1] != self.num_features:
-            raise ValueError(
-                f"The input has {input.shape[1]} channels (its axis 1), but {type(self).__name__} was built "
-                f"with num_features={self.num_features}."
-            )
+        require_features(self, input, self.num_features)
         mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
         if not self.training:
             batch = mean is None and var is None

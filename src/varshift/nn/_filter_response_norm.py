@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from varshift._arguments import count, finite, non_negative
 from varshift.functional import filter_response_norm, thresholded_linear_unit
 
+from ._shapes import require_features
+
 
 class _FilterResponseNorm(nn.Module):
     """What the layers share; a subclass says which inputs it takes."""
@@ -56,11 +58,7 @@ class _FilterResponseNorm(nn.Module):
         """Normalises; the same in training and in evaluation."""
         if x.dim() not in self._dimensions:
             raise ValueError(f"{type(self).__name__} takes {self._shapes}, but the input is {x.dim()}-D.")
-        if x.shape[1] != self.num_features:
-            raise ValueError(
-                f"The input has {x.shape[1]} channels (its axis 1), but {type(self).__name__} was built with "
-                f"num_features={self.num_features}."
-            )
+        require_features(self, x, self.num_features)
         return filter_response_norm(x, self.weight, self.bias, self.tau, self.eps, self.learned_eps)
 
     def extra_repr(self) -> str:

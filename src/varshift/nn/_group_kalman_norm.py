@@ -10,6 +10,7 @@ from varshift.functional import KalmanState, group_kalman_norm
 
 from ._kalman_norm import KalmanNorm
 from ._kalman_transition import TRANSITIONS, KalmanTransition
+from ._shapes import require_axes
 
 
 class GroupKalmanNorm2d(KalmanNorm):
@@ -126,10 +127,7 @@ class GroupKalmanNorm2d(KalmanNorm):
         Returns:
             The normalised signal and the state for the next norm.
         """
-        if x.dim() != 4 or x.shape[1] != self.num_channels:
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} must have 4 axes and {self.num_channels} channels on axis 1."
-            )
+        require_axes(x, (4,), self.num_channels)
         prediction = self.transition(state, layer, tuple(x.shape[2:]), self.num_groups)
         y, own = group_kalman_norm(
             x,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from varshift._arguments import between, count, non_negative
 from varshift.nn._dropout import Dropout
+from varshift.nn._shapes import require_features
 
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -66,12 +67,8 @@ class _IndependentComponent(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises, and drops values in training."""
-        features = self.norm.num_features
-        if input.dim() > 1 and input.shape[1] != features:
-            raise ValueError(
-                f"The input has {input.shape[1]} channels (its axis 1), but {type(self).__name__} was built "
-                f"with num_features={features}."
-            )
+        if input.dim() > 1:  # of another number of axes the norm complains itself
+            require_features(self, input, self.norm.num_features)
         return self.noise(self.norm(input))
 
     def extra_repr(self) -> str:

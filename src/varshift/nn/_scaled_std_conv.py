@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,7 +15,7 @@ from varshift.functional import activation_gain, scaled_std_weight
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
-class StandardisedConv2d(nn.Conv2d):
+class StandardisedConv2d(nn.Conv2d, ABC):
     """Base of the convolutions that compute their weight from a latent one with a learned gain per filter."""
 
     gain: nn.Parameter | None
@@ -75,9 +76,9 @@ class StandardisedConv2d(nn.Conv2d):
         if getattr(self, "gain", None) is not None:  # torch calls this before there is one
             nn.init.ones_(self.gain)  # pyright: ignore[reportArgumentType]
 
+    @abstractmethod
     def effective_weight(self) -> torch.Tensor:
         """The weight that the convolution uses."""
-        raise NotImplementedError
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolves the input."""

@@ -9,7 +9,6 @@ from varshift.probe._measure import measure as measure
 from varshift.probe._modes import mode_facts as mode_facts
 from varshift.probe._network import network_of as network_of
 from varshift.probe._network import require_values as require_values
-from varshift.probe._norms import Norm as Norm
 from varshift.probe._norms import find_norms as find_norms
 from varshift.probe._norms import norm_facts as norm_facts
 from varshift.probe._pass import Progress as Progress

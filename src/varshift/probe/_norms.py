@@ -56,6 +56,16 @@ class Norm:
         return getattr(self.module, self.var_name)
 
     @property
+    def readable(self) -> bool:
+        """Whether the statistics have values at all."""
+        return not (self.mean.is_meta or self.var.is_meta)
+
+    @property
+    def never_moved(self) -> bool:
+        """Whether the statistics are those of a new norm, exactly 0 and 1; False without values."""
+        return self.readable and bool((self.mean == 0).all()) and bool((self.var == 1).all())
+
+    @property
     def channels(self) -> int:
         """Number of channels."""
         return self.mean.numel()
@@ -124,7 +134,7 @@ def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
     eps = float(getattr(module, "eps", 0.0) or 0.0)
     counter = getattr(module, "num_batches_tracked", None)
     parameters = list(module.parameters(recurse=False))
-    readable = not (norm.mean.is_meta or norm.var.is_meta)
+    readable = norm.readable
     mean = norm.mean.detach().reshape(-1).cpu().double() if readable else torch.zeros(0)
     var = norm.var.detach().reshape(-1).cpu().double() if readable else torch.zeros(0)
     finite = torch.isfinite(var)
@@ -137,7 +147,7 @@ def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
         momentum=norm.momentum,
         dtype=str(norm.var.dtype).removeprefix("torch."),
         batches_tracked=int(counter) if isinstance(counter, Tensor) and not counter.is_meta else None,
-        never_moved=readable and bool((mean == 0).all()) and bool((var == 1).all()),
+        never_moved=norm.never_moved,
         nonfinite=int((~(finite & torch.isfinite(mean))).sum()) if readable else 0,
         negative=int((finite_var < 0).sum()),
         collapsed=int(((finite_var >= 0) & (finite_var < 100 * eps)).sum()),

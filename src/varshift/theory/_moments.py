@@ -52,8 +52,7 @@ def relu_moments(mean: float = 0.0, std: float = 1.0) -> Moments:
         E[max(z, 0)]    = mean Phi(a) + std phi(a)
         E[max(z, 0)**2] = (mean**2 + std**2) Phi(a) + mean std phi(a)
 
-    For the standard normal: mean ``1 / sqrt(2 pi)`` = 0.398942, variance ``1/2 - 1/(2 pi)`` = 0.340845
-    (variance shift, test vectors A-8 and A-9; the dossier of residual positions calls it half-normal).
+    For the standard normal: mean ``1 / sqrt(2 pi)`` = 0.398942, variance ``1/2 - 1/(2 pi)`` = 0.340845.
 
     Args:
         mean: Mean before rectification.
