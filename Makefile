@@ -14,7 +14,7 @@ setup: $(READY) ## Make the virtual environment
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-cache-dir --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet --no-cache-dir -c constraints.txt --editable ".[lab,zoo]" --group dev --group docs
+	$(BIN)/python -m pip install --quiet --no-cache-dir -c constraints.txt --editable ".[lab,ray,slurm,tensorboard,zoo]" --group dev --group docs
 	@touch $@
 
 demo: $(READY) ## Train a sick and a healthy network, check both, cure the sick one
