@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -24,18 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import varshift as vs
+from _diagonal import Diagonal, Figures
+from _networks import RECIPES, cifar_network, digits_network, folder
 from _timing import in_turn, ratio, show, table, write
-from varshift.flow import Flow, Node, Ref
 from varshift.integrations import declare_torchvision_operators
-from varshift.moments import _elementwise
-from varshift.moments._operators import base_name, bound
-from varshift.theory import noise_variance
-from varshift_lab._trainer import TrainingSettings, train
-from varshift_lab.data import cifar10, digits, tensor_loader
-from varshift_lab.networks import preresnet
-from varshift_lab.networks._parts import DropPath
+from varshift_lab.data import cifar10, digits
 
-Figures = dict[str, tuple[float, float]]  # ratio and local ratio of every norm
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 HEADER = [
     "network",
@@ -102,104 +94,6 @@ def observe(net: nn.Module, images: Tensor, draws: int) -> tuple[Figures, nn.Mod
     }, net
 
 
-class Diagonal:
-    """The papers' propagation: one mean and one variance per channel, all units independent.
-
-    Three views are carried: in training with its noise, in `eval`, and in `clean`.
-    """
-
-    def __init__(self, net: nn.Module, flow: Flow, images: Tensor) -> None:
-        self.flow = flow
-        self.tensors = dict(net.named_parameters()) | dict(net.named_buffers())
-        self.values: dict[int, Any] = {}
-        self.figures: Figures = {}
-        self.start = (images.mean((0, 2, 3)).double(), images.var((0, 2, 3)).double())
-        self.norms = {index: site.name for site in flow.norms for index in site.calls}
-        self.sites = {site.node: site for site in flow.noises}
-
-    def run(self) -> Figures:
-        """Ratio and local ratio of all norms."""
-        with torch.no_grad():
-            for node in self.flow.nodes:
-                if node.kind == "input":
-                    self.values[node.index] = (self.start,) * 3
-                elif node.kind in ("parameter", "buffer"):
-                    self.values[node.index] = self.tensors[node.target or ""].detach().double()
-                elif node.kind != "output":
-                    self.values[node.index] = self._call(node)
-        return self.figures
-
-    def _call(self, node: Node) -> Any:
-        named = {key: self._fill(value) for key, value in bound(node).items()}
-        views = [value for value in named.values() if _is_views(value)]
-        listed = [
-            value for value in named.values() if isinstance(value, (list, tuple)) and not _is_views(value)
-        ]
-        name = base_name(node)
-        if node.index in self.sites:
-            found = [self.values[i] for i in node.inputs if _is_views(self.values.get(i))]
-            site = self.sites[node.index]
-            mean, variance = found[0][0]
-            noise = noise_variance(site.kind, site.rate or 0.0)
-            return ((mean, variance + noise * (variance + mean * mean)), *found[0][1:])
-        if node.index in self.norms:
-            return self._norm(self.norms[node.index], views[0], named)
-        if name in ("conv2d", "linear"):
-            return tuple(self._weight(view, named) for view in views[0])
-        if name == "add" and len(views) == 2:
-            return tuple((a[0] + b[0], a[1] + b[1]) for a, b in zip(*views, strict=True))
-        if name == "cat":
-            parts = next(value for value in listed if value and _is_views(value[0]))
-            return tuple(
-                (torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
-                for i in range(3)
-            )
-        if not views:
-            return None
-        if name in ("avg_pool2d", "adaptive_avg_pool2d", "mean"):
-            before = self.flow.nodes[node.inputs[0]].shape or (1, 1, 1, 1)
-            after = (*(node.shape or ()), 1, 1)[2:4]
-            share = float(np.prod(after) / np.prod(before[2:]))
-            return tuple((mean, variance * share) for mean, variance in views[0])
-        if name in _elementwise.CLOSED_FORMS:
-            rule = _elementwise.CLOSED_FORMS[name]
-            return tuple(rule(mean, variance, named) for mean, variance in views[0])
-        return views[0]  # views of the same values, and max-pooling, which the papers treat by a chain
-
-    def _fill(self, value: Any) -> Any:
-        if isinstance(value, Ref):
-            return self.values.get(value.index)
-        if isinstance(value, (list, tuple)):
-            return [self._fill(item) for item in value]
-        return value
-
-    def _weight(self, view: tuple[Tensor, Tensor], named: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        weight, bias = named["weight"], named.get("bias")
-        if weight.dim() == 2:
-            mean, variance = F.linear(view[0], weight), F.linear(view[1], weight.square())
-        else:
-            groups, wide = int(named.get("groups", 1)), [part[None, :, None, None] for part in view]
-            first = F.conv2d(wide[0], weight.sum((2, 3), keepdim=True), groups=groups)
-            second = F.conv2d(wide[1], weight.square().sum((2, 3), keepdim=True), groups=groups)
-            mean, variance = first.flatten(), second.flatten()
-        return (mean if bias is None else mean + bias), variance
-
-    def _norm(self, name: str, views: Any, named: Mapping[str, Any]) -> Any:
-        (mean, learned), deployed, clean = views
-        size = float(learned.mean())
-        self.figures[name] = (float(deployed[1].mean()) / size, float(clean[1].mean()) / size)
-        eps = float(named["eps"])
-        found = []
-        for view, (centre, spread) in ((views[0], views[0]), (deployed, (mean, learned)), (clean, clean)):
-            scale = named["weight"] * (spread + eps).rsqrt()
-            found.append(((view[0] - centre) * scale + named["bias"], view[1] * scale.square()))
-        return tuple(found)
-
-
-def _is_views(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 3 and isinstance(value[0], tuple)
-
-
 def compare(name: str, net: nn.Module, truth: Tensor, few: Tensor) -> list[str]:
     """One row: errors of the ratio (and of the local ratio) over all norms that noise reaches.
 
@@ -246,23 +140,13 @@ def errors(figures: Figures, measured: Figures, names: Iterable[str], which: int
     return f"{np.median(found):.1%} / {np.quantile(found, 0.95):.1%}" if found else "none"
 
 
-def trained(net: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
-    """A network after some epochs."""
-    torch.manual_seed(0)
-    loader = tensor_loader(images, labels, 64, shuffle=True, drop_last=True)
-    train(net, loader, TrainingSettings(epochs=epochs, learning_rate=0.1, weight_decay=5e-4))
-    return net
-
-
 def run_digits(quick: bool) -> list[list[str]]:
     """PreResNet-20 of width 8 with dropout (a) and (b)."""
     data = digits()
     rows = []
     for placement in ("a", "b"):
         for rate in (0.3,) if quick else (0.1, 0.3, 0.5):
-            torch.manual_seed(0)
-            net = preresnet(20, 10, dropout=rate, placement=placement, in_channels=1, width=8)
-            trained(net, data.train_images, data.train_labels, 4 if quick else 12)
+            net = digits_network(placement, rate, quick)
             few = data.train_images[:256]
             rows.append(
                 compare(f"digits PreResNet-20, ({placement}) {rate}", net, data.train_images[256:], few)
@@ -270,102 +154,13 @@ def run_digits(quick: bool) -> list[list[str]]:
     return rows
 
 
-def _swapped(net: nn.Module, make: Callable[[float], nn.Module]) -> nn.Module:
-    """The same network with another kind of noise in place of its dropout."""
-    for name, module in list(net.named_modules()):
-        if type(module) is nn.Dropout:
-            parent, _, child = name.rpartition(".")
-            setattr(net.get_submodule(parent), child, make(module.p))
-    return net
-
-
-def _with_drop_path(net: nn.Module, rate: float) -> nn.Module:
-    for stage in net.stages:
-        for block in stage:
-            block.conv2 = nn.Sequential(block.conv2, DropPath(rate))
-    return net
-
-
-class DenseNet(nn.Module):
-    """Three dense blocks of ``norm relu conv dropout``, as in DenseNet-BC without bottlenecks."""
-
-    def __init__(self, layers: int, growth: int, dropout: float) -> None:
-        super().__init__()
-        channels = 2 * growth
-        stages: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
-        for stage in range(3):
-            for _ in range(layers):
-                stages.append(_DenseLayer(channels, growth, dropout))
-                channels += growth
-            if stage < 2:
-                stages += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 1)]
-                stages += [nn.Dropout(dropout), nn.AvgPool2d(2)]
-        head = [
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(channels, 10),
-        ]
-        self.layers = nn.Sequential(*stages, *head)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
-        return self.layers(x)
-
-
-class _DenseLayer(nn.Module):
-    def __init__(self, channels: int, growth: int, dropout: float) -> None:
-        super().__init__()
-        self.norm, self.conv = nn.BatchNorm2d(channels), nn.Conv2d(channels, growth, 3, padding=1, bias=False)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.drop(self.conv(F.relu(self.norm(x))))], 1)
-
-
-def vgg(dropout: float) -> nn.Module:
-    """A VGG with batch norm and dropout behind its activations, at a quarter of the width."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in (16, 16, 0, 32, 32, 0, 64, 64, 64, 0, 128, 128):
-        if width == 0:
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-        ]
-        channels = width
-    return nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
-
-
 def run_cifar(quick: bool) -> list[list[str]]:
     """Networks trained for some epochs on a part of CIFAR-10."""
-    data = cifar10(_folder(), batches=1)
-    count = 1024 if quick else 5120
-    images, labels = data.normalised()[:count], data.labels[:count]
-    others = data.normalised()[-1280:]
-    nets: dict[str, Callable[[], nn.Module]] = {
-        "PreResNet-20, (b) .3": lambda: preresnet(20, 10, dropout=0.3, placement="b"),
-        "PreResNet-20, channel dropout .1": lambda: _swapped(
-            preresnet(20, 10, dropout=0.1, placement="b"), nn.Dropout2d
-        ),
-        "PreResNet-20, drop path .2": lambda: _with_drop_path(preresnet(20, 10), 0.2),
-        "wide PreResNet-14, width 32, (b) .3": lambda: preresnet(
-            14, 10, dropout=0.3, placement="b", width=32
-        ),
-        "DenseNet, 3 x 5 layers, growth 12, .2": lambda: DenseNet(5, 12, 0.2),
-        "VGG with norms, width 16, .2": lambda: vgg(0.2),
-    }
-    rows = []
-    for name, make in nets.items():
-        torch.manual_seed(0)
-        net = trained(make(), images, labels, 1 if quick else 2)
-        rows.append(compare(f"CIFAR-10 {name}", net, others[:1024], others[1024:]))
-    return rows
+    others = cifar10(folder(), batches=1).normalised()[-1280:]
+    return [
+        compare(f"CIFAR-10 {name}", cifar_network(name, quick), others[:1024], others[1024:])
+        for name in list(RECIPES)[: 1 if quick else None]
+    ]
 
 
 ZOO: dict[str, dict[str, float]] = {
@@ -397,7 +192,7 @@ def run_zoo(quick: bool) -> list[list[str]]:
     declare_torchvision_operators()
     import timm
 
-    images = cifar10(_folder(), batches=1).normalised()[:384]
+    images = cifar10(folder(), batches=1).normalised()[:384]
     images = F.interpolate(images, size=64, mode="bilinear")
     rows = []
     for name, noise in list(ZOO.items())[: 2 if quick else None]:
@@ -441,11 +236,6 @@ def run_cost(quick: bool) -> list[list[str]]:
     row += [show(ratio(seconds, above, "forward")) for above in ("predict", "what_if")]
     print(" | ".join(row), flush=True)
     return [row]
-
-
-def _folder() -> Path:
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    return Path(os.environ.get("VARSHIFT_DATA", default)) / "cifar10"
 
 
 TEXT = (
