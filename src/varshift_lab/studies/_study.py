@@ -109,6 +109,8 @@ class Panel:
         y_label: Label of the vertical axis.
         kind: Lines, bars, or points without lines.
         log_y: Logarithmic vertical axis.
+        picture: An image drawn beside the axes: a measurement of rows of pixels, each a grey value or a list
+            of three, from 0 to 1. That of the first seed is shown.
     """
 
     title: str
@@ -117,6 +119,7 @@ class Panel:
     y_label: str
     kind: Literal["lines", "bars", "points"] = "lines"
     log_y: bool = False
+    picture: Series | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,10 @@ class Figure:
 
     def series(self) -> Iterator[Series]:
         """All that it needs."""
-        return (one for panel in self.panels for curve in panel.curves for one in curve.series)
+        for panel in self.panels:
+            yield from (one for curve in panel.curves for one in curve.series)
+            if panel.picture is not None:
+                yield panel.picture
 
 
 @dataclass(frozen=True, slots=True)
