@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from varshift import nn as parts
 
 from ._placement import BRANCH, check_placement
+from ._split_norm import SplitBatchNorm2d, SplitBatchRenorm2d
 
 NoiseKind = Literal["dropout", "channel", "uniform", "gaussian"]
 NormKind = Literal["batch", "frn", "kalman", "group", "renorm", "none"]
@@ -23,6 +24,9 @@ Norm = NormKind | Callable[[int], nn.Module]
 
 NOISES = ("dropout", "channel", "uniform", "gaussian")
 NORMS = ("batch", "frn", "kalman", "group", "renorm", "none")
+
+# Batch norms of slices of the batch, for maps; batch Kalman norm has its own.
+_SPLIT_NORMS = {"batch": SplitBatchNorm2d, "renorm": SplitBatchRenorm2d}
 
 _GROUPS = 4  # the group norm that batch Kalman normalisation was compared with
 
@@ -44,7 +48,8 @@ class Parts:
             behind it), ``"kalman"`` (batch Kalman norm, with the state handed along), ``"group"``,
             ``"renorm"``, ``"none"``, or a function of the number of channels that makes the layer.
         norm_options: Keyword arguments of the norm's class; for ``"group"`` ``num_groups`` (4), of which each
-            norm takes the greatest common divisor with its channels.
+            norm takes the greatest common divisor with its channels; for ``"batch"``, ``"renorm"`` and
+            ``"kalman"`` ``splits``: slices of the batch that are normalised each for itself.
         placements: What placements this network knows.
         norms: What norms this network knows.
 
@@ -122,6 +127,10 @@ class Parts:
             options = {"transition": "identity", **options}
         if self.norm == "frn" and not dimensions:
             options = {"learn_eps": True, **options}
+        if self.norm in _SPLIT_NORMS and dimensions and options.get("splits", 1) != 1:
+            return _SPLIT_NORMS[self.norm](channels, **options)
+        if self.norm in _SPLIT_NORMS:
+            options.pop("splits", None)
         kind = {
             "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
             "renorm": (parts.BatchRenorm1d, parts.BatchRenorm2d),
