@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Interpreter(ABC):
     values: dict[int, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     norm_at: dict[int, tuple[NormSite, int]] = field(default_factory=dict)
+    watch: Callable[[Node], None] | None = None
 
     def __post_init__(self) -> None:
         self.norm_at = {
@@ -60,6 +61,8 @@ class Interpreter(ABC):
                 self.values[node.index] = node.value if isinstance(node.value, Tensor) else Unknown()
             elif node.kind != "output":
                 self._call(node)
+            if self.watch is not None:
+                self.watch(node)
             for index in last.get(node.index, ()):
                 if index not in kept:
                     self.values.pop(index, None)

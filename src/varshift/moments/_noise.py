@@ -14,7 +14,7 @@ from ._signal import Mask, Signal
 
 _TWO_POINT = ("dropout", "channel_dropout", "drop_path", "drop_block")
 _MULTIPLICATIVE = (*_TWO_POINT, "uniform", "gaussian")
-_ALPHA = -1.7580993408473766  # what alpha dropout puts in place of a dropped unit
+ALPHA = -1.7580993408473766  # what alpha dropout puts in place of a dropped unit
 _MANY = 64  # values of one draw from which chance needs no help
 
 
@@ -101,14 +101,14 @@ def add(x: Signal, site: NoiseSite, rate: float) -> Signal:
 def alpha_dropout(x: Signal, rate: float, shape: tuple[int, ...]) -> Signal:
     """Alpha dropout: dropped units take a negative value; mean 0 and variance 1 are kept by an affine map."""
     keep = 1 - rate
-    scale = (keep + _ALPHA**2 * keep * rate) ** -0.5
-    shift = -scale * rate * _ALPHA
+    scale = (keep + ALPHA**2 * keep * rate) ** -0.5
+    shift = -scale * rate * ALPHA
     kept = (torch.rand(shape, device=x.mean.device) < keep).to(x.mean.dtype)
     spread = x.spread()
-    inner = keep * x.mean + rate * _ALPHA
-    second = keep * (spread + x.mean.square()) + rate * _ALPHA**2
+    inner = keep * x.mean + rate * ALPHA
+    second = keep * (spread + x.mean.square()) + rate * ALPHA**2
     mean = scale * inner + shift
-    total = scale * (kept * x.total + (1 - kept) * _ALPHA) + shift
+    total = scale * (kept * x.total + (1 - kept) * ALPHA) + shift
     return x.but(
         mean=mean,
         variance=scale**2 * (second - inner.square()).clamp_min(0),

@@ -43,7 +43,7 @@ _KEEPS_ELEMENTS = (
 _REPEATS = EXPANSIONS | INDEXING | frozenset(["unfold", "im2col", "reflection_pad1d", "reflection_pad2d"])
 _PAIRS = 4  # of draws with opposite signs for operations without a rule
 # Listed with the elementwise functions, but no function of one value alone, or with a result that is none.
-_NOT_ELEMENTWISE = (
+NOT_ELEMENTWISE = (
     SUMS
     | PRODUCTS
     | COMPARISONS
@@ -118,7 +118,7 @@ def propagate(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0][args[1]]  # one of the results of an operation with several
     call = Call(node, args, kwargs)
     found = REGISTRY.get(name)
-    if found is None and name in ACTIVATIONS - _NOT_ELEMENTWISE and len(call.signals) == 1:
+    if found is None and name in ACTIVATIONS - NOT_ELEMENTWISE and len(call.signals) == 1:
         found = _activation
     return found(node, call) if found else _by_difference(node, call)
 

@@ -56,7 +56,7 @@ class TrainPass(Interpreter):
         self.rates, self.frozen = rates or {}, frozen or {}
         self.anchors: dict[tuple[str, int], Anchor] = {}
         self.untreated: dict[int, NoiseSite] = {}
-        self._sites = {site.node: (place, site) for place, site in enumerate(flow.noises)}
+        self.sites = {site.node: (place, site) for place, site in enumerate(flow.noises)}
         self._signals, self._noisy_paths, self._random = _noisy_paths(flow)
 
     def kept(self) -> set[int]:
@@ -68,8 +68,8 @@ class TrainPass(Interpreter):
         return Signal(x, floating=self.made_up) if x.is_floating_point() else x
 
     def call(self, node: Node) -> Any:
-        if node.index in self._sites:
-            return self._noise_site(node, *self._sites[node.index])
+        if node.index in self.sites:
+            return self._noise_site(node, *self.sites[node.index])
         if node.index in self._noisy_paths:
             return Unknown()  # lies between a source of random numbers and the site that uses it
         if node.index in self.norm_at and base_name(node) in BATCH_NORMS:
@@ -124,7 +124,7 @@ class TrainPass(Interpreter):
         rate = self.rates.get(place, site.rate)
         if site.kind in ("attention_dropout", "recurrent_dropout") and base_name(node) in DROPOUT:
             site = replace(site, kind="dropout")
-        sources = self._frontier(node)
+        sources = self.frontier(node)
         explicit = not any(index in self._random for index in node.inputs)
         signals = [self.values[i] for i in sources if isinstance(self.values.get(i), Signal)]
         if len(signals) == 1 and rate is not None and tuple(signals[0].mean.shape) == node.shape:
@@ -212,7 +212,7 @@ class TrainPass(Interpreter):
             open_.extend(i for i in self.flow.nodes[index].inputs if i in self._random)
         return sorted(found)
 
-    def _frontier(self, node: Node) -> list[int]:
+    def frontier(self, node: Node) -> list[int]:
         """The signals that a noise site reads, looking through the steps in which the noise was written."""
         found: list[int] = []
         open_ = list(node.inputs)
