@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from varshift.flow import capture
-from varshift.functional import add_kalman_states, conv_moments
+from varshift.functional import KalmanState, add_kalman_states, conv_moments
 from varshift.nn import (
     BatchKalmanNorm2d,
     BatchRenorm2d,
@@ -26,6 +26,7 @@ from varshift_lab.networks import (
     binary_resnet,
     densenet_bc,
     ic_resnet,
+    image_preresnet,
     linear_bn,
     preresnet,
     reactnet,
@@ -38,6 +39,8 @@ from varshift_lab.networks import (
 SMALL = {
     "preresnet": (preresnet, {"depth": 8, "width": 4}),
     "preresnet bottleneck": (preresnet, {"depth": 11, "block": "bottleneck", "width": 4}),
+    "preresnet padded": (preresnet, {"depth": 8, "width": 4, "shortcut": "pad"}),
+    "image_preresnet": (image_preresnet, {"num_classes": 10, "width": 2}),
     "resnet": (resnet, {"depth": 8, "width": 4}),
     "resnet bottleneck": (resnet, {"depth": 11, "block": "bottleneck", "shortcut_norm": True, "width": 4}),
     "resnext": (resnext, {"depth": 11, "cardinality": 2, "base_width": 32, "width": 4}),
@@ -52,7 +55,7 @@ SMALL = {
     "reactnet": (reactnet, {"width": 4, "placement": "last", "num_classes": 10}),
     "reactnet with norms": (reactnet, {"width": 4, "placement": "b", "num_classes": 10, "norm": "batch"}),
 }
-_FAMILIES = ("preresnet", "resnet", "resnext", "wide_resnet", "ic")
+_FAMILIES = ("preresnet", "image_preresnet", "resnet", "resnext", "wide_resnet", "ic")
 RESIDUAL = [name for name in SMALL if name.split()[0] in _FAMILIES]
 
 
@@ -182,6 +185,45 @@ def test_linear_networks_have_the_papers_layers(depth, activation, kinds):
     x = torch.randn(6, 5)
     odd = torch.allclose(network.eval()(-x), -network(x), atol=1e-5)
     assert odd == (activation is None)
+
+
+def test_linear_networks_may_have_biases():
+    network = linear_bn(3, 3, in_features=5, width=4, norm="none", activation="relu", bias=True)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    assert all(layer.bias is not None for layer in layers)
+    assert [type(layer) for layer in network.layers.children()] == [nn.Linear] * 3
+
+
+def test_image_preresnet_has_the_known_counts():
+    with torch.device("meta"):
+        network = image_preresnet()
+    assert parameters(network) == 25_549_352  # of 50 pre-activation layers with bare shortcut convolutions
+    assert len(modules(network, nn.BatchNorm2d)) == 49
+    assert network(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)
+
+
+def test_padded_shortcuts_have_no_weights_and_one_norm_less_in_the_first_block():
+    network = preresnet(32, shortcut="pad")
+    assert len(modules(network, nn.Conv2d)) == 31
+    assert len(modules(network, nn.BatchNorm2d)) == 31
+    block = network.stages[1][0]
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 6, 6)
+    y = block(x)[0]
+    torch.testing.assert_close(y[:, 8:24], nn.functional.avg_pool2d(x, 2))
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+def test_a_padded_shortcut_pads_the_state_of_kalman_norms():
+    network = preresnet(8, width=4, norm="kalman", shortcut="pad")
+    block = network.stages[1][0]
+    x, state = torch.randn(4, 4, 6, 6), KalmanState(torch.rand(1, 4), torch.rand(1, 4))
+    nn.init.zeros_(block.conv2.weight)
+    _, own = block.norm1(x, state, None)
+    after = block(x, state)[1]
+    torch.testing.assert_close(after.mean[:, 2:6], own.mean)
+    assert not after.var[:, :2].any()
 
 
 # Places of the noise
@@ -516,6 +558,8 @@ def test_a_kalman_network_exports_in_training():
     ("name", "arguments", "message"),
     [
         ("resnet", {"depth": 9}, r"depth=9 must be 6 n \+ 2 .* use 8 or 14"),
+        ("preresnet", {"shortcut": "none"}, r"shortcut='none' is unknown: use one of conv, pad"),
+        ("image_preresnet", {"depth": 34}, r"depth=34 must be one of 50, 101, 152"),
         ("resnext", {"depth": 30}, r"depth=30 must be 9 n \+ 2 .* use 29 or 38"),
         ("wide_resnet", {"depth": 8}, r"depth=8 must be 6 n \+ 4 .* use 10 or 16"),
         ("densenet_bc", {"depth": 100.5}, r"depth=100.5 must be a whole number"),

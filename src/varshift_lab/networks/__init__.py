@@ -10,6 +10,8 @@ from ._densenet_bc import DenseNetBC as DenseNetBC
 from ._densenet_bc import densenet_bc as densenet_bc
 from ._ic_resnet import ICResNet as ICResNet
 from ._ic_resnet import ic_resnet as ic_resnet
+from ._image_preresnet import ImagePreResNet as ImagePreResNet
+from ._image_preresnet import image_preresnet as image_preresnet
 from ._linear_bn import LinearBN as LinearBN
 from ._linear_bn import linear_bn as linear_bn
 from ._parts import Parts as Parts

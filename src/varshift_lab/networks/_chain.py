@@ -13,11 +13,12 @@ from varshift.functional import (
     KalmanState,
     add_kalman_states,
     conv_moments,
+    pad_kalman_state,
     rectified_moments,
 )
 from varshift.nn import BatchKalmanNorm1d, BatchKalmanNorm2d, ThresholdedLinearUnit
 
-from ._parts import Parts
+from ._parts import PadChannels, Parts
 from ._placement import noise_slots
 
 # The tensor, and what Kalman norms know of its moments (None without such norms, and in evaluation).
@@ -139,7 +140,9 @@ def rectified(signal: Signal) -> Signal:
 
 
 def behind(module: nn.Module, state: KalmanState) -> KalmanState:
-    """The moments behind a layer: its own for weights, unchanged for noise and pooling."""
+    """The moments behind a layer: its own for weights, padded as channels are, else unchanged."""
+    if isinstance(module, PadChannels):
+        return pad_kalman_state(state, module.before, module.after)
     if not isinstance(module, (_ConvNd, nn.Linear)):
         return state
     groups = module.groups if isinstance(module, _ConvNd) else 1
@@ -170,4 +173,6 @@ def _kind(step: Step) -> str:
 def _out_channels(module: nn.Module, channels: int) -> int:
     if isinstance(module, _ConvNd):
         return module.out_channels
+    if isinstance(module, PadChannels):
+        return channels + module.before + module.after
     return module.out_features if isinstance(module, nn.Linear) else channels

@@ -38,8 +38,9 @@ def linear_bn(
     in_features: int = 3072,
     width: int = 512,
     activation: Literal["relu"] | None = None,
+    bias: bool = False,
 ) -> LinearBN:
-    """Builds a linear network with batch norms, or its ReLU twin; no linear layer has a bias.
+    """Builds a linear network with batch norms, or its ReLU twin.
 
     With depth 1 it is ``norm linear``, the network of the paper's theory; deeper ones are ``linear norm``
     (and ReLU, if asked for) ``depth - 1`` times, then ``linear``.
@@ -58,6 +59,7 @@ def linear_bn(
         in_features: Numbers of an input sample.
         width: Units of the hidden layers; the paper's code has 512, and 128 for regression.
         activation: ``"relu"`` or None.
+        bias: Whether linear layers have a bias; the paper's have none.
 
     Returns:
         The network, in training mode.
@@ -73,6 +75,6 @@ def linear_bn(
     steps: list[Step] = ["norm"] if depth == 1 else []
     features = in_features
     for _ in range(depth - 1):
-        steps += [nn.Linear(features, width, bias=False), "norm", *(["act"] if activation else [])]
+        steps += [nn.Linear(features, width, bias=bias), "norm", *(["act"] if activation else [])]
         features = width
-    return LinearBN(in_features, [*steps, nn.Linear(features, num_classes, bias=False)], parts)
+    return LinearBN(in_features, [*steps, nn.Linear(features, num_classes, bias=bias)], parts)

@@ -167,6 +167,22 @@ class HalfSize(nn.AvgPool2d):
         super().__init__(2, ceil_mode=True, count_include_pad=False)
 
 
+class PadChannels(nn.Module):
+    """Puts channels of zeros in front and behind."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pads."""
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.before}, {self.after}"
+
+
 def convolution(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> nn.Conv2d:

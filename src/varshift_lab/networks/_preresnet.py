@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ._chain import Step
 from ._parts import Noise, Norm, Parts, block_kind, blocks_of, conv1x1, conv3x3
 from ._placement import Placement
-from ._residual import Block, Fork, ResidualNetwork, projection
+from ._residual import Block, Fork, ResidualNetwork, padding, projection
 
 BlockKind = Literal["basic", "bottleneck"]
+Shortcut = Literal["conv", "pad"]
 EXPANSIONS: dict[str, int] = {"basic": 1, "bottleneck": 4}
 
 # The code that the variance-shift paper builds on changes to bottlenecks from this nominal depth on.
@@ -19,17 +19,29 @@ _BOTTLENECKS_FROM_DEPTH = 44
 
 
 def preactivation_block(
-    channels: int, planes: int, stride: int, parts: Parts, *, block: str = "basic", fork: Fork = "input"
+    channels: int,
+    planes: int,
+    stride: int,
+    parts: Parts,
+    *,
+    block: str = "basic",
+    fork: Fork = "input",
+    shortcut: Shortcut = "conv",
+    normalised: bool = False,
 ) -> Block:
-    """``norm1 act conv1 norm2 act conv2`` (basic) or three such triples (bottleneck), plus the trunk."""
-    steps: list[Step] = ["norm", "act"]
+    """``norm1 act conv1 norm2 act conv2`` (basic) or three such triples (bottleneck), plus the trunk.
+
+    Behind an input that is normalised already the first norm and ReLU are left out.
+    """
+    steps: list[Step] = [] if normalised else ["norm", "act"]
     if block == "basic":
         steps += [conv3x3(channels, planes, stride=stride), "norm", "act", conv3x3(planes, planes)]
     else:
         steps += [conv1x1(channels, planes), "norm", "act", conv3x3(planes, planes, stride=stride)]
         steps += ["norm", "act", conv1x1(planes, 4 * planes)]
-    shortcut = projection(channels, planes * EXPANSIONS[block], stride)
-    return Block(channels, steps, parts, shortcut=shortcut, fork=fork)
+    make = padding if shortcut == "pad" else projection
+    detour = make(channels, planes * EXPANSIONS[block], stride)
+    return Block(channels, steps, parts, shortcut=detour, fork=fork)
 
 
 class PreResNet(ResidualNetwork):
@@ -37,7 +49,7 @@ class PreResNet(ResidualNetwork):
 
     Stages have ``width``, ``2 width`` and ``4 width`` planes; the second and third halve the resolution.
     Convolutions start as ``N(0, 2 / (k k out_channels))``; a block that changes the shape has a 1x1
-    convolution without a norm as its shortcut.
+    convolution without a norm as its shortcut, or none but means over 2x2 windows and channels of zeros.
 
     Shapes: input ``(N, in_channels, H, W)`` with H and W of at least 1, output ``(N, num_classes)``.
 
@@ -45,6 +57,8 @@ class PreResNet(ResidualNetwork):
         blocks: Blocks per stage, at least 1.
         num_classes: Number of classes.
         block: ``"basic"`` or ``"bottleneck"`` (expansion 4).
+        shortcut: ``"conv"``, or ``"pad"`` for shortcuts without weights; the stem then has a norm and ReLU of
+            its own, which the first block is spared, as in the released code of batch Kalman norm.
         dropout: Strength of the noise, see `Parts`; 0 builds none.
         placement: ``"a"``: immediately before the last norm of each residual branch; ``"b"``: before its
             last convolution; ``"before_pooling"``: one dropout on the map that is averaged; ``"last"``: one
@@ -72,17 +86,29 @@ class PreResNet(ResidualNetwork):
         norm_options: Mapping[str, Any] | None = None,
         in_channels: int = 3,
         width: int = 16,
+        shortcut: Shortcut = "conv",
     ) -> None:
         block_kind(block, EXPANSIONS)
+        if shortcut not in get_args(Shortcut):
+            raise ValueError(f"shortcut={shortcut!r} is unknown: use one of {', '.join(get_args(Shortcut))}.")
+        normalised = iter((shortcut == "pad",))  # the first block of all, then none
+
+        def make_block(channels: int, planes: int, stride: int, parts: Parts) -> Block:
+            first = next(normalised, False)
+            return preactivation_block(
+                channels, planes, stride, parts, block=block, shortcut=shortcut, normalised=first
+            )
+
         super().__init__(
             blocks,
             num_classes,
             Parts(dropout, placement, noise, norm, norm_options),
-            partial(preactivation_block, block=block),
+            make_block,
             expansion=EXPANSIONS[block],
             in_channels=in_channels,
             stem=width,
             width=width,
+            stem_steps=["norm", "act"] if shortcut == "pad" else [],
             head_steps=["norm", "act"],
         )
 
@@ -99,6 +125,7 @@ def preresnet(
     norm_options: Mapping[str, Any] | None = None,
     in_channels: int = 3,
     width: int = 16,
+    shortcut: Shortcut = "conv",
 ) -> PreResNet:
     """Builds a pre-activation residual network by its depth.
 
@@ -118,6 +145,7 @@ def preresnet(
         norm_options: Arguments of the norm, see `Parts`.
         in_channels: Channels of the input.
         width: Planes of the first stage.
+        shortcut: ``"conv"`` or ``"pad"``, see `PreResNet`.
 
     Returns:
         The network, in training mode.
@@ -139,4 +167,5 @@ def preresnet(
         norm_options=norm_options,
         in_channels=in_channels,
         width=width,
+        shortcut=shortcut,
     )

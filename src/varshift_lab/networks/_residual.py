@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from varshift.functional import KalmanState
 
 from ._chain import Signal, Step, added, joined, lay, rectified, run
-from ._parts import Parts, check_counts, conv1x1, conv3x3, initialise
+from ._parts import HalfSize, PadChannels, Parts, check_counts, conv1x1, conv3x3, initialise
 
 Fork = Literal["input", "activation"]
 
@@ -161,3 +161,10 @@ def projection(in_channels: int, out_channels: int, stride: int, *norm: Step) ->
     if in_channels == out_channels and stride == 1:
         return []
     return [conv1x1(in_channels, out_channels, stride=stride), *norm]
+
+
+def padding(in_channels: int, out_channels: int, stride: int) -> list[Step]:
+    """A shortcut without weights: means over 2x2 windows, and half of the new channels on either side."""
+    new = out_channels - in_channels
+    steps: list[Step] = [HalfSize()] if stride > 1 else []
+    return [*steps, PadChannels(new // 2, new - new // 2)] if new else steps
