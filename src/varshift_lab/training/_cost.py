@@ -1,0 +1,29 @@
+"""How much work a step of training is."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from varshift_lab.data import Images
+
+# A batch norm needs two; what is counted is proportional to the number.
+_SAMPLES = 2
+
+
+def flops_per_sample(model: nn.Module, images: Images) -> float:
+    """Floating-point operations of one sample, forward and backward, of matrix products and convolutions.
+
+    Counted on a copy of the network, so that this one stays as it is.
+    """
+    twin = copy.deepcopy(model).train()
+    place = next((one.device for one in twin.parameters()), torch.device("cpu"))
+    few = images.take(torch.arange(_SAMPLES) % len(images)).to(place)
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        with FlopCounterMode(display=False) as counter:
+            F.cross_entropy(twin(few.normalised()), few.labels).backward()
+    return counter.get_total_flops() / _SAMPLES

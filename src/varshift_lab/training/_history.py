@@ -1,0 +1,80 @@
+"""What happened during training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from varshift_lab.studies import Measurements
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One look at a network between two epochs.
+
+    Attributes:
+        epoch: Epochs done by then.
+        shift: Of each norm, in the order of the modules: ``max(ratio, 1 / ratio)`` of the variance of its
+            input in evaluation over its running variance.
+        train_mode_error: Share of the training images, in %, that it gets wrong in ``train()``.
+        eval_mode_error: The same images in ``eval()``.
+    """
+
+    epoch: int
+    shift: list[float]
+    train_mode_error: float
+    eval_mode_error: float
+
+
+@dataclass(slots=True)
+class History:
+    """One number for each epoch, as the optimiser saw it (noise on, batch statistics, weights on the move).
+
+    Attributes:
+        loss: Mean loss over samples.
+        error: Share of samples classified wrongly, in %.
+        rate: Learning rate of the last step.
+        seconds: How long it took, probes and checkpoints left out.
+        probes: What the probes saw.
+        pflop: Floating-point operations of one epoch's steps, in units of 1e15; multiplications and additions
+            of matrix products and convolutions count, nothing else.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    error: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    pflop: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are done."""
+        return len(self.loss)
+
+    def measurements(self) -> Measurements:
+        """All of it by name."""
+        found: dict[str, Any] = {
+            "train_loss_history": self.loss,
+            "train_error_history": self.error,
+            "learning_rate_history": self.rate,
+            "seconds": sum(self.seconds),
+            "pflop": self.pflop * self.epochs,
+        }
+        if self.probes:
+            found |= {
+                "probe_epochs": [probe.epoch for probe in self.probes],
+                "probe_shift": [probe.shift for probe in self.probes],
+                "probe_train_mode_error": [probe.train_mode_error for probe in self.probes],
+                "probe_eval_mode_error": [probe.eval_mode_error for probe in self.probes],
+            }
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data of it."""
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        for name, value in state_dict.items():
+            setattr(self, name, [Probe(**probe) for probe in value] if name == "probes" else value)
