@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._encode import decode as decode
+from ._encode import decode_trial as decode_trial
 from ._encode import encode as encode
 from ._recipe import SCALES as SCALES
 from ._recipe import Recipe as Recipe

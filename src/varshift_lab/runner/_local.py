@@ -1,0 +1,142 @@
+"""Workers as processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
+from typing import Any
+
+from varshift_lab.runner._assignment import Assignment
+from varshift_lab.runner._errors import RunnerError
+from varshift_lab.runner._work import reason_of, work
+from varshift_lab.store import StoreError
+
+FINISHED, BROKEN, INTERRUPTED = 0, 2, 130
+# If so many workers in a row end before they could begin a trial, the next ones will too.
+MOST_FUTILE = 3
+STOP_SECONDS = 10.0
+
+
+class LocalExecutor:
+    """Starts fresh processes, not forks, since a process that has used CUDA cannot be forked.
+
+    Args:
+        options: None are known.
+
+    Raises:
+        RunnerError: If there are any.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        if options:
+            raise RunnerError(f"the local executor has no setting {next(iter(options))!r}; leave it out.")
+
+    def crew(self, assignments: Sequence[Assignment]) -> LocalCrew:
+        """See `Executor`."""
+        return LocalCrew(assignments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    process: SpawnProcess
+    begun: Event
+    place: int
+
+
+class LocalCrew:
+    """Processes of this machine, replaced when they die.
+
+    Args:
+        assignments: One for each place that a worker can take.
+    """
+
+    def __init__(self, assignments: Sequence[Assignment]) -> None:
+        self._assignments = assignments
+        self._workers: list[_Worker] = []
+        self._context = multiprocessing.get_context("spawn")
+        self._futile = 0
+
+    def tend(self, wanted: int) -> int:
+        """See `Crew`."""
+        for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
+            self._workers.remove(worker)
+            self._lay_out(worker)
+        taken = {worker.place for worker in self._workers}
+        free = [place for place in range(len(self._assignments)) if place not in taken]
+        for place in free[: max(wanted - len(self._workers), 0)]:
+            self._start(place)
+        return len(self._workers)
+
+    def _start(self, place: int) -> None:
+        begun = self._context.Event()
+        process = self._context.Process(target=_main, args=(self._assignments[place], begun))
+        process.start()
+        self._workers.append(_Worker(process, begun, place))
+
+    def _lay_out(self, worker: _Worker) -> None:
+        code = worker.process.exitcode
+        if worker.begun.is_set() and code != BROKEN:
+            self._futile = 0
+            return
+        self._futile += 1
+        if self._futile >= MOST_FUTILE:
+            how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
+            raise RunnerError(
+                f"{self._futile} workers in a row ended before they could begin a trial, the last one {how}; "
+                "what they said stands above."
+            )
+
+    def stop(self) -> None:
+        """See `Crew`."""
+        for worker in self._workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            for worker in self._workers:
+                worker.process.join(max(deadline - time.monotonic(), 0.0))
+        finally:
+            for worker in self._workers:
+                if worker.process.is_alive():
+                    worker.process.kill()
+                    worker.process.join()
+            self._workers.clear()
+
+
+def _main(assignment: Assignment, begun: Event) -> None:
+    """What a worker process does."""
+    if assignment.threads is not None:
+        # Read when torch is loaded, which is later.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = str(assignment.threads)
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = FINISHED
+    try:
+        work(assignment, begun.set)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except StoreError as error:
+        _say(reason_of(error))
+        code = BROKEN
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # Nothing is left to do, and taking down an interpreter with torch in it takes long.
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"varshift lab: {text}\n".encode())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -1,0 +1,157 @@
+"""A worker: claims one trial after the other until none waits."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from varshift import VarshiftError
+from varshift_lab.runner._assignment import Assignment
+from varshift_lab.runner._heartbeat import Heartbeat
+from varshift_lab.runner._plain import plain_measurements
+from varshift_lab.runner._tensorboard import open_board
+from varshift_lab.store import (
+    ClaimLost,
+    Claimed,
+    Log,
+    Owner,
+    Queue,
+    Store,
+    StoreError,
+    provenance,
+)
+from varshift_lab.studies import Workbench, decode_trial
+
+CHECKPOINTS = "checkpoints"
+
+
+def work(assignment: Assignment, begun: Callable[[], object] = lambda: None) -> int:
+    """Runs trials until none waits that may be run, and returns how many it ran.
+
+    A trial that fails is recorded with its reason, and the next one begins. Interrupted, it puts the trial
+    back into the queue; killed, its claim runs out. Either way the trial goes on from its last checkpoint.
+
+    Args:
+        assignment: What to do.
+        begun: Called when the worker has asked for its first trial.
+
+    Raises:
+        StoreError: If the store cannot be used.
+        KeyboardInterrupt: If it is interrupted.
+    """
+    owner = Owner.here()
+    done = 0
+    with Store(assignment.store, create=False) as store:
+        queue = Queue(store, owner, assignment.keys)
+        run = queue.claim()
+        begun()
+        while run is not None:
+            try:
+                # A worker whose claim is lost goes on with another trial.
+                with contextlib.suppress(ClaimLost):
+                    _attempt(store, queue, owner, run, assignment)
+                    done += 1
+            except BaseException:
+                with contextlib.suppress(ClaimLost, StoreError):
+                    queue.release(run)
+                raise
+            run = queue.claim()
+    return done
+
+
+def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment: Assignment) -> None:
+    start = time.monotonic()
+    folder = store.run_folder(run.key)
+    with Heartbeat(store, owner, run) as heartbeat:
+        try:
+            trial = decode_trial(run.data)
+            with _Recorder(queue, run, folder, heartbeat, board=assignment.tensorboard) as record:
+                record.begin(assignment)
+                (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+                _set_threads(assignment.threads)
+                measured = trial.run(
+                    Workbench(
+                        device=assignment.device,
+                        folder=folder / CHECKPOINTS,
+                        record=record,
+                        data_folder=assignment.data_folder,
+                        precision=assignment.precision,
+                        compile=assignment.compile,
+                    )
+                )
+            measurements = plain_measurements(measured)
+        except (ClaimLost, StoreError):
+            raise
+        except Exception as error:  # whatever a trial comes to, the others go on
+            queue.fail(run, reason_of(error), "".join(traceback.format_exception(error)))
+            return
+    _set_threads(assignment.threads)  # provenance tells them, also where the trial loaded torch
+    ran_on = provenance(assignment.device, assignment.precision, assignment.compile)
+    queue.finish(run, measurements, ran_on, time.monotonic() - start)
+    if not assignment.keep:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def reason_of(error: BaseException) -> str:
+    """One line for the reason of a failure; errors that were not foreseen come with their kind."""
+    text = " ".join(str(error).split())
+    if isinstance(error, VarshiftError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _set_threads(threads: int | None) -> None:
+    torch = sys.modules.get("torch")
+    if threads is not None and torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+class _Recorder:
+    """Writes what a trial records to its log, and to TensorBoard where that is wanted."""
+
+    def __init__(
+        self, queue: Queue, run: Claimed, folder: Path, heartbeat: Heartbeat, *, board: bool
+    ) -> None:
+        self._queue = queue
+        self._run = run
+        self._heartbeat = heartbeat
+        self._log = Log(folder / "log.jsonl")
+        self._board = open_board(queue.store.folder / "tensorboard" / run.key) if board else None
+        self._progressed = False
+
+    def begin(self, assignment: Assignment) -> None:
+        """Records the beginning of the attempt."""
+        self._log.append(
+            "started",
+            claim=self._run.claim,
+            attempt=self._run.attempt,
+            device=assignment.device,
+            trial=self._run.data,
+            sync=True,
+        )
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if self._heartbeat.lost:
+            raise ClaimLost(f"{self._run.title} has been given to another worker.")
+        fields = {str(key): value for key, value in event.items()}
+        name = str(fields.pop("event", "event"))
+        self._log.append(name, **{key: value for key, value in fields.items() if key != "time"})
+        if not self._progressed:
+            self._progressed = True
+            self._queue.beat(self._run, progressed=True)
+        if self._board is not None:
+            self._board(event)
+
+    def __enter__(self) -> _Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+        if self._board is not None:
+            self._board.close()
