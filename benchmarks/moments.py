@@ -131,7 +131,7 @@ def compare(name: str, net: nn.Module, truth: Tensor, few: Tensor) -> list[str]:
 
 def session_of(prediction: vs.Prediction) -> Any:
     """The captured network behind a prediction."""
-    return prediction._again.__self__  # type: ignore[union-attr]
+    return prediction._source
 
 
 def errors(figures: Figures, measured: Figures, names: Iterable[str], which: int) -> str:

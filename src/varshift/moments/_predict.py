@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +17,13 @@ from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, capture, unwr
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor
+from ._answers import Answers
 from ._clean_pass import CleanPass
 from ._fields import made_up_input
 from ._interpreter import wide
 from ._noise import multiplies
 from ._operators import UnknownOperator, bound
+from ._outcome import Outcome, Watch
 from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
 from ._train_pass import TrainPass
 
@@ -121,13 +124,82 @@ class Session:
     real: bool
     seed: int
     anchors: Mapping[Key, Anchor] | None = None
+    base: Outcome | None = None
+    answers: Answers | None = None
 
     def predict(self, rates: Mapping[str, float]) -> Prediction:
         """The prediction at the network's own rates, or at others with the gains of the first run."""
+        changed = self._changed(rates)
+        with self._prepared() as (tensors, inputs):
+            found = self.follow(tensors, inputs, changed)
+        if self.base is None:
+            self.anchors, self.base = found.anchors, found
+        return self._prediction(found, changed)
+
+    def answer(self, rates: Sequence[Mapping[str, float]]) -> list[Prediction]:
+        """Predictions for several sets of rates, from what was kept of the passes through the network."""
+        changed = [self._changed(given) for given in rates]
+        assert self.base is not None
+        if self.answers is None:
+            with self._prepared() as (tensors, inputs):
+                self.answers = Answers(self, self.base, tensors, inputs)
+        return [
+            self._prediction(found, given)
+            for found, given in zip(self.answers.ask(changed), changed, strict=True)
+        ]
+
+    def follow(
+        self,
+        tensors: Mapping[str, Tensor],
+        inputs: Sequence[Tensor],
+        changed: Mapping[int, float],
+        watch: Watch | None = None,
+        states: Sequence[str] = tuple(_NORMS_USE),
+    ) -> Outcome:
+        """Runs the pass in training, and one without noise for each of the states.
+
+        Args:
+            tensors: Parameters and buffers by name.
+            inputs: The inputs.
+            changed: Rates other than the network's, by noise site.
+            watch: Is handed every pass before it runs.
+            states: ``"eval"``, ``"clean"`` or both.
+        """
+        train = TrainPass(
+            self.train,
+            tensors,
+            inputs,
+            made_up=not self.real,
+            # Real data have their own size; made-up ones are put on that of the norms' statistics.
+            trusted=frozenset() if self.real else _trusted(self.train, tensors),
+            rates=changed,
+            frozen=self.anchors,
+        )
+        passes = {}
+        for name in ("train", *states):
+            run = train
+            if name != "train":
+                run = CleanPass(self.evaluation, tensors, inputs, train.anchors, _NORMS_USE[name])
+                passes[name] = run
+            if watch is not None:
+                watch(name, run)
+            run.run()
+        failed: dict[str, str] = {}
+        for run in (train, *passes.values()):
+            failed.update(run.failed)
+        observed = {name: run.observed for name, run in passes.items()}
+        return Outcome(train.anchors, observed, train.untreated, failed)
+
+    def _changed(self, rates: Mapping[str, float]) -> dict[int, float]:
         names = _site_names(self.train)
         changed = {place: rates[name] for place, name in enumerate(names) if name in rates}
         for place, rate in changed.items():
             _check_rate(self.train.noises[place], rate)
+        return changed
+
+    @contextmanager
+    def _prepared(self) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:
+        """The network's tensors and the inputs, with random numbers from the seed."""
         tensors = {name: wide(tensor.detach()) for name, tensor in self.network.named_parameters()}
         # Copies: some operations write to statistics without saying so.
         tensors |= {name: wide(tensor.detach().clone()) for name, tensor in self.network.named_buffers()}
@@ -136,35 +208,20 @@ class Session:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             inputs = [wide(x.to(device)) for x in self.inputs]
-            if not self.real:
-                inputs = [made_up_input(x) for x in inputs]
-            train = TrainPass(
-                self.train,
-                tensors,
-                inputs,
-                made_up=not self.real,
-                # Real data have their own size; made-up ones are put on that of the norms' statistics.
-                trusted=frozenset() if self.real else _trusted(self.train, tensors),
-                rates=changed,
-                frozen=self.anchors,
-            )
-            train.run()
-            if self.anchors is None:
-                self.anchors = train.anchors
-            passes: dict[str, CleanPass] = {}
-            for state, used in _NORMS_USE.items():
-                passes[state] = CleanPass(self.evaluation, tensors, inputs, train.anchors, used)
-                passes[state].run()
-        layers = _layers(self.train, names, train, passes, real=self.real)
+            yield tensors, inputs if self.real else [made_up_input(x) for x in inputs]
+
+    def _prediction(self, found: Outcome, changed: Mapping[int, float]) -> Prediction:
+        names = _site_names(self.train)
+        layers = _layers(self.train, names, found, real=self.real)
         known = {
             name: changed.get(place, site.rate)
             for place, (name, site) in enumerate(zip(names, self.train.noises, strict=True))
             if site.rate is not None
         }
         seen = {layer.name for layer in layers}
-        limits = _limits(self.captured, self.train, train, passes, seen, real=self.real)
+        limits = _limits(self.captured, self.train, found, seen, real=self.real)
         method: Method = "hybrid" if self.real else "anchored"
-        clean = passes["clean"].observed
+        clean = found.observed["clean"]
         statistics = {
             site.name: (
                 _average([clean[site.name, call].mean for call in range(len(site.calls))]),
@@ -173,7 +230,7 @@ class Session:
             for site in self.train.norms
             if all((site.name, call) in clean for call in range(len(site.calls)))
         }
-        return Prediction(layers, known, method, limits, statistics, self.predict)
+        return Prediction(layers, known, method, limits, statistics, self)
 
 
 def _check_arguments(model: Any, data: Any, shape: Any, method: Any, seed: Any) -> None:
@@ -309,27 +366,26 @@ def _buffer(flow: Flow, site: NormSite, argument: str) -> str:
     return target or (f"{site.name}.{argument}" if site.name else argument)
 
 
-def _layers(
-    flow: Flow, names: Sequence[str], train: TrainPass, passes: Mapping[str, CleanPass], *, real: bool
-) -> tuple[LayerPrediction, ...]:
+def _layers(flow: Flow, names: Sequence[str], found: Outcome, *, real: bool) -> tuple[LayerPrediction, ...]:
     layers = []
+    observed = found.observed
     for site in flow.norms:
         keys = [(site.name, call) for call in range(len(site.calls))]
         keys = [
-            key for key in keys if key in train.anchors and all(key in p.observed for p in passes.values())
+            key for key in keys if key in found.anchors and all(key in seen for seen in observed.values())
         ]
         if not keys or not site.tracked:
             continue
-        figures = [part for key in keys for part in _figures(key, train, passes)]
+        figures = [part for key in keys for part in _figures(key, found)]
         if not all(bool(torch.isfinite(part).all()) for part in figures):
             continue
-        anchors = [train.anchors[key] for key in keys]
-        seen = {state: [run.observed[key] for key in keys] for state, run in passes.items()}
+        anchors = [found.anchors[key] for key in keys]
+        seen = {state: [at[key] for key in keys] for state, at in observed.items()}
         learned = _average([a.variance for a in anchors])
         centre = _average([a.channels_mean for a in anchors])
         noise = _average([a.noise for a in anchors])
-        variance = {state: _average([o.variance for o in found]) for state, found in seen.items()}
-        mean = {state: _average([o.mean for o in found]) for state, found in seen.items()}
+        variance = {state: _average([o.variance for o in calls]) for state, calls in seen.items()}
+        mean = {state: _average([o.mean for o in calls]) for state, calls in seen.items()}
         offset = (mean["eval"] - centre) / learned.clamp_min(1e-20).sqrt()
         training = State(float(centre.mean()), float(learned.mean()))
         upstream = tuple(
@@ -350,28 +406,28 @@ def _layers(
                     "sampling": training,
                     "eval": State(float(mean["eval"].mean()), float(variance["eval"].mean())),
                 },
-                confidence=_confidence(site, flow, train, anchors, real=real),
+                confidence=_confidence(site, flow, found, anchors, real=real),
                 noise=upstream,
             )
         )
     return tuple(layers)
 
 
-def _figures(key: Key, train: TrainPass, passes: Mapping[str, CleanPass]) -> list[Tensor]:
-    made = train.anchors[key]
-    found = [made.channels_mean, made.variance, made.noise]
-    for run in passes.values():
-        found += [run.observed[key].mean, run.observed[key].variance]
-    return found
+def _figures(key: Key, found: Outcome) -> list[Tensor]:
+    made = found.anchors[key]
+    figures = [made.channels_mean, made.variance, made.noise]
+    for observed in found.observed.values():
+        figures += [observed[key].mean, observed[key].variance]
+    return figures
 
 
 def _confidence(
-    site: Any, flow: Flow, train: TrainPass, anchors: Sequence[Anchor], *, real: bool
+    site: Any, flow: Flow, found: Outcome, anchors: Sequence[Anchor], *, real: bool
 ) -> Confidence:
     upstream = [(place, noise) for place, noise in enumerate(flow.noises) if site.name in noise.reaches]
     if not upstream:
         return "high"
-    unknown = any(place in train.untreated for place, _ in upstream)
+    unknown = any(place in found.untreated for place, _ in upstream)
     unknown = unknown or any(a.stand_in is not None for a in anchors)
     if not site.batch_statistics:  # frozen: what it holds was learned in another training
         unknown = True
@@ -392,23 +448,19 @@ def _average(values: Sequence[Tensor]) -> Tensor:
 def _limits(
     captured: Capture,
     flow: Flow,
-    train: TrainPass,
-    passes: Mapping[str, CleanPass],
+    found: Outcome,
     seen: set[str],
     *,
     real: bool,
 ) -> tuple[str, ...]:
     limits = list(captured.limits)
-    for site in train.untreated.values():
+    for site in found.untreated.values():
         limits.append(f"The noise of {site.name!r} ({site.kind}) could not be followed: it counts as none.")
-    failed: dict[str, str] = {}
-    for run in (train, *passes.values()):
-        failed.update(run.failed)
-    for name, reason in failed.items():
+    for name, reason in found.failed.items():
         limits.append(
             f"The operation {name!r} could not be followed ({reason}): norms behind it are left out."
         )
-    new = [a.name for a in train.anchors.values() if not a.anchored]
+    new = [a.name for a in found.anchors.values() if not a.anchored]
     if new and not real:
         limits.append(
             f"{len(new)} norms have not learned their statistics ({new[0]!r}, ...): there the size of the "

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Method = Literal["anchored", "hybrid"]
 Confidence = Literal["high", "medium", "low"]
-_HALVINGS = 7
+_GRID, _REFINEMENTS = 16, 2  # of the search for safe rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,16 @@ class LayerPrediction:
         return max(self.ratio, 1 / self.ratio) if self.ratio > 0 else math.inf
 
 
-Again = Callable[[Mapping[str, float]], "Prediction"]
+class Source(Protocol):
+    """What a prediction was made from."""
+
+    def predict(self, rates: Mapping[str, float]) -> Prediction:
+        """The prediction at other rates, from passes through the network."""
+        ...
+
+    def answer(self, rates: Sequence[Mapping[str, float]]) -> list[Prediction]:
+        """Predictions at several sets of other rates, from what was kept of the first passes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Prediction:
     method: Method
     limits: tuple[str, ...] = ()
     statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
-    _again: Again | None = field(default=None, repr=False, compare=False)
+    _source: Source | None = field(default=None, repr=False, compare=False)
 
     def layer(self, name: str) -> LayerPrediction:
         """The prediction for one norm.
@@ -111,24 +120,24 @@ class Prediction:
             f"no norm is called {name!r}: there are {', '.join(other.name for other in self.layers)}."
         )
 
-    def what_if(self, rates: Mapping[str, float]) -> Prediction:
+    def what_if(self, rates: Mapping[str, float], *, exact: bool = False) -> Prediction:
         """The prediction with other rates, the weights and what they make of the data unchanged.
 
-        It answers for norms that have learned their statistics anew with the other rates.
+        It answers for norms that have learned their statistics anew with the other rates. The first question
+        follows the network twice more, which costs about a prediction; what is kept of that, some figures per
+        channel, answers it and all others.
 
         Args:
             rates: New rates by the names in `rates`; 0 switches a site off.
+            exact: Whether to follow the network again at these rates: that costs a prediction each time.
 
         Raises:
             ValueError: If a site is unknown or a rate does not fit its kind.
         """
-        unknown = [name for name in rates if name not in self.rates]
-        if unknown:
-            known = ", ".join(self.rates) or "none"
-            raise ValueError(f"no noise site is called {unknown[0]!r}: with a known rate there are {known}.")
-        if self._again is None:
-            raise ValueError("this prediction was not kept together with its network: predict again.")
-        return self._again({**self.rates, **rates})
+        asked = self._rates(rates)
+        if exact:
+            return self._origin().predict(asked)
+        return self._answers([asked])[0]
 
     def blame(self) -> dict[str, dict[str, float]]:
         """How much of every norm's shift each noise site is to blame for: ``blame()[site][norm]``.
@@ -136,9 +145,10 @@ class Prediction:
         Every site that reaches a norm is switched off by itself; what that changes in the logarithm of the
         ratio is its part. What is left (sites act together) goes to the sites in proportion to the size of
         their parts, and the sum is brought to the scale of ``ratio - 1``: over all sites the shares add up to
-        it. It costs one prediction per site.
+        it. It asks `what_if` for each site.
         """
-        without = {name: self.what_if({name: 0.0}) for name in self.rates}
+        others = self._answers([{**self.rates, name: 0.0} for name in self.rates])
+        without = dict(zip(self.rates, others, strict=True))
         shares: dict[str, dict[str, float]] = {name: {} for name in self.rates}
         ratios = {
             name: {layer.name: layer.ratio for layer in other.layers} for name, other in without.items()
@@ -161,6 +171,9 @@ class Prediction:
     def safe_rates(self, shift: float = 1.1) -> dict[str, float]:
         """The largest rates, all sites scaled alike, that keep every norm under a shift.
 
+        It asks `what_if` for a grid of scales, and for a finer one between the last that keeps every norm
+        under the shift and the first that does not.
+
         Args:
             shift: Largest ``max(ratio, 1 / ratio)`` of any norm.
 
@@ -169,18 +182,40 @@ class Prediction:
         """
         if not shift > 1:
             raise ValueError(f"shift={shift!r} must be above 1: without any shift all rates are 0.")
-
-        def worst(scale: float) -> float:
-            scaled = self.what_if({name: scale * rate for name, rate in self.rates.items()})
-            return max((layer.shift for layer in scaled.layers), default=1.0)
-
-        if max((layer.shift for layer in self.layers), default=1.0) <= shift:
+        if self.worst <= shift:
             return dict(self.rates)
         low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if worst(middle) <= shift else (low, middle)
-        return {name: low * rate for name, rate in self.rates.items()}
+        for _ in range(_REFINEMENTS):
+            scales = [low + (high - low) * step / _GRID for step in range(1, _GRID)]
+            found = self._answers([self._scaled(scale) for scale in scales])
+            high = next(
+                (scale for scale, other in zip(scales, found, strict=True) if other.worst > shift), high
+            )
+            low = max((scale for scale in scales if scale < high), default=low)
+        return self._scaled(low)
+
+    @property
+    def worst(self) -> float:
+        """The largest shift of any norm; 1 without norms."""
+        return max((layer.shift for layer in self.layers), default=1.0)
+
+    def _scaled(self, scale: float) -> dict[str, float]:
+        return {name: scale * rate for name, rate in self.rates.items()}
+
+    def _rates(self, rates: Mapping[str, float]) -> dict[str, float]:
+        unknown = [name for name in rates if name not in self.rates]
+        if unknown:
+            known = ", ".join(self.rates) or "none"
+            raise ValueError(f"no noise site is called {unknown[0]!r}: with a known rate there are {known}.")
+        return {**self.rates, **rates}
+
+    def _origin(self) -> Source:
+        if self._source is None:
+            raise ValueError("this prediction was not kept together with its network: predict again.")
+        return self._source
+
+    def _answers(self, rates: Sequence[Mapping[str, float]]) -> list[Prediction]:
+        return self._origin().answer(rates) if rates else []
 
     def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=4)
