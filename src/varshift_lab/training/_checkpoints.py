@@ -50,8 +50,8 @@ class Checkpoints:
                 continue
             if found["run"] != self._run:
                 raise TrialError(
-                    f"{path} is a checkpoint of another run ({found['run']} and not {self._run}): use another "
-                    "folder, or empty this one."
+                    f"{path} is a checkpoint of another run ({found['run']} and not {self._run}): use "
+                    "another folder, or empty this one."
                 )
             return found["state"]
         return None

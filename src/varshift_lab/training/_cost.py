@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from varshift_lab.data import Images
+from varshift_lab.training._random import own_random_state
 
 # A batch norm needs two; what is counted is proportional to the number.
 _SAMPLES = 2
@@ -23,7 +24,6 @@ def flops_per_sample(model: nn.Module, images: Images) -> float:
     twin = copy.deepcopy(model).train()
     place = next((one.device for one in twin.parameters()), torch.device("cpu"))
     few = images.take(torch.arange(_SAMPLES) % len(images)).to(place)
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        with FlopCounterMode(display=False) as counter:
-            F.cross_entropy(twin(few.normalised()), few.labels).backward()
+    with own_random_state(place), FlopCounterMode(display=False) as counter:
+        F.cross_entropy(twin(few.normalised()), few.labels).backward()
     return counter.get_total_flops() / _SAMPLES

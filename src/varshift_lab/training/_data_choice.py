@@ -62,7 +62,9 @@ class DataChoice:
 
 @lru_cache(maxsize=4)
 def _load(choice: DataChoice, folder: Path | None) -> tuple[Images, Images]:
-    train, test = (_whole(choice.name, folder, part) for part in (True, False))
+    # A folder of images is decoded at the size that is asked for; 64 pixels fit into memory.
+    options = {"size": choice.size or 64} if choice.name == "imagenet" else {}
+    train, test = (_whole(choice.name, folder, part, **options) for part in (True, False))
     if choice.train is not None:
         train = subset(train, choice.train, seed=choice.seed)
     if choice.test is not None:
@@ -77,8 +79,8 @@ def _load(choice: DataChoice, folder: Path | None) -> tuple[Images, Images]:
 
 
 @lru_cache(maxsize=4)
-def _whole(name: str, folder: Path | None, train: bool) -> Images:
-    return dataset(name, folder, train=train)
+def _whole(name: str, folder: Path | None, train: bool, **options: int) -> Images:
+    return dataset(name, folder, train=train, **options)
 
 
 def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:

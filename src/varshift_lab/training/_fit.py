@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from varshift_lab.data import Images
 from varshift_lab.studies import Workbench
 from varshift_lab.training._history import History
+from varshift_lab.training._random import own_random_state
 from varshift_lab.training._run import Run
 from varshift_lab.training._settings import TrainingSettings
+from varshift_lab.training._tally import Tally
 from varshift_lab.training._treatment import Treatment
 
 
@@ -24,7 +25,8 @@ def fit(
 ) -> History:
     """Trains a classifier in place, from its checkpoint if there is one, and leaves it in training mode.
 
-    The inner loop never waits for the device: losses and hits stay there until the epoch is over.
+    The inner loop never waits for the device: losses and hits stay there until the epoch is over. The global
+    random state is as before afterwards.
 
     Args:
         network: The network, class scores out.
@@ -38,15 +40,16 @@ def fit(
         What happened, epoch by epoch, those before an interruption included.
 
     Raises:
-        TrialError: If training diverged, or a checkpoint cannot be written or is of another run.
+        TrialError: If training diverged, a checkpoint cannot be written or is of another run, or there is no
+            such device.
         ValueError: If the settings do not fit the images or the number of processes.
         ImportError: If lightning-fabric is not installed.
     """
-    bench = workbench or Workbench()
-    with torch.random.fork_rng(devices=_generators(bench)):
-        run = Run(network, images, settings, seed, treatment or Treatment(), bench)
+    workbench = workbench or Workbench()
+    with own_random_state(workbench.device):
+        run = Run(network, images, settings, seed, treatment or Treatment(), workbench)
         for epoch in range(run.history.epochs, settings.epochs):
-            losses, hits = [], []
+            tally = Tally()
             for inputs, labels, ids in run.batches(epoch):
                 outputs = run.model(inputs)
                 loss = run.loss(outputs, labels, ids)
@@ -55,12 +58,6 @@ def fit(
                     nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
                 run.optimizer.step()
                 run.optimizer.zero_grad()
-                losses.append(loss.detach())
-                hits.append((outputs.detach().argmax(1) == labels).sum())
-            run.end_epoch(epoch, losses, hits)
+                tally.add(loss, outputs, labels)
+            run.end_epoch(epoch, tally)
     return run.history
-
-
-def _generators(bench: Workbench) -> list[torch.device]:
-    device = torch.device(bench.device)
-    return [device] if device.type == "cuda" else []

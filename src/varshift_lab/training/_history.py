@@ -25,6 +25,10 @@ class Probe:
     train_mode_error: float
     eval_mode_error: float
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data of it."""
+        return asdict(self)
+
 
 @dataclass(slots=True)
 class History:
@@ -46,6 +50,13 @@ class History:
     seconds: list[float] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     pflop: float = 0.0
+
+    def add(self, loss: float, error: float, rate: float, seconds: float) -> None:
+        """Adds an epoch."""
+        self.loss.append(loss)
+        self.error.append(error)
+        self.rate.append(rate)
+        self.seconds.append(seconds)
 
     @property
     def epochs(self) -> int:

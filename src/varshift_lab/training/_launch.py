@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from varshift_lab.studies import Workbench
+from varshift_lab.studies import TrialError, Workbench
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -22,15 +22,17 @@ def make_fabric(workbench: Workbench) -> Fabric:
 
     Raises:
         ImportError: If lightning-fabric is not installed (extra ``lab``).
-        RuntimeError: If there is no such device.
+        TrialError: If there is no such device.
     """
     try:
         from lightning_fabric import Fabric
-        from lightning_fabric.plugins.environments import LightningEnvironment
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise ImportError('training needs lightning-fabric: pip install "varshift[lab]".') from error
     device = torch.device(workbench.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TrialError(f"device={workbench.device!r} is not there: torch finds no GPU. Use device='cpu'.")
     if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         fabric = Fabric(

@@ -81,10 +81,10 @@ def shift(
 ) -> Measurements:
     """The variance shift of every norm that the signal reaches, in the order of the modules.
 
-    ``ratio`` and ``local_ratio`` as the probe defines them, ``shift`` the larger of the ratio and its inverse,
-    ``shift_mean`` over all norms, and ``shift_first`` at the first norm behind noise: the first whose input
-    has another variance without the noise. Networks without norms have none of these, networks without noise
-    no ``shift_first``.
+    ``ratio`` and ``local_ratio`` as the probe defines them, ``shift`` the larger of the ratio and its
+    inverse, ``shift_mean`` over all norms, and ``shift_first`` at the first norm behind noise: the first
+    whose input has another variance without the noise. Networks without norms have none of these, networks
+    without noise no ``shift_first``.
     """
     states = states_of(network, train, _SHIFT_SAMPLES, settings.batch_size)
     shifts = shifts_of(states)

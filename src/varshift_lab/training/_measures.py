@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -66,9 +67,9 @@ def find_measure(name: str) -> Measure:
     if ":" not in name:
         return _BY_NAME[stored_name(name)]
     try:
-        found = pkgutil.resolve_name(name)
+        found: Any = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"measure={name!r} cannot be imported ({error}).") from None
     if not callable(found):
         raise ValueError(f"measure={name!r} is no function.")
-    return found
+    return found  # type: ignore[return-value]

@@ -79,15 +79,16 @@ class Network:
                 return found
             names = sorted(name for name, value in vars(networks).items() if inspect.isfunction(value))
             raise ValueError(
-                f"family={self.family!r} is unknown: use one of {', '.join(names)}, or 'package.module:function'."
+                f"family={self.family!r} is unknown: use one of {', '.join(names)}, or "
+                "'package.module:function'."
             )
         try:
-            found = pkgutil.resolve_name(self.family)
+            found: Any = pkgutil.resolve_name(self.family)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"family={self.family!r} cannot be imported ({error}).") from None
         if not callable(found):
             raise ValueError(f"family={self.family!r} is no function that builds a network.")
-        return found
+        return found  # type: ignore[return-value]
 
 
 def _plain(value: Any) -> Any:

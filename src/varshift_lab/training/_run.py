@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varshift import VarshiftError
-from varshift.data._epochs import generator_of
 from varshift_lab.data import EpochLoader, Images
 from varshift_lab.studies import TrialError, Workbench
 from varshift_lab.training._checkpoints import Checkpoints
@@ -20,14 +19,13 @@ from varshift_lab.training._cost import flops_per_sample
 from varshift_lab.training._history import History
 from varshift_lab.training._launch import make_fabric
 from varshift_lab.training._probe import look
+from varshift_lab.training._random import seed_masks
 from varshift_lab.training._settings import TrainingSettings
+from varshift_lab.training._tally import Tally
 from varshift_lab.training._treatment import Treatment
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-# Apart from the numbers that the same seed and epoch give the order and the augmentation.
-_MASKS = 0x6D61736B73
 
 
 class Run:
@@ -56,12 +54,9 @@ class Run:
         self._network, self._settings, self._seed = network, settings, seed
         self._treatment, self._workbench = treatment, workbench
         self.fabric: Fabric = make_fabric(workbench)
-        self.history = History()
         self._images = images.to(self.fabric.device)
-        # The layout of tensor cores; processors gain nothing by it.
-        self._channels_last = self.fabric.device.type == "cuda"
-        layout = torch.channels_last if self._channels_last else torch.preserve_format
-        network.to(device=self.fabric.device, memory_format=layout).train()
+        self._move_network()
+        self.history = History()
         flops = flops_per_sample(network, self._images)
         treatment.prepare(network)
         optimizer = settings.make_optimizer(network)
@@ -77,11 +72,23 @@ class Run:
         self._kept |= {} if self._memory is None else {"memory": self._memory}
         self._checkpoints = Checkpoints(workbench.folder, self._name(), self._passed_over)
         saved = self._checkpoints.latest()
-        for name, one in self._kept.items() if saved else ():
-            one.load_state_dict(saved[name])
-        self.model, self.optimizer = self.fabric.setup(self._compiled(network), optimizer)
-        self._sizes: list[int] = []
+        if saved is not None:
+            for name, one in self._kept.items():
+                one.load_state_dict(saved[name])
+        self.model, self.optimizer = self.fabric.setup(self._called(), optimizer)
         self._began = 0.0
+
+    # ------------------------------------------------------------------ setting up
+
+    @property
+    def _channels_last(self) -> bool:
+        """The layout of tensor cores; processors gain nothing by it."""
+        return self.fabric.device.type == "cuda"
+
+    def _move_network(self) -> None:
+        self._network.to(self.fabric.device).train()
+        if self._channels_last:
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _make_loader(self) -> EpochLoader:
         settings, processes = self._settings, self.fabric.world_size
@@ -102,41 +109,32 @@ class Run:
             ids=True,
         )
 
-    def _compiled(self, network: nn.Module) -> nn.Module:
+    def _called(self) -> Any:
         if not self._workbench.compile:
-            return network
+            return self._network
         # Recorded graphs of launches help small networks, which launch more than they compute.
         graphs = self.fabric.device.type == "cuda" and self.fabric.world_size == 1
-        return torch.compile(network, mode="reduce-overhead" if graphs else "default")  # type: ignore[return-value]
+        return torch.compile(self._network, mode="reduce-overhead" if graphs else "default")
 
     def _name(self) -> str:
         shapes = {name: tuple(one.shape) for name, one in self._network.state_dict().items()}
         told = (self._settings, self._seed, self._treatment, len(self._images), shapes)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
-    def _passed_over(self, name: str, reason: str) -> None:
-        self._record(event="checkpoint passed over", file=name, reason=reason)
-
-    def _record(self, **event: Any) -> None:
-        if self.fabric.is_global_zero:
-            self._workbench.record(event)
-
     # ------------------------------------------------------------------ an epoch
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The steps of an epoch: inputs, labels and ids; the learning rate is set before each."""
-        self._began, self._sizes = time.perf_counter(), []
+        self._began = time.perf_counter()
         self._network.train()
         self._loader.set_epoch(epoch)
         if hasattr(self._memory, "set_epoch"):
             self._memory.set_epoch(epoch)
-        masks = generator_of(self._seed ^ _MASKS, (epoch << 20) + self.fabric.global_rank)
-        torch.manual_seed(masks.initial_seed())
+        seed_masks(self._seed, epoch, self.fabric.global_rank)
         for step, ((inputs, labels), ids) in enumerate(self._loader, epoch * len(self._loader)):
             share = self._settings.rate(step, self._steps) / self._settings.learning_rate
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
-            self._sizes.append(len(labels))
             yield inputs, labels, ids
 
     def loss(self, outputs: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
@@ -146,70 +144,57 @@ class Run:
             return F.cross_entropy(outputs, labels, label_smoothing=self._settings.label_smoothing)
         return found
 
-    def end_epoch(self, epoch: int, losses: list[Tensor], hits: list[Tensor]) -> None:
-        """Adds up an epoch, where the device is waited for the first time, probes and saves.
+    def end_epoch(self, epoch: int, tally: Tally) -> None:
+        """Adds up an epoch, probes the network and saves it.
 
         Raises:
             TrialError: If the loss is not finite, or a checkpoint cannot be written.
         """
-        history, settings = self.history, self._settings
-        found = torch.stack([torch.stack(losses).float(), torch.stack(hits).float()]).cpu().double()
-        sizes = torch.tensor(self._sizes, dtype=torch.float64)
-        totals = torch.stack([found[0] @ sizes, found[1].sum(), sizes.sum()])
-        if self.fabric.world_size > 1:
-            totals = self.fabric.all_reduce(totals.to(self.fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
-            self._average_buffers()
-            if hasattr(self._memory, "synchronise"):
-                self._memory.synchronise()
+        loss, error, samples = tally.close(self.fabric)
         seconds = time.perf_counter() - self._began
-        loss, error = float(totals[0] / totals[2]), 100 * (1 - float(totals[1] / totals[2]))
-        rate = settings.rate((epoch + 1) * len(self._loader) - 1, self._steps)
-        if not totals[0].isfinite():
-            bad = (~found[0].isfinite()).nonzero()
-            first = f", first in step {int(bad[0]) + 1} of {len(losses)}" if len(bad) else ""
+        rate = self._settings.rate((epoch + 1) * len(self._loader) - 1, self._steps)
+        if loss - loss != 0:
             raise TrialError(
-                f"training diverged in epoch {epoch + 1} of {settings.epochs}: the loss is {loss}{first}, at a "
-                f"learning rate of {rate:g}. Use one below {settings.learning_rate:g}, or clip_norm."
+                f"training diverged in epoch {epoch + 1} of {self._settings.epochs}: the loss is {loss}"
+                f"{tally.first_bad()}, at a learning rate of {rate:g}. Use one below "
+                f"{self._settings.learning_rate:g}, or clip_norm."
             )
-        history.loss.append(loss)
-        history.error.append(error)
-        history.rate.append(rate)
-        history.seconds.append(seconds)
-        speed = float(totals[2]) / seconds
-        self._record(
-            event="epoch",
-            epoch=epoch + 1,
-            loss=loss,
-            error=error,
-            rate=rate,
-            seconds=seconds,
-            images_per_second=speed,
-        )
+        if self.fabric.world_size > 1:
+            self._agree()
+        self.history.add(loss, error, rate, seconds)
+        figures = {"loss": loss, "error": error, "rate": rate, "images_per_second": samples / seconds}
+        self._record("epoch", epoch=epoch + 1, seconds=seconds, **figures)
         self._look(epoch + 1)
         if self.fabric.is_global_zero:
-            state = {name: one.state_dict() for name, one in self._kept.items()}
-            self._checkpoints.save(epoch + 1, state)
+            self._checkpoints.save(epoch + 1, {name: one.state_dict() for name, one in self._kept.items()})
 
-    def _look(self, epochs: int) -> None:
-        settings = self._settings
-        if not settings.probe_every or (epochs % settings.probe_every and epochs < settings.epochs):
-            return
-        try:
-            probe = look(self._network, self._images, settings.probe_samples, settings.batch_size, epochs)
-        except VarshiftError as error:
-            self._record(event="probe failed", epoch=epochs, reason=str(error))
-            return
-        self.history.probes.append(probe)
-        self._record(
-            event="probe",
-            epoch=epochs,
-            shift=probe.shift,
-            train_mode_error=probe.train_mode_error,
-            eval_mode_error=probe.eval_mode_error,
-        )
-
-    def _average_buffers(self) -> None:
-        """Running statistics become the means over the processes, so that all go on and evaluate alike."""
+    def _agree(self) -> None:
+        """Running statistics become their means over the processes, so that all go on and evaluate alike."""
         for buffer in self._network.buffers():
             if buffer.is_floating_point():
-                buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
+                buffer.copy_(torch.as_tensor(self.fabric.all_reduce(buffer, reduce_op="mean")))
+        if hasattr(self._memory, "synchronise"):
+            self._memory.synchronise()
+
+    def _look(self, epochs: int) -> None:
+        every, last = self._settings.probe_every, epochs == self._settings.epochs
+        if not every or (epochs % every and not last):
+            return
+        try:
+            probe = look(
+                self._network, self._images, self._settings.probe_samples, self._settings.batch_size, epochs
+            )
+        except VarshiftError as error:  # a network with a dead layer may be worth the training, still
+            self._record("probe failed", epoch=epochs, reason=str(error))
+            return
+        self.history.probes.append(probe)
+        self._record("probe", **probe.state_dict())
+
+    # ------------------------------------------------------------------ events
+
+    def _passed_over(self, name: str, reason: str) -> None:
+        self._record("checkpoint passed over", file=name, reason=reason)
+
+    def _record(self, event: str, **figures: Any) -> None:
+        if self.fabric.is_global_zero:
+            self._workbench.record({"event": event, **figures})

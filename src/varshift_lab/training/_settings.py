@@ -17,6 +17,8 @@ Schedule = Literal["steps", "cosine", "constant", "cycle"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 TrainingOrder = Literal["reshuffle", "single"]
 
+_NONE = Augmentation()
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
@@ -33,7 +35,8 @@ class TrainingSettings:
         warmup: Share of training, from the start, over which the rate rises in a straight line.
         momentum: Momentum of SGD; the first of Adam's betas.
         nesterov: Nesterov's form of momentum, for SGD.
-        weight_decay: Weight decay: added to the gradients for ``"sgd"`` and ``"adam"``, apart for ``"adamw"``.
+        weight_decay: Weight decay: added to the gradients for ``"sgd"`` and ``"adam"``, apart for
+            ``"adamw"``.
         optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         decay_norms: Whether the decay holds for biases and the parameters of norms (all of one axis), too.
         order: ``"reshuffle"`` draws a new order in each epoch, ``"single"`` one for all.
@@ -68,7 +71,7 @@ class TrainingSettings:
     optimizer: OptimizerName = "sgd"
     decay_norms: bool = True
     order: TrainingOrder = "reshuffle"
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = _NONE
     drop_last: bool = True
     label_smoothing: float = 0.0
     clip_norm: float | None = None

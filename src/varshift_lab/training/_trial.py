@@ -14,6 +14,7 @@ from varshift_lab.training._data_choice import DataChoice
 from varshift_lab.training._fit import fit
 from varshift_lab.training._measures import find_measure, stored_name
 from varshift_lab.training._network import Network
+from varshift_lab.training._random import own_random_state
 from varshift_lab.training._settings import TrainingSettings
 from varshift_lab.training._treatment import Treatment
 
@@ -58,8 +59,8 @@ class TrainingTrial(Trial):
             TrialError: If training diverged, a measurement is not finite, or a checkpoint cannot be written.
         """
         train, test = self.data.load(workbench)
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self.seed)
+        with own_random_state(workbench.device):
+            torch.manual_seed(self.seed)
             network = self.network.build(train)
         history = fit(
             network, train, self.settings, seed=self.seed, treatment=self.treatment, workbench=workbench
@@ -72,8 +73,8 @@ class TrainingTrial(Trial):
         for name, value in found.items():
             if not all(math.isfinite(number) for number in _numbers(value)):
                 raise TrialError(
-                    f"{name} is not finite after {self.settings.epochs} epochs: training diverged in its last "
-                    f"steps. Use a learning rate below {self.settings.learning_rate:g}, or clip_norm."
+                    f"{name} is not finite after {self.settings.epochs} epochs: training diverged in its "
+                    f"last steps. Use a learning rate below {self.settings.learning_rate:g}, or clip_norm."
                 )
         return found
 
