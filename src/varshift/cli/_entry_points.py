@@ -42,7 +42,9 @@ def _help(entry: EntryPoint) -> str:
     """The first line of our own verbs' help; other packages are not imported for a list of verbs."""
     if _is_ours(entry):
         try:
-            lines = (entry.load().__doc__ or "").strip().splitlines()
+            verb = entry.load()
+            text = verb.info.help if isinstance(verb, typer.Typer) else verb.__doc__
+            lines = (text or "").strip().splitlines()
         except Exception:  # whatever is wrong with it comes to light when it is used
             lines = []
         if lines:

@@ -19,7 +19,7 @@ PANEL_INCHES = (4.4, 3.0)
 PICTURE_SHARE = 0.4  # width of a picture beside its axes, as a share of theirs
 DOTS_PER_INCH = 160
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -96,7 +96,7 @@ def _show(axes: Any, pixels: Any) -> None:
 
 
 def save(drawing: Drawing, path: Path, form: str) -> None:
-    """Writes a drawing as ``png`` or ``svg``, without the date, so that the same figures give the same file."""
+    """Writes a drawing as ``png`` or ``svg``, without the date: the same figures give the same file."""
     import matplotlib
 
     metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}

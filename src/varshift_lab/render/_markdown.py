@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from varshift_lab.render._claims import Verdict
 from varshift_lab.render._lines import Line, lines
@@ -21,7 +21,7 @@ class _Notes:
         """What stands behind a figure that needs a note."""
         return f" [^{self._numbers.setdefault(text, len(self._numbers) + 1)}]" if text else ""
 
-    def __iter__(self) -> Iterable[str]:
+    def __iter__(self) -> Iterator[str]:
         return (f"[^{number}]: {_cell(text)}" for text, number in self._numbers.items())
 
 
@@ -100,9 +100,9 @@ def claims_markdown(title: str, verdicts: Sequence[Verdict]) -> str:
         for one in verdicts
     ]
     rule = (
-        "The difference is `lower - higher` over pairs of equal seed. A claim is reproduced when the difference "
-        "is below the margin by more than two standard errors, not reproduced when it is above it by as much, "
-        "and undecided between."
+        "The difference is `lower - higher` over pairs of equal seed. A claim is reproduced when the "
+        "difference is below the margin by more than two standard errors, not reproduced when it is above it "
+        "by as much, and undecided between."
     )
     return "\n\n".join((f"# {title}", rule, _grid(headings, rows, 2))) + "\n"
 

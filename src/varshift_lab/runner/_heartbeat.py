@@ -8,7 +8,7 @@ import os
 import threading
 from types import TracebackType
 
-from varshift_lab.store import ClaimLost, Claimed, Owner, Queue, Store, StoreError
+from varshift_lab.store import Claimed, ClaimLostError, Owner, Queue, Store, StoreError
 
 BEAT_SECONDS = 5.0
 ORPHANED = 3  # exit code of a worker whose parent is gone
@@ -57,7 +57,7 @@ class Heartbeat:
         with Store(self._folder, create=False) as store:
             try:
                 Queue(store, self._owner).beat(self._run)
-            except ClaimLost:
+            except ClaimLostError:
                 self._lost.set()
                 self._stop.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,9 @@ class Board:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RunnerError('TensorBoard is not installed: pip install "varshift[tensorboard]".') from error
+        check_board()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder))
         self._count = 0
 
@@ -42,6 +42,11 @@ class Board:
         self._writer.close()
 
 
-def open_board(folder: Path) -> Board:
-    """A board for one trial."""
-    return Board(folder)
+def check_board() -> None:
+    """Makes sure, before long work, that TensorBoard is there.
+
+    Raises:
+        RunnerError: If it is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise RunnerError('TensorBoard is not installed: pip install "varshift[tensorboard]".')

@@ -15,10 +15,10 @@ from varshift import VarshiftError
 from varshift_lab.runner._assignment import Assignment
 from varshift_lab.runner._heartbeat import Heartbeat
 from varshift_lab.runner._plain import plain_measurements
-from varshift_lab.runner._tensorboard import open_board
+from varshift_lab.runner._tensorboard import Board
 from varshift_lab.store import (
-    ClaimLost,
     Claimed,
+    ClaimLostError,
     Log,
     Owner,
     Queue,
@@ -54,11 +54,11 @@ def work(assignment: Assignment, begun: Callable[[], object] = lambda: None) -> 
         while run is not None:
             try:
                 # A worker whose claim is lost goes on with another trial.
-                with contextlib.suppress(ClaimLost):
+                with contextlib.suppress(ClaimLostError):
                     _attempt(store, queue, owner, run, assignment)
                     done += 1
             except BaseException:
-                with contextlib.suppress(ClaimLost, StoreError):
+                with contextlib.suppress(ClaimLostError, StoreError):
                     queue.release(run)
                 raise
             run = queue.claim()
@@ -86,7 +86,7 @@ def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment:
                     )
                 )
             measurements = plain_measurements(measured)
-        except (ClaimLost, StoreError):
+        except (ClaimLostError, StoreError):
             raise
         except Exception as error:  # whatever a trial comes to, the others go on
             queue.fail(run, reason_of(error), "".join(traceback.format_exception(error)))
@@ -101,6 +101,9 @@ def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment:
 def reason_of(error: BaseException) -> str:
     """One line for the reason of a failure; errors that were not foreseen come with their kind."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror.lower()}{where}"
     if isinstance(error, VarshiftError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -122,7 +125,7 @@ class _Recorder:
         self._run = run
         self._heartbeat = heartbeat
         self._log = Log(folder / "log.jsonl")
-        self._board = open_board(queue.store.folder / "tensorboard" / run.key) if board else None
+        self._board = Board(queue.store.folder / "tensorboard" / run.key) if board else None
         self._progressed = False
 
     def begin(self, assignment: Assignment) -> None:
@@ -138,7 +141,7 @@ class _Recorder:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if self._heartbeat.lost:
-            raise ClaimLost(f"{self._run.title} has been given to another worker.")
+            raise ClaimLostError(f"{self._run.title} has been given to another worker.")
         fields = {str(key): value for key, value in event.items()}
         name = str(fields.pop("event", "event"))
         self._log.append(name, **{key: value for key, value in fields.items() if key != "time"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._errors import ClaimLost as ClaimLost
+from ._errors import ClaimLostError as ClaimLostError
 from ._errors import StoreError as StoreError
 from ._log import Log as Log
 from ._log import read_log as read_log

@@ -14,7 +14,7 @@ class StoreError(VarshiftError):
     """The store cannot be used; the message says why and what helps."""
 
 
-class ClaimLost(VarshiftError):
+class ClaimLostError(VarshiftError):
     """Another worker has been given the trial; what this one finds is not counted."""
 
 

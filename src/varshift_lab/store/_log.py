@@ -56,7 +56,7 @@ class Log:
 
 
 def read_log(file: Path) -> Iterator[Mapping[str, Any]]:
-    """The events of a log in their order; lines that a crash tore are left out. Nothing where there is none."""
+    """The events of a log in their order, none where there is no file; torn lines are left out."""
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:

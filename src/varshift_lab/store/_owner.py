@@ -16,7 +16,7 @@ class Owner:
 
     Attributes:
         token: Its own name, never used again.
-        machine: Machine whose process numbers it is counted by; differs between containers and after a reboot.
+        machine: Machine whose process numbers it is counted by; another in a container and after a reboot.
         process: Process number.
         born: When the process began, in the machine's own ticks, for numbers are used again; may be empty.
     """

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from varshift_lab.store._errors import ClaimLost, explained
+from varshift_lab.store._errors import ClaimLostError, explained
 from varshift_lab.store._log import Log
 from varshift_lab.store._owner import Owner, is_gone
 from varshift_lab.store._records import Claimed
@@ -30,8 +30,8 @@ _DIED = (
 class Queue:
     """One worker's access to the queue.
 
-    Every change of a running trial is made on condition that the worker still holds it, in one transaction, so
-    that a worker that was given up for dead and comes back changes nothing.
+    Every change of a running trial is made on condition that the worker still holds it, in one transaction,
+    so that a worker that was given up for dead and comes back changes nothing.
 
     Args:
         store: The store.
@@ -92,7 +92,8 @@ class Queue:
                 failed = crashes >= MOST_CRASHES
                 done = connection.execute(
                     "UPDATE runs SET state = ?, crashes = ?, reason = ?, claim = NULL, "
-                    "seconds = seconds + max(alive - started, 0) WHERE key = ? AND claim = ? AND state = 'running'",
+                    "seconds = seconds + max(alive - started, 0) "
+                    "WHERE key = ? AND claim = ? AND state = 'running'",
                     ("failed" if failed else "queued", crashes, _DIED if failed else None, key, row["claim"]),
                 )
                 changed += [key] if done.rowcount else []
@@ -113,7 +114,7 @@ class Queue:
         """A sign of life; `progressed` says that the trial has come further.
 
         Raises:
-            ClaimLost: If the trial has been given to another worker.
+            ClaimLostError: If the trial has been given to another worker.
         """
         self._change(
             run, "alive = ?, crashes = CASE WHEN ? THEN 0 ELSE crashes END", time.time(), int(progressed)
@@ -131,7 +132,7 @@ class Queue:
             seconds: How long this attempt took.
 
         Raises:
-            ClaimLost: If the trial has been given to another worker.
+            ClaimLostError: If the trial has been given to another worker.
         """
         total = seconds + self._seconds_before(run)
         # The log comes first: what it holds survives the loss of the database.
@@ -157,7 +158,7 @@ class Queue:
         """Records that a trial came to no result, and why.
 
         Raises:
-            ClaimLost: If the trial has been given to another worker.
+            ClaimLostError: If the trial has been given to another worker.
         """
         now = time.time()
         self._change(
@@ -173,7 +174,7 @@ class Queue:
         """Puts a trial back into the queue, as when its worker is interrupted.
 
         Raises:
-            ClaimLost: If it has been given to another worker.
+            ClaimLostError: If it has been given to another worker.
         """
         self._change(run, "state = 'queued', claim = NULL, seconds = seconds + ? - started", time.time())
         self._log(run.key, "interrupted", claim=run.claim, attempt=run.attempt)
@@ -185,7 +186,7 @@ class Queue:
                 (*values, run.key, run.claim),
             )
             if done.rowcount != 1:
-                raise ClaimLost(f"{run.title} has been given to another worker.")
+                raise ClaimLostError(f"{run.title} has been given to another worker.")
 
     def _seconds_before(self, run: Claimed) -> float:
         rows = self.store.select("SELECT seconds FROM runs WHERE key = ?", run.key)

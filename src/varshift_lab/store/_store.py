@@ -24,8 +24,8 @@ FINISHED = "finished"  # the event that holds a result
 class Store:
     """A folder with a queue of trials that any number of processes may work on at once.
 
-    ``lab.sqlite`` knows where each trial stands and holds the results; ``runs/<key>/log.jsonl`` holds all that
-    happened to a trial, results included, and ``runs/<key>/checkpoints`` what it needs to go on.
+    ``lab.sqlite`` knows where each trial stands and holds the results; ``runs/<key>/log.jsonl`` holds all
+    that happened to a trial, results included, and ``runs/<key>/checkpoints`` what it needs to go on.
 
     A connection belongs to one process; threads each open their own.
 
@@ -143,16 +143,16 @@ class Store:
 
     def results(self, trials: Iterable[Trial]) -> dict[Trial, Result]:
         """What has been measured of some trials; those without a result are left out."""
-        trials = {trial.key: trial for trial in trials}
+        by_key = {trial.key: trial for trial in trials}
         query = (
             "SELECT key, measurements, provenance, seconds FROM runs "
             "WHERE state = 'done' AND key IN (SELECT value FROM json_each(?))"
         )
         return {
-            trials[row["key"]]: Result(
+            by_key[row["key"]]: Result(
                 json.loads(row["measurements"]), json.loads(row["provenance"]), row["seconds"]
             )
-            for row in self.select(query, json.dumps(list(trials)))
+            for row in self.select(query, json.dumps(list(by_key)))
         }
 
     def runs(self, keys: Iterable[str]) -> list[Run]:

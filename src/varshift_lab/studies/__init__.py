@@ -16,6 +16,8 @@ from ._study import PaperFigure as PaperFigure
 from ._study import Row as Row
 from ._study import Series as Series
 from ._study import Table as Table
+from ._study import trials_of as trials_of
+from ._study import with_seeds as with_seeds
 from ._trial import Measurements as Measurements
 from ._trial import Trial as Trial
 from ._trial import TrialError as TrialError

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
 
 from varshift_lab.studies._trial import Trial
 
@@ -178,3 +178,31 @@ class Claim:
 def trials_of(series: Iterable[Series]) -> list[Trial]:
     """The trials behind some series, each once, in their order."""
     return list(dict.fromkeys(trial for one in series for trial in one.trials))
+
+
+def with_seeds(study: Any, count: int) -> Any:
+    """A table, figure or claim with so many seeds in each of its series.
+
+    The first seeds are those it has; more of them count on from the largest. A series whose trials differ in
+    more than their seed stays as it is.
+
+    Args:
+        study: The table, figure or claim, or a part of one.
+        count: Number of seeds, at least 1.
+    """
+    if isinstance(study, Series):
+        return replace(study, trials=_reseeded(study.trials, count))
+    if isinstance(study, tuple):
+        return tuple(with_seeds(item, count) for item in study)
+    if is_dataclass(study) and not isinstance(study, (type, Trial)):
+        kept = {item.name: getattr(study, item.name) for item in fields(study)}
+        return replace(study, **{name: with_seeds(value, count) for name, value in kept.items()})
+    return study
+
+
+def _reseeded(trials: tuple[Trial, ...], count: int) -> tuple[Trial, ...]:
+    if not trials or len({replace(trial, seed=0) for trial in trials}) > 1:
+        return trials
+    largest = max(trial.seed for trial in trials)
+    more = (replace(trials[0], seed=largest + 1 + place) for place in range(count - len(trials)))
+    return (*trials[:count], *more)

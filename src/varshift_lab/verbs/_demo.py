@@ -1,4 +1,4 @@
-"""The lab's verbs for the command line. Nothing heavy is imported before a verb runs."""
+"""``varshift demo``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,26 @@
+"""``varshift lab list``."""
+
+from __future__ import annotations
+
+
+def list_recipes() -> int:
+    """Show all recipes: their tables and figures, and how many trials each scale takes."""
+    from rich.table import Table
+
+    from varshift.cli._console import wide_console
+    from varshift_lab.recipes import recipe, recipe_names
+    from varshift_lab.studies import SCALES
+    from varshift_lab.verbs._chosen import CLAIMS
+
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("recipe", no_wrap=True)
+    grid.add_column("paper, tables and figures")
+    for scale in SCALES:
+        grid.add_column(scale, justify="right")
+    for name in recipe_names():
+        found = recipe(name)
+        studies = [*found.tables, *found.figures, *([CLAIMS] if found.claims is not None else [])]
+        counts = [str(len(found.trials(scale))) for scale in SCALES]
+        grid.add_row(name, f"{found.title} ({found.source})\n{', '.join(studies)}\n", *counts)
+    wide_console().print(grid)
+    return 0
