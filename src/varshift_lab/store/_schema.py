@@ -86,8 +86,8 @@ def _check(connection: sqlite3.Connection, file: Path) -> None:
         )
     if (version := _version(connection)) > VERSION:
         raise StoreError(
-            f"store={str(file.parent)!r} is of version {version}, written by a newer varshift; this one knows "
-            f"up to {VERSION}: upgrade varshift, or name another folder."
+            f"store={str(file.parent)!r} is of version {version}, of a newer varshift; this one knows "
+            f"versions up to {VERSION}: upgrade varshift, or name another folder."
         )
 
 
