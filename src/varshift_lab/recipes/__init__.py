@@ -17,6 +17,11 @@ _HOME = {
     "variance-shift": "_variance_shift",
     "dropout-variance-init": "_dropout_variance_init",
     "residual-position": "_residual_position",
+    "independent-component": "_independent_component",
+    "filter-response-norm": "_filter_response_norm",
+    "batch-kalman-norm": "_batch_kalman_norm",
+    "batch-norm-preconditioning": "_batch_norm_preconditioning",
+    "shuffling": "_shuffling",
 }
 
 
