@@ -24,6 +24,7 @@ from varshift.nn import (
 )
 from varshift_lab.networks import (
     binary_resnet,
+    densenet,
     densenet_bc,
     ic_resnet,
     image_preresnet,
@@ -45,6 +46,7 @@ SMALL = {
     "resnet bottleneck": (resnet, {"depth": 11, "block": "bottleneck", "shortcut_norm": True, "width": 4}),
     "resnext": (resnext, {"depth": 11, "cardinality": 2, "base_width": 32, "width": 4}),
     "wide_resnet": (wide_resnet, {"depth": 10, "widen": 2, "width": 4}),
+    "densenet": (densenet, {"depth": 10, "growth": 4, "width": 4}),
     "densenet_bc": (densenet_bc, {"depth": 16, "growth": 4}),
     "ic A": (ic_resnet, {"depth": 8, "variant": "A", "width": 4, "placement": "ic"}),
     "ic B": (ic_resnet, {"depth": 8, "variant": "B", "width": 4, "placement": "ic"}),
@@ -98,6 +100,17 @@ def test_the_variance_shift_papers_networks_have_its_counts(build, ten, hundred,
         small_set, large_set = (build(num_classes=n, dropout=0.5, placement=placement) for n in (10, 100))
     assert (parameters(small_set), parameters(large_set)) == (ten, hundred)
     assert len(modules(small_set, nn.BatchNorm2d)) == norms
+
+
+def test_a_densenet_of_single_convolutions_has_its_layers():
+    with torch.device("meta"):
+        network = densenet(40, dropout=0.2)
+    assert len(modules(network, nn.BatchNorm2d)) == 39
+    assert len(modules(network, nn.Conv2d)) == 39
+    assert network.linear.in_features == 16 + 36 * 12
+    # Behind every convolution but the stem's; the next norm reads it directly or behind the pooling.
+    assert len(modules(network, nn.Dropout)) == 38
+    assert isinstance(network.stages[0][-1].get_submodule("dropout1"), nn.Dropout)
 
 
 IC_COUNTS = [

@@ -6,6 +6,8 @@ from ._binary import BinaryResNet as BinaryResNet
 from ._binary import ReActNet as ReActNet
 from ._binary import binary_resnet as binary_resnet
 from ._binary import reactnet as reactnet
+from ._densenet import DenseNet as DenseNet
+from ._densenet import densenet as densenet
 from ._densenet_bc import DenseNetBC as DenseNetBC
 from ._densenet_bc import densenet_bc as densenet_bc
 from ._ic_resnet import ICResNet as ICResNet
