@@ -167,15 +167,8 @@ def figure3(scale: Scale) -> Figure:
             cosines.append(Curve(subject.name, (Series(run, "cos2_layers"),)))
             sizes = fan_ins(subject.network, label)
             values = stated.BY_FAN_IN.get((label, subject.name), {}) if scale == "paper" else {}
-            complete = set(values) == set(sizes)
-            aligned.append(
-                Curve(
-                    subject.name,
-                    (Series(run, "d_cos2_by_width"),),
-                    sizes,
-                    tuple(values[size] for size in sizes) if complete else (),
-                )
-            )
+            series = (Series(run, "d_cos2_by_width"),)
+            aligned.append(Curve(subject.name, series, sizes, _points(values, sizes)))
         panels += [
             Panel(f"{label}: along the network", tuple(cosines), "convolution", "mean cos^2"),
             Panel(f"{label}: over the fan-in", tuple(aligned), "d", "mean d cos^2", kind="points"),
@@ -311,8 +304,8 @@ def _stated(
     return PaperFigure(value, full + caveat)
 
 
-def _points(values: Mapping[float, float], rates: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(values[rate] for rate in rates) if all(rate in values for rate in rates) else ()
+def _points(values: Mapping[float, float], places: tuple[float, ...]) -> tuple[float | None, ...]:
+    return tuple(values.get(place) for place in places) if values else ()
 
 
 RECIPE = Recipe(

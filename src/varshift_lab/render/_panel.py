@@ -136,12 +136,12 @@ def _spans(found: Points) -> list[float] | None:
     return [0.0 if math.isnan(value) else value for value in found.deviation]
 
 
-def _paper(axes: Axes, where: list[float], stated: Sequence[float], marker: str, colour: str) -> None:
-    if not stated:
+def _paper(axes: Axes, where: list[float], stated: Sequence[float | None], marker: str, colour: str) -> None:
+    known = [(x, y) for x, y in zip(where, stated, strict=False) if y is not None]
+    if not known:
         return
     axes.plot(
-        where[: len(stated)],
-        stated[: len(where)],
+        *zip(*known, strict=True),
         linestyle="",
         marker=marker,
         markersize=7,

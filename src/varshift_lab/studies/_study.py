@@ -89,13 +89,13 @@ class Curve:
         series: One for each point, where measurements are numbers; or a single one whose measurements are
             lists: the curve itself.
         x: Where the points are, or their names; empty for 0, 1, 2 and so on.
-        paper: What the paper states at each point; empty for nothing.
+        paper: What the paper states at each point, None for nothing there; empty for nothing at all.
     """
 
     label: str
     series: tuple[Series, ...]
     x: tuple[float | str, ...] = ()
-    paper: tuple[float, ...] = ()
+    paper: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
