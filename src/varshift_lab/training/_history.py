@@ -42,6 +42,7 @@ class History:
         probes: What the probes saw.
         pflop: Floating-point operations of one epoch's steps, in units of 1e15; multiplications and additions
             of matrix products and convolutions count, nothing else.
+        notes: What the treatment noted, by name.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -50,6 +51,7 @@ class History:
     seconds: list[float] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     pflop: float = 0.0
+    notes: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, loss: float, error: float, rate: float, seconds: float) -> None:
         """Adds an epoch."""
@@ -73,6 +75,8 @@ class History:
             "seconds": sum(self.seconds),
             "pflop": self.pflop * self.epochs,
         }
+        for name, values in self.notes.items():
+            found |= {name: values[-1], f"{name}_history": values}
         if self.probes:
             found |= {
                 "probe_epochs": [probe.epoch for probe in self.probes],

@@ -15,7 +15,8 @@ _MASKS = 0x6D61736B73
 def own_random_state(device: torch.device | str) -> AbstractContextManager[None]:
     """Puts torch's random states, of the processor and of this device, back on the way out."""
     device = torch.device(device)
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.random.fork_rng(devices=[device] if there else [])
 
 
 def seed_masks(seed: int, epoch: int, rank: int) -> None:

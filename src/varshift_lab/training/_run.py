@@ -82,8 +82,8 @@ class Run:
 
     @property
     def _channels_last(self) -> bool:
-        """The layout of tensor cores; processors gain nothing by it."""
-        return self.fabric.device.type == "cuda"
+        """Convolutions are faster with channels innermost, on tensor cores and on processors."""
+        return self.fabric.device.type in ("cuda", "cpu")
 
     def _move_network(self) -> None:
         self._network.to(self.fabric.device).train()
@@ -162,8 +162,11 @@ class Run:
         if self.fabric.world_size > 1:
             self._agree()
         self.history.add(loss, error, rate, seconds)
+        notes = self._treatment.note(self._network, self._images, self._memory)
+        for name, value in notes.items():
+            self.history.notes.setdefault(name, []).append(float(value))
         figures = {"loss": loss, "error": error, "rate": rate, "images_per_second": samples / seconds}
-        self._record("epoch", epoch=epoch + 1, seconds=seconds, **figures)
+        self._record("epoch", epoch=epoch + 1, seconds=seconds, **figures, **notes)
         self._look(epoch + 1)
         if self.fabric.is_global_zero:
             self._checkpoints.save(epoch + 1, {name: one.state_dict() for name, one in self._kept.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,13 +31,14 @@ class Treatment:
     """What a paper adds to training; this one adds nothing.
 
     A paper's is a frozen dataclass of plain values that derives from it and overrides what it needs. The
-    methods are called in this order, all but `loss` once per run:
+    methods are called in this order, all but the last two once per run:
 
     1. `prepare`, with the network on its device and nothing else there yet;
     2. `attach`, with the optimiser of the settings;
     3. `remember`, with the training images;
     4. `sampler`;
-    5. `loss`, in every step.
+    5. `loss`, in every step;
+    6. `note`, after every epoch.
     """
 
     def prepare(self, model: nn.Module) -> None:
@@ -78,3 +79,15 @@ class Treatment:
             state: What `remember` made.
         """
         return None
+
+    def note(self, model: nn.Module, images: Images, state: Any) -> Mapping[str, float]:
+        """Figures of its own after an epoch, always of the same names; the network stays as it is.
+
+        The last ones become measurements, and all of them lists with ``_history`` behind the name.
+
+        Args:
+            model: The network.
+            images: The training images, with `Images.wrong` labels known.
+            state: What `remember` made.
+        """
+        return {}
