@@ -100,6 +100,15 @@ def test_a_train_method_that_fails_does_not_keep_flags_and_buffers_from_being_re
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_statistics_that_a_norm_itself_wrote_are_put_back(net, batches):
+    net.train()
+    before = copy.deepcopy(net.state_dict())
+    with preserved(net):
+        net(batches[0][0])
+        assert not torch.equal(net[2].running_mean, before["2.running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_the_models_own_eval_decides_what_is_measured_as_deployed(net, batches):
     class Forgetful(nn.Module):
         def __init__(self, inner):
