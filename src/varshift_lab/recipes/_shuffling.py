@@ -444,7 +444,9 @@ def claims(scale: Scale) -> tuple[Claim, ...]:
             source="the released code's CharlieDataset",
         ),
     ]
-    for name, (trial, _) in image_cases(scale).items():
+    # A few epochs on small images show that it works, and nothing about the paper.
+    cases = {} if scale == "smoke" else image_cases(scale)
+    for name, (trial, _) in cases.items():
         single, reshuffle = (replace(trial, order=order) for order in BOTH)
         found.append(
             Claim(
