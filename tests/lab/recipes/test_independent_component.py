@@ -11,7 +11,7 @@ from varshift_lab.data import Images, digit_images
 from varshift_lab.networks import ic_resnet
 from varshift_lab.recipes import _independent_component as ic
 from varshift_lab.recipes._conditioning import conditioning
-from varshift_lab.studies import Workbench, decode, encode
+from varshift_lab.studies import Workbench
 from varshift_lab.training import DataChoice, Network, TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=1, batch_size=50, learning_rate=0.1)
@@ -28,13 +28,6 @@ def one_thread():
 def trial_of(scale, order):
     _, data, subject = next(iter(ic._cells(scale)))
     return ic.trials(scale, order, subject, data)[0]
-
-
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
-def test_trials_wait_in_a_store_and_come_back(scale):
-    trials = ic.RECIPE.trials(scale)
-    assert len({trial.key for trial in trials}) == len(trials)
-    assert all(decode(encode(trial)) == trial for trial in trials)
 
 
 def test_the_control_is_the_recommended_order_without_its_dropout():
