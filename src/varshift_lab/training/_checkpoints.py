@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import zipfile
@@ -68,13 +69,13 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             _write(path, {"run": self._run, "state": state})
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+        except OSError as error:
             raise TrialError(
-                f"{path} cannot be written ({reason}): make room or pass another folder, and try again. "
-                f"What was done up to epoch {epoch - 1} is kept."
+                f"{path} cannot be written ({error.strerror or error}): make room or pass another folder, "
+                f"and try again. What was done up to epoch {epoch - 1} is kept."
             ) from error
-        for old in self._files()[:-_KEPT]:
+        # Drafts are left over where a process was killed while it wrote.
+        for old in [*self._files()[:-_KEPT], *self._folder.glob(".epoch-*")]:
             with contextlib.suppress(OSError):
                 old.unlink()
 
@@ -90,15 +91,21 @@ def _read(path: Path) -> dict[str, Any]:
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"the checksum of '{damaged}' in it is wrong")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not {"run", "state"} <= set(found):
+        raise ValueError("it holds something else")
+    return found
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     # Beside the final name, with the process in its own: several may be at it by mistake.
     draft = path.with_name(f".{path.name}.{os.getpid()}")
+    # In memory first: torch's own writer hides what the system says of a full disk.
+    whole = io.BytesIO()
+    torch.save(content, whole)
     try:
         with open(draft, "wb") as file:
-            torch.save(content, file)
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

@@ -276,7 +276,7 @@ def test_single_shuffle_repeats_its_batches(images, settings):
     fit(network(), images, replace(settings, epochs=2), treatment=fresh)
     assert single.seen[:6] == single.seen[6:]
     assert fresh.seen[:6] != fresh.seen[6:]
-    assert sorted(sum(fresh.seen[6:], [])) == list(range(96))
+    assert sorted(place for batch in fresh.seen[6:] for place in batch) == list(range(96))
 
 
 def test_precision_and_layout_reach_the_network(build, images, settings):
@@ -302,16 +302,17 @@ def test_precision_and_layout_reach_the_network(build, images, settings):
 def test_a_compiled_network_trains_alike(build, images, settings, monkeypatch):
     modes, real = [], torch.compile
 
-    def traced(model, *, mode):  # generating machine code takes half a minute and is torch's affair
+    def traced(model, *, mode="again, by fabric", **options):
         modes.append(mode)
-        return real(model, backend="aot_eager")
+        # to generate machine code takes half a minute and is torch's affair
+        return real(model, **{**options, "backend": "aot_eager"})
 
     monkeypatch.setattr(torch, "compile", traced)
     plain, compiled = build(0.0), build(0.0)
     short = replace(settings, epochs=1)
     expected = fit(plain, images, short)
     found = fit(compiled, images, short, workbench=Workbench(compile=True))
-    assert modes == ["default"]
+    assert modes == ["default", "again, by fabric"]
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
     torch.testing.assert_close(dict(compiled.state_dict()), dict(plain.state_dict()), rtol=1e-3, atol=1e-4)
 

@@ -52,8 +52,11 @@ def test_norms_and_biases_may_go_without_decay():
 
 @pytest.mark.parametrize(
     ("changes", "kind", "beta"),
-    [({}, torch.optim.SGD, None), ({"optimizer": "adam"}, torch.optim.Adam, 0.9)]
-    + [({"optimizer": "adamw", "momentum": 0.5}, torch.optim.AdamW, 0.5)],
+    [
+        ({}, torch.optim.SGD, None),
+        ({"optimizer": "adam"}, torch.optim.Adam, 0.9),
+        ({"optimizer": "adamw", "momentum": 0.5}, torch.optim.AdamW, 0.5),
+    ],
 )
 def test_optimisers_by_name(changes, kind, beta):
     made = settings(**changes).make_optimizer(nn.Linear(2, 2))
