@@ -158,10 +158,12 @@ def figure(scale: Scale) -> Figure:
     made = plans(scale)
     few = min(made)
     losses = tuple(
-        Curve(label, (_series(scale, norm, few, "train_loss_history"),)) for norm, label in _NORMS.items()
+        Curve(label, (_series(scale, norm, few, "train_loss_history"),), made[few].epochs)
+        for norm, label in _NORMS.items()
     )
     rates = tuple(
-        Curve(label, (_series(scale, norm, few, "train_error_history"),)) for norm, label in _NORMS.items()
+        Curve(label, (_series(scale, norm, few, "train_error_history"),), made[few].epochs)
+        for norm, label in _NORMS.items()
     )
     panels = [
         Panel(f"{few} samples", losses, "epoch", "training loss"),

@@ -315,8 +315,11 @@ def rates(scale: Scale) -> Figure:
     )
     panels = [Panel(f"batches of {made.middle}", curves, "learning rate", "test error, %", kind="points")]
     for batch in made.batches[:2]:
+        epochs = tuple(float(epoch) for epoch in range(1, made.epochs[batch] + 1))
         losses = tuple(
-            Curve(METHODS[method], (Series(dense_trials(scale, method, batch), "train_loss_history"),))
+            Curve(
+                METHODS[method], (Series(dense_trials(scale, method, batch), "train_loss_history"),), epochs
+            )
             for method, size in _pairs(scale)
             if size == batch
         )

@@ -175,7 +175,7 @@ def figure1(scale: Scale) -> Figure:
     first = made[min(made)]
     for norm, label in _NORMS.items():
         run = first.trials(norm, None if norm in _BY_SAMPLE else min(made))
-        epochs.append(Curve(label, (Series(run, "train_loss_history"),)))
+        epochs.append(Curve(label, (Series(run, "train_loss_history"),), first.epochs))
     return Figure(
         "figure1",
         "Figure 1: norms that see few samples",

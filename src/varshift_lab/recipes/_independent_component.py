@@ -350,12 +350,13 @@ def training(scale: Scale) -> Figure:
     """Training losses of the orders."""
     label, data, subject = next(iter(_cells(scale)))
     panels = []
+    epochs = tuple(float(epoch) for epoch in range(1, plan(scale).settings.epochs + 1))
     for title, chosen in (
         ("the norm moved, no dropout", (V1, V2, CONTROL, variant("B", 0.0), variant("C", 0.0))),
         (f"with dropout {RATE:g}", (V1, V2, *(variant(letter, RATE) for letter in "ABC"))),
     ):
         curves = tuple(
-            Curve(order.name, (Series(trials(scale, order, subject, data), "train_loss_history"),))
+            Curve(order.name, (Series(trials(scale, order, subject, data), "train_loss_history"),), epochs)
             for order in chosen
         )
         panels.append(Panel(title, curves, "epoch", "training loss"))

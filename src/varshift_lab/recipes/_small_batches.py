@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from varshift.nn import RenormClipping
 from varshift_lab.data import Augmentation
-from varshift_lab.studies import Curve, Series
+from varshift_lab.studies import Series
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial, Treatment
 
 SmallScale = Literal["smoke", "laptop"]
@@ -44,6 +44,11 @@ class SmallBatches:
     renorm_momentum: float
     note: str
 
+    @property
+    def epochs(self) -> tuple[float, ...]:
+        """The epochs, counted from 1."""
+        return tuple(float(epoch) for epoch in range(1, self.settings.epochs + 1))
+
     def trials(
         self, norm: str, size: int | None = None, *, treatment: Treatment | None = None, **options: Any
     ) -> tuple[TrainingTrial, ...]:
@@ -69,15 +74,6 @@ class SmallBatches:
     def errors(self, norm: str, size: int | None = None, **options: Any) -> Series:
         """Their test errors."""
         return Series(self.trials(norm, size, **options), "test_error")
-
-    def curve(self, label: str, norm: str, *, paper: tuple[float, ...] = (), by_size: bool = True) -> Curve:
-        """Test error over the number of samples that the norm sees; a flat line where it sees one."""
-        series = tuple(self.errors(norm, size if by_size else None) for size in self.sizes)
-        return Curve(label, series, tuple(str(size) for size in self.sizes), paper)
-
-    def kalman(self, size: int) -> Series:
-        """Test errors with batch Kalman norm at the published weight of the prediction for this size."""
-        return self.errors("kalman", size, prediction_weight=published_weight(size))
 
     def with_settings(self, **changes: Any) -> SmallBatches:
         """The same with other settings of the training."""
