@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from ._surrogate import AtNorm, Rates, Surrogate
 from ._train_pass import TrainPass
 
 _INSTEAD = 0.2  # rate that is followed where the network's own is 0
+_LOUDER = 3.0  # times the noise variance, for questions about higher rates
 
 
 class _Follows(Protocol):
@@ -25,62 +26,87 @@ class _Follows(Protocol):
 
     def follow(
         self,
-        tensors: Mapping[str, Tensor],
-        inputs: Sequence[Tensor],
         changed: Rates,
         watch: Watch | None = None,
         states: Sequence[str] = (),
+        *,
+        first: bool = False,
     ) -> Outcome: ...
 
 
 class Answers:
     """What the passes would find at other rates.
 
-    Two runs are watched: one with noise, at the network's own rates where these are not 0, and one without.
+    Passes are watched at several points: without noise, at the network's own rates where these are not 0,
+    and, for questions about higher rates, with more noise.
 
     Args:
         session: Follows the network.
         base: What the passes found at the network's own rates.
-        tensors: Parameters and buffers by name.
-        inputs: The inputs.
     """
 
-    def __init__(
-        self,
-        session: _Follows,
-        base: Outcome,
-        tensors: Mapping[str, Tensor],
-        inputs: Sequence[Tensor],
-    ) -> None:
-        self.base = base
+    def __init__(self, session: _Follows, base: Outcome) -> None:
+        self.session, self.base = session, base
         sites = session.train.noises
         self.own = {place: site.rate for place, site in enumerate(sites) if site.rate is not None}
-        noisy = {place: rate or _INSTEAD for place, rate in self.own.items()}
-        recorders: list[tuple[TrainPass | CleanPass, Recorder]] = []
-        matrices: dict[str, Any] = {}
+        self.noisy = {place: rate or _INSTEAD for place, rate in self.own.items()}
+        self.points: list[tuple[Recorder, Recorder]] = []
+        self.rates: list[Rates] = []  # at the points
+        self.surrogate: Surrogate | None = None
+        self.start: tuple[Mapping[Key, AtNorm], Mapping[Key, AtNorm]] = {}, {}
 
-        def watch(state: str, run: TrainPass | CleanPass) -> None:
-            touched = set()
-            if isinstance(run, CleanPass):
-                found = run.anchors
-                touched = {
-                    index
-                    for index, (site, call) in run.norm_at.items()
-                    if (site.name, call) in found and bool((found[site.name, call].noise > 0).any())
-                }
-            recorders.append((run, Recorder(run, touched, matrices, responding=len(recorders) < 2)))
-
-        for rates in (noisy, dict.fromkeys(noisy, 0.0)):
-            session.follow(tensors, inputs, rates, watch, ("eval",))
-        (train, first), (evaluation, second), (_, third), (_, fourth) = recorders
+    def _prepare(self, rates: Sequence[Rates]) -> None:
+        """Follows the network at the points that these questions need."""
+        if not self.points:
+            self._follow(dict.fromkeys(self.noisy, 0.0))
+            self._follow(self.noisy)
+        if self._louder(rates) and len(self.points) < 3:
+            louder = {place: self._louder_rate(place, rate) for place, rate in self.noisy.items()}
+            self._follow(louder)
+        train, evaluation = zip(*self.points, strict=True)
         self.surrogate = Surrogate(
-            (train, first.seen, third.seen), (evaluation, second.seen, fourth.seen), noisy
+            (train[1].watched, [recorder.seen for recorder in train]),
+            (evaluation[1].watched, [recorder.seen for recorder in evaluation]),
+            self.rates,
         )
         # What the surrogate says of the network as it is, which is known.
         self.start = self.surrogate.ask([self.own])
 
+    def _louder(self, rates: Sequence[Rates]) -> bool:
+        """Whether any site would be noisier than at the second point."""
+        return any(rate > 1.001 * self.noisy[place] for given in rates for place, rate in given.items())
+
+    def _louder_rate(self, place: int, rate: float) -> float:
+        site = self.session.train.noises[place]
+        if site.kind in ("gaussian", "uniform"):
+            return rate * _LOUDER**0.5
+        return _LOUDER * rate / (1 - rate + _LOUDER * rate)
+
+    def _follow(self, rates: Rates) -> None:
+        second = len(self.points) == 1
+        found: list[Recorder] = []
+
+        def watch(state: str, run: TrainPass | CleanPass) -> None:
+            touched: set[int] = set()
+            if isinstance(run, CleanPass):
+                touched = {
+                    index
+                    for index, (site, call) in run.norm_at.items()
+                    if (made := run.anchors.get((site.name, call))) and bool((made.noise > 0).any())
+                }
+            found.append(Recorder(run, touched, matrices, responding=second))
+
+        matrices: dict[str, tuple[Tensor, Tensor, int]] = {}
+        first = second and self.noisy == self.own
+        self.session.follow(rates, watch, ("eval",), first=first)
+        self.points.append((found[0], found[1]))
+        self.rates.append(rates)
+
     def ask(self, rates: Sequence[Rates]) -> list[Outcome]:
         """What the passes would find, for each of several sets of rates."""
+        if len(self.points) < 2 + self._louder(rates):
+            self._prepare(rates)
+        assert self.surrogate is not None
         found = self.surrogate.ask([{**self.own, **given} for given in rates])
         return [self._outcome(found, row) for row in range(len(rates))]
 

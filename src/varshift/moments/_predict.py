@@ -130,8 +130,7 @@ class Session:
     def predict(self, rates: Mapping[str, float]) -> Prediction:
         """The prediction at the network's own rates, or at others with the gains of the first run."""
         changed = self._changed(rates)
-        with self._prepared() as (tensors, inputs):
-            found = self.follow(tensors, inputs, changed)
+        found = self.follow(changed)
         if self.base is None:
             self.anchors, self.base = found.anchors, found
         return self._prediction(found, changed)
@@ -141,8 +140,7 @@ class Session:
         changed = [self._changed(given) for given in rates]
         assert self.base is not None
         if self.answers is None:
-            with self._prepared() as (tensors, inputs):
-                self.answers = Answers(self, self.base, tensors, inputs)
+            self.answers = Answers(self, self.base)
         return [
             self._prediction(found, given)
             for found, given in zip(self.answers.ask(changed), changed, strict=True)
@@ -150,44 +148,43 @@ class Session:
 
     def follow(
         self,
-        tensors: Mapping[str, Tensor],
-        inputs: Sequence[Tensor],
         changed: Mapping[int, float],
         watch: Watch | None = None,
         states: Sequence[str] = tuple(_NORMS_USE),
+        *,
+        first: bool = False,
     ) -> Outcome:
         """Runs the pass in training, and one without noise for each of the states.
 
         Args:
-            tensors: Parameters and buffers by name.
-            inputs: The inputs.
             changed: Rates other than the network's, by noise site.
             watch: Is handed every pass before it runs.
             states: ``"eval"``, ``"clean"`` or both.
+            first: Whether to find the gains of the anchors, and not to keep those of the first run.
         """
-        train = TrainPass(
-            self.train,
-            tensors,
-            inputs,
-            made_up=not self.real,
-            # Real data have their own size; made-up ones are put on that of the norms' statistics.
-            trusted=frozenset() if self.real else _trusted(self.train, tensors),
-            rates=changed,
-            frozen=self.anchors,
-        )
-        passes = {}
-        for name in ("train", *states):
-            run = train
-            if name != "train":
-                run = CleanPass(self.evaluation, tensors, inputs, train.anchors, _NORMS_USE[name])
-                passes[name] = run
-            if watch is not None:
-                watch(name, run)
-            run.run()
         failed: dict[str, str] = {}
-        for run in (train, *passes.values()):
-            failed.update(run.failed)
-        observed = {name: run.observed for name, run in passes.items()}
+        passes: dict[str, CleanPass] = {}
+        with self._prepared() as (tensors, inputs):
+            train = TrainPass(
+                self.train,
+                tensors,
+                inputs,
+                made_up=not self.real,
+                # Real data have their own size; made-up ones are put on that of the norms' statistics.
+                trusted=frozenset() if self.real else _trusted(self.train, tensors),
+                rates=changed,
+                frozen=None if first else self.anchors,
+            )
+            for state in ("train", *states):
+                run = train
+                if state != "train":
+                    run = CleanPass(self.evaluation, tensors, inputs, train.anchors, _NORMS_USE[state])
+                    passes[state] = run
+                if watch is not None:
+                    watch(state, run)
+                run.run()
+                failed.update(run.failed)
+        observed = {state: run.observed for state, run in passes.items()}
         return Outcome(train.anchors, observed, train.untreated, failed)
 
     def _changed(self, rates: Mapping[str, float]) -> dict[int, float]:

@@ -81,7 +81,7 @@ class Recorder:
         self,
         watched: TrainPass | CleanPass,
         touched: set[int],
-        matrices: dict[str, Any],
+        matrices: dict[str, tuple[Tensor, Tensor, int]],
         *,
         responding: bool,
     ) -> None:
@@ -95,6 +95,7 @@ class Recorder:
     def _watch(self, node: Node) -> None:
         if node.kind == "input":
             self._derived.add(node.index)
+            self.seen[node.index] = Seen((), (), self._results(node))
             self._keep(node.index, self._results(node))
         if node.kind in ("input", "parameter", "buffer", "constant", "output"):
             return
@@ -181,6 +182,8 @@ class Recorder:
         if not seen.given or not results:
             return (), False
         name = base_name(node)
+        if isinstance(self.watched, TrainPass) and node.index in self.watched.sites:
+            name = "noise"  # to run it would draw random numbers that the pass is to draw
         try:
             found, mixes = self._response(name, node, seen, results)
         except (UnknownOperator, RuntimeError, TypeError, ValueError, IndexError, KeyError):

@@ -14,72 +14,84 @@ from varshift.theory import noise_variance
 from ._interpreter import Interpreter
 from ._noise import ALPHA, multiplies
 from ._profile import Profile
-from ._recorder import Place, Seen
+from ._recorder import Norm, Place, Seen
 from ._responses import Response, unchanged
 from ._train_pass import TrainPass
 
 Key = tuple[str, int]
 Rates = Mapping[int, float]
 _TINY = 1e-20
-_LEAST, _MOST = -0.5, 2.0  # how far beyond the two rates that were followed a factor is carried on
+_LEAST, _MOST = -0.5, 2.0  # how far beyond the points that were followed a factor is carried on
+_LEAST_STEP = 1e-9  # between the shares of two points
+_FACTORS = (0.02, 50.0)  # that noise may be scaled with
 _WORTH = 0.02  # share of the noise that is not fresh, above which it takes the blame for what is unexplained
 _ELEMENTWISE = ("dropout", "gaussian", "uniform", "alpha_dropout")
 
 
 class Calibrated:
-    """A response with factors per channel such that it is right at the two points that were followed.
+    """A response with factors per channel such that it is right at the points that were followed.
 
     Args:
         response: How the profile of the result follows from those of the operands.
         mixes: Whether it mixes units: what comes out is no longer independent.
-        given: The operands, with the noise and without.
-        results: The result, likewise.
+        given: The operands, one row for every point, from no noise to most.
+        result: The result, likewise.
     """
 
-    def __init__(
-        self,
-        response: Response,
-        mixes: bool,
-        given: tuple[Sequence[Profile], Sequence[Profile]],
-        results: tuple[Profile, Profile],
-    ) -> None:
+    def __init__(self, response: Response, mixes: bool, given: Sequence[Profile], result: Profile) -> None:
         self.response, self.mixes = response, mixes
-        noisy, quiet = (response(operands) for operands in given)
-        self.data = _log_ratio(results[0].data, noisy.data), _log_ratio(results[1].data, quiet.data)
-        self.mean = results[0].mean - noisy.mean, results[1].mean - quiet.mean
-        self.own, self.shared, self.rest = _noise_factors(noisy, results[0].noise, mixes)
-        self.shares = _share(given[0]), _share(given[1])
+        made = response(given)
+        self.data = _log_ratio(result.data, made.data)
+        self.mean = result.mean - made.mean
+        own, shared, self.rest = _noise_factors(made, result.noise, mixes)
+        # Without noise there is nothing to scale.
+        self.own, self.shared = (torch.cat([factor[1:2], factor[1:]]).log() for factor in (own, shared))
+        self.shares = share_of(given)
+        self.at_points = self(given, torch.eye(len(self.shares), dtype=torch.float64))
 
-    def __call__(self, given: Sequence[Profile], level: Tensor | None = None) -> Profile:
-        level = _level(given, self.shares) if level is None else level
+    def __call__(self, given: Sequence[Profile], near: Tensor | None = None) -> Profile:
+        near = nearness(share_of(given), self.shares) if near is None else near
         made = self.response(given)
-        mean = made.mean + level * self.mean[0] + (1 - level) * self.mean[1]
-        data = made.data * (level * self.data[0] + (1 - level) * self.data[1]).exp()
-        own, shared = made.own * self.own, made.shared * self.shared + self.rest
+        own = made.own * (near @ self.own).exp()
+        shared = made.shared * (near @ self.shared).exp() + near @ self.rest
         if self.mixes:
             own, shared = torch.zeros_like(own), own + shared
-        return Profile(mean, data, own, shared)
+        return Profile(made.mean + near @ self.mean, made.data * (near @ self.data).exp(), own, shared)
 
 
-def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
-    tiny = 1e-9 * above.mean() + _TINY
-    return ((above + tiny) / (below + tiny)).log()
-
-
-def _share(profiles: Sequence[Profile]) -> Tensor:
-    """Share of the noise in the variance, of all operands together."""
+def share_of(profiles: Sequence[Profile]) -> Tensor:
+    """Share of the noise in the variance, of all operands together, one number per row."""
     noise, total = torch.zeros(1, dtype=torch.float64), torch.full((1,), _TINY, dtype=torch.float64)
     for profile in profiles:
         noise, total = noise + profile.noise.sum(-1), total + profile.total.sum(-1)
-    return (noise / total)[:, None]
+    return noise / total
 
 
-def _level(given: Sequence[Profile], shares: tuple[Tensor, Tensor]) -> Tensor:
-    """How far profiles are from the point without noise: 1 at the point with it."""
-    high, low = shares
-    if float((high - low).abs()) < 1e-9:
-        return torch.ones(1, 1, dtype=torch.float64)
-    return ((_share(given) - low) / (high - low)).clamp(_LEAST, _MOST)
+def nearness(level: Tensor, points: Tensor) -> Tensor:
+    """Weights of the points that were followed, by the level of the noise: linear between neighbours.
+
+    Args:
+        level: How much noise there is, one number per row.
+        points: The same at the points, which go up.
+
+    Returns:
+        One row of weights that add up to 1 for each row of `level`.
+    """
+    lower = torch.zeros(len(level), dtype=torch.long)
+    for place in range(1, len(points) - 1):
+        if float(points[place + 1] - points[place]) > _LEAST_STEP:
+            lower = torch.where(level > points[place], place, lower)
+    low, apart = points[lower], points[lower + 1] - points[lower]
+    along = torch.where(apart > _LEAST_STEP, (level - low) / apart.clamp_min(_LEAST_STEP), 1.0)
+    along = along.clamp(_LEAST, _MOST)[:, None]
+    weights = torch.zeros(len(level), len(points), dtype=torch.float64)
+    weights.scatter_(1, lower[:, None], 1 - along)
+    return weights.scatter_(1, lower[:, None] + 1, along)
+
+
+def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
+    tiny = 1e-9 * above.mean(-1, keepdim=True) + _TINY
+    return ((above + tiny) / (below + tiny)).log()
 
 
 def _noise_factors(made: Profile, wanted: Tensor, mixes: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,13 +99,15 @@ def _noise_factors(made: Profile, wanted: Tensor, mixes: bool) -> tuple[Tensor, 
 
     Squared weights are exact for independent noise: what they leave unexplained is due to the shared noise.
     """
-    sum_ = made.noise
-    factor = torch.where(sum_ > _TINY, wanted / sum_.clamp_min(_TINY), torch.ones_like(sum_))
-    rest = torch.where(sum_ > _TINY, torch.zeros_like(sum_), wanted)
+    noise = made.noise
+    some = noise > 1e-9 * made.total.mean() + _TINY
+    factor = torch.where(some, wanted / noise.clamp_min(_TINY), torch.ones_like(noise)).clamp(*_FACTORS)
+    rest = torch.where(some, torch.zeros_like(noise), wanted)
     if not mixes:
         return factor, factor, rest
     left = wanted - made.own
     explains = (made.shared > _WORTH * wanted) & (left > 0.1 * made.shared) & (left < 10 * made.shared)
+    explains &= some
     own = torch.where(explains, torch.ones_like(factor), factor)
     shared = torch.where(explains, left / made.shared.clamp_min(_TINY), factor)
     return own, shared, rest
@@ -104,27 +118,29 @@ class NoiseStep:
 
     Args:
         site: The site.
-        given: Its operand at `rate`.
-        result: Its result at `rate`.
-        rate: A rate above 0 that was followed.
+        given: Its operand, one row for every point.
+        result: Its result, likewise.
+        rates: Its rates at the points.
     """
 
-    def __init__(self, site: NoiseSite, given: Profile, result: Profile, rate: float) -> None:
+    def __init__(self, site: NoiseSite, given: Profile, result: Profile, rates: Sequence[float]) -> None:
         self.site, self.independent = site, site.kind in _ELEMENTWISE
-        moved, fresh = self._moved(given, [rate])
+        moved, fresh = self._moved(given, rates)
         self.data = (result.data + _TINY) / (moved.data + _TINY)
         self.mean = result.mean - moved.mean * self.data.sqrt()
-        left = result.noise - moved.noise * self.data
-        self.fresh = torch.where(
-            fresh > _TINY, left / fresh.clamp_min(_TINY), torch.ones_like(left)
-        ).clamp_min(0)
+        left = (result.noise - moved.noise * self.data).clamp_min(0)
+        left = torch.where(fresh > _TINY, left / fresh.clamp_min(_TINY), torch.ones_like(left))
+        self.fresh = torch.cat([left[1:2], left[1:]])
+        self.points = given.mean.new_tensor(rates)
+        self.at_points = self(given, rates)
 
     def __call__(self, given: Profile, rates: Sequence[float]) -> Profile:
+        near = nearness(given.mean.new_tensor(rates), self.points)
         moved, fresh = self._moved(given, rates)
-        fresh = fresh * self.fresh
-        own, shared = moved.own * self.data, moved.shared * self.data
+        data, fresh = near @ self.data, fresh * (near @ self.fresh).clamp_min(0)
+        own, shared = moved.own * data, moved.shared * data
         own, shared = (own + fresh, shared) if self.independent else (own, shared + fresh)
-        return Profile(moved.mean * self.data.sqrt() + self.mean, moved.data * self.data, own, shared)
+        return Profile(moved.mean * data.sqrt() + near @ self.mean, moved.data * data, own, shared)
 
     def _moved(self, x: Profile, rates: Sequence[float]) -> tuple[Profile, Tensor]:
         """What becomes of the operand, and the variance of the noise that is added to it."""
@@ -153,49 +169,50 @@ class AtNorm:
     Attributes:
         input: Its input, anchored.
         variance: Variance that it divides by.
-        level: How much noise there is: 0 at the rates 0, 1 at those that were followed.
+        near: Weights of the points that were followed.
     """
 
     input: Profile
     variance: Tensor
-    level: Tensor
+    near: Tensor
 
 
 class NormStep:
-    """A norm: in training it divides by what it sees, in evaluation by what it has learned."""
+    """A norm: in training it divides by what it sees, in evaluation by what it has learned.
 
-    def __init__(self, noisy: Seen, quiet: Seen) -> None:
-        assert noisy.norm is not None
-        assert noisy.anchored is not None
-        self.norm = noisy.norm
-        anchored = noisy.anchored, quiet.anchored or noisy.anchored
-        self.anchor = Calibrated(unchanged, False, (noisy.given[:1], quiet.given[:1]), anchored)
-        self.shares = _share(anchored[:1]), _share(anchored[1:])
-        variances = noisy.norm.variance, (quiet.norm or noisy.norm).variance
-        self.size = tuple(
-            _log_ratio(variance, x.total) for variance, x in zip(variances, anchored, strict=True)
-        )
+    Args:
+        norms: The norm as it was seen at every point.
+        given: Its input, one row for every point.
+        anchored: Its input once it was put right, likewise.
+    """
 
-    def __call__(
-        self, given: Profile, level: Tensor | None, learned: AtNorm | None
-    ) -> tuple[Profile, AtNorm]:
+    def __init__(self, norms: Sequence[Norm], given: Profile, anchored: Profile) -> None:
+        self.norm = norms[1]
+        self.anchor = Calibrated(unchanged, False, [given], anchored)
+        x = self.input_at_points = self.anchor.at_points
+        variances = torch.cat([norm.variance for norm in norms])
+        self.shares, self.size = share_of([x]), _log_ratio(variances, x.total)
+        self.at_points = self._divided(x, torch.cat([norm.mean for norm in norms]), variances)
+
+    def __call__(self, given: Profile, near: Tensor | None, learned: AtNorm | None) -> tuple[Profile, AtNorm]:
         """Its result, and what it met.
 
         Args:
             given: Its input.
-            level: How much noise there is; None to find out from the input.
+            near: Weights of the points that were followed; None to find them out from the input.
             learned: What it met in training; None in training itself.
         """
-        x = self.anchor([given], level)
+        x = self.anchor([given], near)
         if learned is None:
-            share = _level([x], self.shares)
-            size = (share * self.size[0] + (1 - share) * self.size[1]).exp()
-            found, centre = AtNorm(x, x.total * size, share), x.mean
+            near = nearness(share_of([x]), self.shares)
+            found, centre = AtNorm(x, x.total * (near @ self.size).exp(), near), x.mean
         else:
-            found = AtNorm(x, learned.variance, learned.level)
-            centre = learned.input.mean
-        scale = self.norm.weight * (found.variance + self.norm.eps).rsqrt()
-        return x.scaled(scale.square()).but(mean=(x.mean - centre) * scale + self.norm.bias), found
+            found, centre = AtNorm(x, learned.variance, learned.near), learned.input.mean
+        return self._divided(x, centre, found.variance), found
+
+    def _divided(self, x: Profile, centre: Tensor, variance: Tensor) -> Profile:
+        scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
+        return x.scaled(scale.square()).but(mean=(x.mean - centre) * scale + self.norm.bias)
 
 
 class Replay:
@@ -203,41 +220,44 @@ class Replay:
 
     Args:
         run: The pass.
-        noisy: What was seen of it with noise.
-        quiet: What was seen of it without.
-        rates: The rates that were followed, by noise site.
+        points: What was seen of it at every point, from no noise to most; the second decides how results
+            follow from operands.
+        rates: Rates of the noise sites at every point; none for a pass without noise.
     """
 
     def __init__(
-        self, run: Interpreter, noisy: Mapping[int, Seen], quiet: Mapping[int, Seen], rates: Rates
+        self, run: Interpreter, points: Sequence[Mapping[int, Seen]], rates: Sequence[Rates]
     ) -> None:
-        self.seen = noisy
-        self.sites = {}
+        self.seen, self.points = points[1], len(points)
+        self.sites: dict[int, tuple[int, NoiseStep]] = {}
         self.norms: dict[int, NormStep] = {}
         self.steps: dict[int, list[Calibrated | None]] = {}
-        for index, seen in noisy.items():
+        sites = run.sites if isinstance(run, TrainPass) else {}
+        values: dict[Place, Profile] = {}  # one row for every point
+        for index, seen in self.seen.items():
+            at = [_matching(point.get(index), seen) for point in points]
+            results = [_rows(profiles) for profiles in zip(*(each.results for each in at), strict=True)]
+            given = [values[place] for place in seen.places]
+            anchored = _rows([each.anchored for each in at])
+            if anchored is not None:
+                values[seen.places[0]] = anchored
             if not seen.responses:
-                continue
-            other = quiet.get(index, seen)
-            if len(other.given) != len(seen.given) or len(other.results) != len(seen.results):
-                other = seen
-            first = seen.results[0]
-            if isinstance(run, TrainPass) and index in run.sites and first is not None:
-                place, site = run.sites[index]
-                if place in rates:
-                    self.sites[index] = (place, NoiseStep(site, seen.given[0], first, rates[place]))
-                    continue
-            if seen.norm is not None:
-                self.norms[index] = NormStep(seen, other)
-                continue
-            self.steps[index] = [
-                Calibrated(response, seen.mixes, (seen.given, other.given), (result, quiet_result or result))
-                if result is not None
-                else None
-                for response, result, quiet_result in zip(
-                    seen.responses, seen.results, other.results, strict=True
-                )
-            ]
+                pass
+            elif index in sites and sites[index][0] in rates[1] and results[0] is not None:
+                place, site = sites[index]
+                step = NoiseStep(site, given[0], results[0], [each[place] for each in rates])
+                self.sites[index], results = (place, step), [step.at_points]
+            elif anchored is not None:
+                step = NormStep([each.norm for each in at if each.norm is not None], given[0], anchored)
+                self.norms[index], results = step, [step.at_points]
+                values[seen.places[0]] = step.input_at_points
+            else:
+                pairs = zip(seen.responses, results, strict=True)
+                steps = [
+                    result and Calibrated(response, seen.mixes, given, result) for response, result in pairs
+                ]
+                self.steps[index], results = steps, [step and step.at_points for step in steps]
+            values.update(_written(index, seen, results))
 
     def run(self, rates: Sequence[Rates], learned: Mapping[Key, AtNorm] | None = None) -> dict[Key, AtNorm]:
         """What every norm meets, one row per set of rates.
@@ -247,70 +267,85 @@ class Replay:
             learned: What every norm met in training; None in training itself.
         """
         values: dict[Place, Profile] = {}
-        levels: dict[Place, Tensor] = {}
+        nearby: dict[Place, Tensor] = {}
         found: dict[Key, AtNorm] = {}
         for index, seen in self.seen.items():
-            level = _together([levels[place] for place in seen.places if place in levels])
+            near = _together([nearby[place] for place in seen.places if place in nearby])
             results: Sequence[Profile | None] = seen.results
             if not seen.responses:
-                level = None
+                near = None
                 if seen.anchored is not None:
                     values[seen.places[0]] = seen.anchored
             elif index in self.sites:
                 place, step = self.sites[index]
                 results = [step(values[seen.places[0]], [given[place] for given in rates])]
             elif index in self.norms:
-                step = self.norms[index]
-                key = step.norm.key
-                result, met = step(
-                    values[seen.places[0]], level, None if learned is None else learned.get(key, _own(seen))
-                )
-                values[seen.places[0]], found[key], results = met.input, met, [result]
-                level = met.level
+                step, source = self.norms[index], seen.places[0]
+                met = None if learned is None else learned.get(step.norm.key, _own(seen, self.points))
+                result, met = step(values[source], near, met)
+                values[source], found[step.norm.key], results, near = met.input, met, [result], met.near
             else:
                 given = [values[place] for place in seen.places]
-                results = [step and step(given, level) for step in self.steps[index]]
-            for part, result in enumerate(results):
-                for target in {index, seen.overwrites} - {None}:
-                    if result is not None:
-                        values[target, part] = result
-                        if learned is not None and level is not None:
-                            levels[target, part] = level
+                results = [step and step(given, near) for step in self.steps[index]]
+            for place, result in _written(index, seen, results):
+                values[place] = result
+                if learned is not None and near is not None:
+                    nearby[place] = near
         return found
 
 
-def _together(levels: Sequence[Tensor]) -> Tensor | None:
-    return torch.stack(torch.broadcast_tensors(*levels)).mean(0) if levels else None
+def _matching(found: Seen | None, seen: Seen) -> Seen:
+    """A call as it was seen at another point; as it was seen here where the two do not correspond."""
+    if found is None or len(found.given) != len(seen.given) or len(found.results) != len(seen.results):
+        return seen
+    return seen if seen.norm and not (found.norm and found.anchored) else found
 
 
-def _own(seen: Seen) -> AtNorm:
+def _rows(profiles: Sequence[Profile | None]) -> Profile | None:
+    known = [profile for profile in profiles if profile is not None]
+    if len(known) < len(profiles):
+        return None
+    return Profile(*(torch.cat(parts) for parts in zip(*(profile.parts() for profile in known), strict=True)))
+
+
+def _written(index: int, seen: Seen, results: Sequence[Profile | None]) -> list[tuple[Place, Profile]]:
+    """Where results are kept: for an operation that overwrites its operand, also in the place of that."""
+    targets = [index] if seen.overwrites is None else [index, seen.overwrites]
+    parts = [(part, result) for part, result in enumerate(results) if result is not None]
+    return [((target, part), result) for target in targets for part, result in parts]
+
+
+def _together(weights: Sequence[Tensor]) -> Tensor | None:
+    return torch.stack(torch.broadcast_tensors(*weights)).mean(0) if weights else None
+
+
+def _own(seen: Seen, points: int) -> AtNorm:
     """A norm that training says nothing of goes on with what it was seen with."""
     assert seen.norm is not None
     assert seen.anchored is not None
-    everything = torch.ones(1, 1, dtype=torch.float64)
-    return AtNorm(seen.anchored.but(mean=seen.norm.mean), seen.norm.variance, everything)
+    near = torch.eye(points, dtype=torch.float64)[1:2]
+    return AtNorm(seen.anchored.but(mean=seen.norm.mean), seen.norm.variance, near)
 
 
 class Surrogate:
     """The pass in training and the one in evaluation, replayed on profiles.
 
     Args:
-        train: The network in training, and what was seen of it with noise and without.
-        evaluation: The network in evaluation, with the statistics of the one and of the other.
-        rates: The rates that were followed, all above 0, by noise site.
+        train: The network in training, and what was seen of it at every point, from no noise to most.
+        evaluation: The network in evaluation with the statistics of these points, likewise.
+        rates: The rates at the points, by noise site.
     """
 
     def __init__(
         self,
-        train: tuple[Interpreter, Mapping[int, Seen], Mapping[int, Seen]],
-        evaluation: tuple[Interpreter, Mapping[int, Seen], Mapping[int, Seen]],
-        rates: Rates,
+        train: tuple[Interpreter, Sequence[Mapping[int, Seen]]],
+        evaluation: tuple[Interpreter, Sequence[Mapping[int, Seen]]],
+        rates: Sequence[Rates],
     ) -> None:
-        self.rates = dict(rates)
         self.train = Replay(*train, rates)
-        self.evaluation = Replay(*evaluation, {})
+        self.evaluation = Replay(*evaluation, [{}] * len(rates))
 
     def ask(self, rates: Sequence[Rates]) -> tuple[dict[Key, AtNorm], dict[Key, AtNorm]]:
-        """What every norm meets in training and in evaluation, one row for each set of rates."""
-        learned = self.train.run([{**self.rates, **given} for given in rates])
+        """What every norm meets in training and in evaluation, one row for each set of rates of all sites."""
+        learned = self.train.run(rates)
         return learned, self.evaluation.run(rates, learned)
