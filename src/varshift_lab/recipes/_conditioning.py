@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -34,33 +33,39 @@ def conditioning(
     Geometric means over the layers; with ``_layers`` at the end lists over them in the order of execution.
     """
     found: dict[str, list[float]] = {"condition": [], "condition_bias": [], "condition_preconditioned": []}
-    for rows in _inputs(model, train):
-        mean, alive = _alive(rows)
-        if len(mean) < 2:
+    for moments in _moments(model, train)[1:]:
+        mean = moments[0, 1:]
+        variance = moments.diagonal()[1:] - mean.square()
+        alive = variance > _DEAD * variance.max()
+        if int(alive.sum()) < 2:
             continue
-        variance = alive.var(0, correction=0)
+        kept = torch.cat((alive.new_ones(1), alive))
+        moments, mean, variance = moments[kept][:, kept], mean[alive], variance[alive]
         floored = variance + _RELATIVE_FLOOR * variance.max() + _FLOOR
-        found["condition"].append(_condition(alive))
-        found["condition_bias"].append(math.sqrt(_condition(_with_one(alive))))
-        scaled = (alive - mean) / floored.sqrt()
-        found["condition_preconditioned"].append(math.sqrt(_condition(_with_one(scaled))))
+        # Rows [1, h] times this are [1, (h - mean) / deviation].
+        change = torch.diag(torch.cat((floored.new_ones(1), floored.rsqrt())))
+        change[0, 1:] = -mean * floored.rsqrt()
+        found["condition"].append(_condition(moments[1:, 1:]))
+        found["condition_bias"].append(math.sqrt(_condition(moments)))
+        found["condition_preconditioned"].append(math.sqrt(_condition(change.T @ moments @ change)))
     if not found["condition"]:
         return {}
     means = {name: math.exp(sum(map(math.log, values)) / len(values)) for name, values in found.items()}
     return {**means, **{f"{name}_layers": values for name, values in found.items()}}
 
 
-def _inputs(model: nn.Module, images: Images) -> Iterator[Tensor]:
-    """Inputs of the weights as rows of channels, in order, each freed before the next is looked at."""
+def _moments(model: nn.Module, images: Images) -> list[Tensor]:
+    """Second moments of the rows ``[1, h]`` in front of each weight, in the order of execution."""
     found: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0].detach().movedim(1, -1).flatten(0, -2))
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].detach().movedim(1, -1).flatten(0, -2).double()
+        rows = torch.cat((rows.new_ones(len(rows), 1), rows), 1)
+        found.append(rows.T @ rows / len(rows))
 
     weights = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    handles = [module.register_forward_pre_hook(keep) for module in weights]
-    size = min(_SAMPLES, len(images))
-    loader = EpochLoader(images, size, drop_last=True)
+    handles = [module.register_forward_pre_hook(add) for module in weights]
+    loader = EpochLoader(images, min(_SAMPLES, len(images)), drop_last=True)
     try:
         with preserved(model, seed=0), torch.no_grad():
             model.train()
@@ -69,23 +74,10 @@ def _inputs(model: nn.Module, images: Images) -> Iterator[Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    for place in range(1, len(found)):
-        rows, found[place] = found[place].double(), torch.empty(0)
-        yield rows
+    return found
 
 
-def _alive(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The features that vary, and their means."""
-    variance = rows.var(0, correction=0)
-    kept = rows[:, variance > _DEAD * variance.max()]
-    return kept.mean(0), kept
-
-
-def _with_one(rows: Tensor) -> Tensor:
-    return torch.cat((rows.new_ones(len(rows), 1), rows), 1)
-
-
-def _condition(rows: Tensor) -> float:
-    """Largest over smallest eigenvalue of the second moments, as far as their precision goes."""
-    values = torch.linalg.eigvalsh(rows.T @ rows / len(rows))
+def _condition(moments: Tensor) -> float:
+    """Largest over smallest eigenvalue, as far as their precision goes."""
+    values = torch.linalg.eigvalsh(moments)
     return float(values[-1] / values[0].clamp(min=1e-12 * values[-1]))

@@ -34,6 +34,7 @@ from varshift_lab.studies import (
     Workbench,
 )
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial
+from varshift_lab.training._random import own_random_state
 
 # DROP probability of the paper's layer, as two readers of the paper give it.
 RATE = 0.05
@@ -84,7 +85,7 @@ class InitialShift(Trial):
         """Collects statistics in train mode and compares them with the variances in evaluation."""
         _, images = self.data.load(workbench)
         some = subset(images, len(images) - len(images) % self.batch_size, balanced=False)
-        with torch.random.fork_rng(devices=[]):
+        with own_random_state(workbench.device):
             torch.manual_seed(self.seed)
             network = self.network.build(images).to(workbench.device)
             loader = EpochLoader(some, self.batch_size, seed=self.seed, device=workbench.device)

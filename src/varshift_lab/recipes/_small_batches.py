@@ -99,7 +99,13 @@ def small_batches(scale: SmallScale) -> SmallBatches:
     """What both recipes train at the scales smoke and laptop."""
     if scale == "smoke":
         settings = TrainingSettings(
-            epochs=3, batch_size=32, learning_rate=0.1, schedule="cosine", warmup=0.1, weight_decay=5e-4
+            epochs=3,
+            batch_size=32,
+            learning_rate=0.1,
+            schedule="cosine",
+            warmup=0.1,
+            weight_decay=5e-4,
+            decay_norms=False,
         )
         return SmallBatches(
             Network.of("preresnet", depth=8, width=4),
@@ -121,6 +127,7 @@ def small_batches(scale: SmallScale) -> SmallBatches:
         schedule="cosine",
         warmup=0.1,
         weight_decay=5e-4,
+        decay_norms=False,
         augmentation=Augmentation(pad=2, flip=0.5),
     )
     return SmallBatches(

@@ -70,6 +70,7 @@ def test_untrained_networks_shift_as_theory_has_it():
     assert found["local_layers"][0] == pytest.approx(1, abs=1e-5)  # no noise in front of the first norm
     assert found["deployed_mean"] > found["local_mean"]
     assert found["deployed_max"] == max(found["deployed_layers"])
+    assert initial(0.05) == found
 
 
 def test_without_noise_nothing_is_shifted():
