@@ -74,8 +74,8 @@ def plans(scale: Scale) -> dict[int, SmallBatches]:
 def _paper(size: int) -> SmallBatches:
     """ImageNet as the page has it: 299 pixels, 8 devices, 300,000 steps, cosine decay of 0.1 per 256 images.
 
-    Not known and chosen here: momentum, weight decay, and of what (of weights only); how long the rate rises (in
-    a straight line here, along a cosine in the paper); and 32 groups (the page has "group size 32"). The
+    Not known and chosen here: momentum, weight decay, and of what (of weights only); how long the rate rises
+    (in a straight line here, along a cosine in the paper); and 32 groups (the page has "group size 32"). The
     augmentation was Inception's; here images are flipped only. Steps are rounded to whole passes.
     """
     batch, images = 8 * size, 1_281_167
