@@ -39,7 +39,9 @@ def plain(value: float | None) -> str:
 
 
 def _places(values: Spread) -> int:
-    size = values.deviation if values.count > 1 and values.deviation > 0 else abs(values.mean) / 100
+    size = values.deviation
+    if not size > 1e-9 * abs(values.mean):  # none, or nothing but rounding
+        size = abs(values.mean) / 100
     if not size:
         return 2
     return min(max(1 - math.floor(math.log10(size)), 0), 8)

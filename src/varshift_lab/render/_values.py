@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,11 @@ def measured(trial: Trial, result: Result, quantity: str) -> Any:
         VarshiftError: If the trial did not measure it.
     """
     if quantity not in result.measurements:
-        known = ", ".join(sorted(result.measurements))
-        raise VarshiftError(f"quantity={quantity!r} was not measured by {trial.title}; it measured {known}.")
+        known = ", ".join(difflib.get_close_matches(quantity, result.measurements, 3, 0.3)) or "others"
+        raise VarshiftError(
+            f"quantity={quantity!r} was not measured by {trial.title}, but {known} and so on. If "
+            "the recipe has changed since, `varshift lab run ... --fresh` runs it again."
+        )
     return result.measurements[quantity]
 
 

@@ -23,6 +23,7 @@ FINISHED, BROKEN, INTERRUPTED = 0, 2, 130
 # If so many workers in a row end before they could begin a trial, the next ones will too.
 MOST_FUTILE = 3
 STOP_SECONDS = 10.0
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class LocalExecutor:
@@ -116,7 +117,8 @@ def _main(assignment: Assignment, begun: Event) -> None:
         # Read when torch is loaded, which is later.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(assignment.threads)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _INTERRUPTS:
+        signal.signal(number, _interrupt)
     code = FINISHED
     try:
         work(assignment, begun.set)
@@ -138,5 +140,7 @@ def _say(text: str) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Once is enough: the terminal tells all, the parent tells again, and the trial has to be put back.
+    for one in _INTERRUPTS:
+        signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt

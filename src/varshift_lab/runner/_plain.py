@@ -16,7 +16,8 @@ def plain_measurements(measured: Mapping[str, Any]) -> dict[str, Any]:
         TrialError: If there are none, or one is not finite or neither a number nor a list of numbers.
     """
     if not isinstance(measured, Mapping) or not measured:
-        raise TrialError(f"a trial must return its measurements by name, not {type(measured).__name__}.")
+        returned = "none" if isinstance(measured, Mapping) else f"a {type(measured).__name__}"
+        raise TrialError(f"a trial must return its measurements by name; it returned {returned}.")
     return {str(name): _plain(value, str(name)) for name, value in measured.items()}
 
 

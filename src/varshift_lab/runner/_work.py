@@ -28,8 +28,6 @@ from varshift_lab.store import (
 )
 from varshift_lab.studies import Workbench, decode_trial
 
-CHECKPOINTS = "checkpoints"
-
 
 def work(assignment: Assignment, begun: Callable[[], object] = lambda: None) -> int:
     """Runs trials until none waits that may be run, and returns how many it ran.
@@ -73,12 +71,12 @@ def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment:
             trial = decode_trial(run.data)
             with _Recorder(queue, run, folder, heartbeat, board=assignment.tensorboard) as record:
                 record.begin(assignment)
-                (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+                store.checkpoints(run.key).mkdir(parents=True, exist_ok=True)
                 _set_threads(assignment.threads)
                 measured = trial.run(
                     Workbench(
                         device=assignment.device,
-                        folder=folder / CHECKPOINTS,
+                        folder=store.checkpoints(run.key),
                         record=record,
                         data_folder=assignment.data_folder,
                         precision=assignment.precision,
@@ -95,7 +93,7 @@ def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment:
     ran_on = provenance(assignment.device, assignment.precision, assignment.compile)
     queue.finish(run, measurements, ran_on, time.monotonic() - start)
     if not assignment.keep:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(store.checkpoints(run.key), ignore_errors=True)
 
 
 def reason_of(error: BaseException) -> str:

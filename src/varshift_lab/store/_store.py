@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,9 @@ from varshift_lab.store._schema import connect
 from varshift_lab.studies import Trial, encode
 
 FILE = "lab.sqlite"
-FINISHED = "finished"  # the event that holds a result
+# Events of the log that hold a result, and that say to forget it.
+FINISHED, DISCARDED = "finished", "discarded"
+CHECKPOINTS = "checkpoints"
 
 
 class Store:
@@ -77,8 +80,12 @@ class Store:
         with explained(self.folder):
             return self._connection.execute(query, values).fetchall()
 
+    def checkpoints(self, key: str) -> Path:
+        """Where a trial keeps what it needs to go on."""
+        return self.run_folder(key) / CHECKPOINTS
+
     def run_folder(self, key: str) -> Path:
-        """Where a trial keeps its log and its checkpoints."""
+        """Where a trial keeps all that is its own."""
         return self.folder / "runs" / key
 
     def add(self, recipe: str, scale: str, studies: Mapping[str, Sequence[Trial]]) -> list[str]:
@@ -118,13 +125,13 @@ class Store:
 
     def _saved(self, key: str) -> tuple[Any, ...] | None:
         """The result that the log of a trial holds, as the columns of `add`."""
+        last = None
         with explained(self.folder):
-            events = [
-                one for one in read_log(self.run_folder(key) / "log.jsonl") if one.get("event") == FINISHED
-            ]
-        if not events or not isinstance(events[-1].get("measurements"), dict):
+            for event in read_log(self.run_folder(key) / "log.jsonl"):
+                if event.get("event") in (FINISHED, DISCARDED):
+                    last = event
+        if last is None or not isinstance(last.get("measurements"), dict):
             return None
-        last = events[-1]
         return (
             last.get("attempt", 1),
             time.time(),
@@ -185,6 +192,28 @@ class Store:
                 max(mean - run.seconds, 0.0) for run in runs if run.state in ("queued", "running")
             )
         return Progress(counts, remaining, tuple(run.title for run in runs if run.state == "running"))
+
+    def discard(self, keys: Iterable[str]) -> int:
+        """Queues trials anew as if they had never run, those that run now aside, and returns how many."""
+        with self.transaction() as connection:
+            rows = connection.execute(
+                "SELECT key FROM runs WHERE state <> 'running' AND attempts > 0 "
+                "AND key IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(keys)),),
+            ).fetchall()
+            gone = [row["key"] for row in rows]
+            connection.executemany(
+                "UPDATE runs SET state = 'queued', attempts = 0, crashes = 0, seconds = 0, finished = NULL, "
+                "reason = NULL, measurements = NULL, provenance = NULL WHERE key = ?",
+                [(key,) for key in gone],
+            )
+            for key in gone:  # before anybody can claim it
+                shutil.rmtree(self.checkpoints(key), ignore_errors=True)
+        with explained(self.folder):
+            for key in gone:
+                with Log(self.run_folder(key) / "log.jsonl") as log:
+                    log.append(DISCARDED)
+        return len(gone)
 
     def retry(self, keys: Iterable[str]) -> int:
         """Queues failed trials again and returns how many; they go on from their checkpoints."""

@@ -35,11 +35,12 @@ def figure(
     """Draw figures from what has been run, complete or not."""
     from varshift_lab.store import Store
     from varshift_lab.verbs._chosen import choose
-    from varshift_lab.verbs._output import default_folder, write
+    from varshift_lab.verbs._output import default_folder, report_trouble, write
 
     chosen = replace(choose(recipe, scale, (name,) if name else (), seeds), tables=(), claims=())
     with Store(store, create=False) as opened:
         results = opened.results(chosen.trials())
-    for path in write(chosen, results, out or default_folder(chosen)):
+    files, trouble = write(chosen, results, out or default_folder(chosen))
+    for path in files:
         typer.echo(path)
-    return 0
+    return report_trouble(trouble)

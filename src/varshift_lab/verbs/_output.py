@@ -1,13 +1,20 @@
-"""Shows and writes what was asked for."""
+"""Shows and writes what was asked for. What one table lacks does not keep the others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from varshift import VarshiftError
+from varshift_lab.verbs._chosen import CLAIMS
 
 if TYPE_CHECKING:
     from varshift_lab.render import Results
     from varshift_lab.verbs._chosen import Chosen
+
+BROKEN = 2
+T = TypeVar("T")
 
 
 def default_folder(chosen: Chosen) -> Path:
@@ -15,28 +22,55 @@ def default_folder(chosen: Chosen) -> Path:
     return Path("results") / chosen.recipe.name / chosen.scale
 
 
-def show(chosen: Chosen, results: Results) -> None:
-    """Prints tables and verdicts."""
+def show(chosen: Chosen, results: Results) -> list[str]:
+    """Prints tables and verdicts and returns what could not be shown, and why."""
     from varshift.cli._console import wide_console
     from varshift_lab.render import print_claims, print_table, verdict
 
     console = wide_console()
-    for table in chosen.tables:
-        print_table(console, table, results)
+    tasks: list[tuple[str, Callable[[], None]]] = [
+        (table.name, lambda table=table: print_table(console, table, results)) for table in chosen.tables
+    ]
     if chosen.claims:
-        print_claims(console, [verdict(claim, results) for claim in chosen.claims])
+        tasks.append(
+            (CLAIMS, lambda: print_claims(console, [verdict(claim, results) for claim in chosen.claims]))
+        )
+    trouble: list[str] = []
+    for _ in _each(tasks, trouble):
+        pass
+    return trouble
 
 
-def write(chosen: Chosen, results: Results, folder: Path) -> list[Path]:
-    """Writes tables, figures and verdicts and returns the files."""
+def write(chosen: Chosen, results: Results, folder: Path) -> tuple[list[Path], list[str]]:
+    """Writes tables, figures and verdicts; returns the files, and what could not be written and why."""
     from varshift_lab.render import write_claims, write_figure, write_table
 
-    files: list[Path] = []
-    for table in chosen.tables:
-        files += write_table(table, results, folder)
-    for figure in chosen.figures:
-        files += write_figure(figure, results, folder)
+    tasks: list[tuple[str, Callable[[], list[Path]]]] = [
+        (table.name, lambda table=table: write_table(table, results, folder)) for table in chosen.tables
+    ]
+    tasks += [
+        (figure.name, lambda figure=figure: write_figure(figure, results, folder))
+        for figure in chosen.figures
+    ]
     if chosen.claims:
         title = f"{chosen.recipe.title}: claims, {chosen.scale} scale"
-        files += write_claims(title, chosen.claims, results, folder)
-    return files
+        tasks.append((CLAIMS, lambda: write_claims(title, chosen.claims, results, folder)))
+    trouble: list[str] = []
+    return [file for files in _each(tasks, trouble) for file in files], trouble
+
+
+def report_trouble(trouble: Sequence[str]) -> int:
+    """Says what could not be done, each thing once, and returns the exit code."""
+    from varshift.cli._errors import print_error
+
+    for text in dict.fromkeys(trouble):
+        print_error(VarshiftError(text), verbose=False)
+    return BROKEN if trouble else 0
+
+
+def _each(tasks: Sequence[tuple[str, Callable[[], T]]], trouble: list[str]) -> Iterator[T]:
+    for name, task in tasks:
+        try:
+            yield task()
+        except VarshiftError as error:
+            trouble.append(f"{name}: {error}")

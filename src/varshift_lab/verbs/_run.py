@@ -54,6 +54,9 @@ def run(
     ] = None,
     seeds: SeedsOption = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try trials that failed again.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run all of it again, whatever the store holds.")
+    ] = False,
     store: StoreOption = STORE,
     out: Annotated[
         Path | None,
@@ -141,7 +144,7 @@ def run(
     from varshift_lab.runner import executor as engine_of
     from varshift_lab.store import Store
     from varshift_lab.verbs._chosen import choose
-    from varshift_lab.verbs._output import default_folder, show, write
+    from varshift_lab.verbs._output import default_folder, report_trouble, show, write
     from varshift_lab.verbs._places import places
 
     options = parse_arguments(executor_arg)
@@ -153,6 +156,8 @@ def run(
     engine = engine_of(executor.value, options)
     with Store(store) as opened:
         keys = opened.add(chosen.recipe.name, chosen.scale, chosen.studies())
+        if fresh:
+            opened.discard(keys)
         if retry:
             opened.retry(keys)
         assignments = [
@@ -172,11 +177,13 @@ def run(
         _sweep(opened, engine, assignments, chosen)
         results = opened.results(chosen.trials())
         progress = opened.progress(keys)
-        show(chosen, results)
-        folder = out or default_folder(chosen)
-        files = write(chosen, results, folder)
-        typer.echo(f"Written to {folder}: {', '.join(file.name for file in files)}.")
-        return _end(progress, opened.runs(keys))
+        runs = opened.runs(keys)
+    trouble = show(chosen, results)
+    folder = out or default_folder(chosen)
+    files, more = write(chosen, results, folder)
+    typer.echo(f"Written to {folder}: {', '.join(file.name for file in files)}.")
+    code = _end(progress, runs)
+    return report_trouble(trouble + more) or code
 
 
 def _sweep(store: Store, engine: Executor, assignments: list[Assignment], chosen: Chosen) -> None:

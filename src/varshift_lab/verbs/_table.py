@@ -35,13 +35,14 @@ def table(
     """Show tables and the verdicts on claims from what has been run, complete or not."""
     from varshift_lab.store import Store
     from varshift_lab.verbs._chosen import choose
-    from varshift_lab.verbs._output import show, write
+    from varshift_lab.verbs._output import report_trouble, show, write
 
     chosen = replace(choose(recipe, scale, (name,) if name else (), seeds), figures=())
     with Store(store, create=False) as opened:
         results = opened.results(chosen.trials())
-    show(chosen, results)
+    trouble = show(chosen, results)
     if out is not None:
-        write(chosen, results, out)
-        typer.echo(f"Written to {out}.")
-    return 0
+        files, more = write(chosen, results, out)
+        trouble += more
+        typer.echo(f"Written to {out}: {', '.join(file.name for file in files)}.")
+    return report_trouble(trouble)

@@ -1,0 +1,34 @@
+import pytest
+
+from varshift_lab.runner import Assignment
+from varshift_lab.store import Store, read_log
+
+
+class Sweeps:
+    """A store, and what workers are told to do in it."""
+
+    def __init__(self, folder):
+        self.store = Store(folder)
+
+    def add(self, trials):
+        self.keys = self.store.add("toy", "smoke", {"all": list(trials)})
+        return self.assignment()
+
+    def assignment(self, **options):
+        return Assignment(self.store.folder, tuple(self.keys), **options)
+
+    def runs(self):
+        return self.store.runs(self.keys)
+
+    def states(self):
+        return [run.state for run in self.runs()]
+
+    def events(self, key):
+        return [event["event"] for event in read_log(self.store.run_folder(key) / "log.jsonl")]
+
+
+@pytest.fixture
+def sweeps(tmp_path):
+    made = Sweeps(tmp_path / "store")
+    yield made
+    made.store.close()
