@@ -12,7 +12,7 @@ from varshift_lab.data import EpochLoader, Images
 from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training._evaluate import evaluate
 from varshift_lab.training._measures import measure
-from varshift_lab.training._probe import shifts_of, states_of
+from varshift_lab.training._probe import mixed_batches, shifts_of, states_of
 from varshift_lab.training._settings import TrainingSettings
 
 # Samples at a time in evaluation, where their number changes nothing but the speed.
@@ -26,12 +26,6 @@ _ROUNDING = 1e-5
 def _stored(images: Images) -> EpochLoader:
     size = _BATCH["cpu" if images.pixels.device.type == "cpu" else "other"]
     return EpochLoader(images, size, order="stored")
-
-
-def _mixed(images: Images, settings: TrainingSettings) -> EpochLoader:
-    """Batches of the size that the network was trained on, in a random order that is always the same."""
-    size = min(settings.batch_size, len(images))
-    return EpochLoader(images, size, drop_last=settings.drop_last)
 
 
 def _tested(network: nn.Module, train: Images, test: Images, prefix: str = "") -> Measurements:
@@ -49,7 +43,7 @@ def errors(
     network: nn.Module, train: Images, test: Images, workbench: Workbench, settings: TrainingSettings
 ) -> Measurements:
     """Errors in % and losses on the test images, and on the training images in both modes, not augmented."""
-    mixed = evaluate(network, _mixed(train, settings), train_mode=True)
+    mixed = evaluate(network, mixed_batches(train, settings.batch_size), train_mode=True)
     return {
         **_tested(network, train, test),
         "train_error_train_mode": mixed.error,
@@ -59,7 +53,7 @@ def errors(
 
 @contextmanager
 def _recalibrated(network: nn.Module, train: Images, settings: TrainingSettings) -> Iterator[None]:
-    handle = varshift.recalibrate(network, _mixed(train, settings))
+    handle = varshift.recalibrate(network, mixed_batches(train, settings.batch_size))
     try:
         yield
     finally:

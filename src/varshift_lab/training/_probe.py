@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from varshift import VarshiftError
+from varshift.data import RandomReshuffleSampler
 from varshift.probe import Measurement, draw_batches
 from varshift.probe import measure as measure_states
 from varshift_lab.data import EpochLoader, Images, subset
@@ -17,10 +18,17 @@ def states_of(network: nn.Module, images: Images, samples: int, batch_size: int)
     Flags, statistics and random states are as before afterwards.
     """
     some = subset(images, min(samples, len(images)), balanced=False)
-    size = min(batch_size, len(some))
-    # The same batches at every look, each of mixed classes; a last one with few samples would be a poor one.
-    loader = EpochLoader(some, size, drop_last=len(some) % size < size // 2 and len(some) > size)
-    return measure_states(network, draw_batches(loader, None, None))
+    return measure_states(network, draw_batches(mixed_batches(some, batch_size), None, None))
+
+
+def mixed_batches(images: Images, batch_size: int) -> EpochLoader:
+    """Batches as in training, in a random order that is always the same; all of them in every process.
+
+    A last one that is less than half full is left out: norms would get poor statistics of it.
+    """
+    size = min(batch_size, len(images))
+    order = RandomReshuffleSampler(len(images), seed=0)
+    return EpochLoader(images, size, order=order, drop_last=len(images) % size < size / 2)
 
 
 def shifts_of(states: Measurement) -> list[float]:

@@ -57,7 +57,7 @@ class Run:
         self._images = images.to(self.fabric.device)
         self._move_network()
         self.history = History()
-        flops = flops_per_sample(network, self._images, settings.batch_size)
+        flops = flops_per_sample(network, self._images, max(settings.batch_size // self.fabric.world_size, 1))
         treatment.prepare(network)
         optimizer = settings.make_optimizer(network)
         parts = treatment.attach(network, optimizer, settings)
