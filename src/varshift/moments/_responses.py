@@ -35,12 +35,17 @@ def mixing(first: Tensor, second: Tensor, groups: int) -> Response:
     """
 
     def times(matrix: Tensor, x: Tensor) -> Tensor:
-        rows = x.to(matrix.dtype).reshape(x.shape[0], groups, -1).transpose(0, 1)
-        return torch.bmm(rows, matrix.transpose(1, 2)).transpose(0, 1).flatten(1).double()
+        rows = x.to(matrix.dtype).flatten(0, -2)
+        if groups == 1:
+            found = rows @ matrix[0].T
+        else:
+            rows = rows.reshape(len(rows), groups, -1).transpose(0, 1)
+            found = torch.bmm(rows, matrix.transpose(1, 2)).transpose(0, 1).flatten(1)
+        return found.double().reshape(*x.shape[:-1], -1)
 
     def respond(profiles: Sequence[Profile]) -> Profile:
-        mean, *variances = profiles[0].parts()
-        return Profile(times(first, mean), *(times(second, part) for part in variances))
+        x = profiles[0]
+        return Profile(times(first, x.mean), times(second, x.variances))
 
     return respond
 
@@ -118,22 +123,24 @@ def elementwise(function: Function) -> Response:
     def respond(profiles: Sequence[Profile]) -> Profile:
         x = profiles[0]
         total = x.total
-        std = total.clamp_min(0).sqrt()
-        points = x.mean[:, None] + std[:, None] * nodes[:, None]
+        points = x.mean[:, None] + total.clamp_min(0).sqrt()[:, None] * nodes[:, None]
         values = function(points.flatten(0, 1)).reshape(points.shape).double()
-        weighted = torch.einsum("on,knc->okc", basis, values)
-        mean, coefficients = weighted[0], weighted[1:].square()
-        second = torch.einsum("n,knc->kc", basis[0], values.square())
+        second = torch.matmul(basis[0], values.square())
+        if x.quiet:
+            mean = torch.matmul(basis[0], values)
+            return Profile.of(mean, (second - mean.square()).clamp_min(0))
+        weighted = torch.matmul(basis, values)
+        mean, coefficients = weighted[:, 0], weighted[:, 1:].square()
         whole = (second - mean.square()).clamp_min(0)
         share = (x.data / total.clamp_min(_TINY)).clamp(0, 1)
-        power, data = torch.ones_like(share), torch.zeros_like(whole)
-        for coefficient in coefficients:
-            power = power * share
-            data = data + power * coefficient
-        data = data + power * share * (whole - coefficients.sum(0)).clamp_min(0)
+        # Horner's rule; what the orders that are left out hold counts as of the next one.
+        data = (whole - coefficients.sum(1)).clamp_min(0)
+        for order in reversed(range(coefficients.shape[1])):
+            data = coefficients[:, order] + share * data
+        data = share * data
         noise = (whole - data).clamp_min(0)
-        own = torch.where(x.noise > 0, x.own / x.noise.clamp_min(_TINY), torch.zeros_like(noise))
-        return Profile(mean, data, noise * own, noise * (1 - own))
+        own = noise * (x.own / x.noise.clamp_min(_TINY))
+        return Profile.of(mean, data, own, noise - own)
 
     return respond
 
@@ -165,11 +172,12 @@ def added(profiles: Sequence[Profile], result: Profile) -> Response:
 
     def respond(given: Sequence[Profile]) -> Profile:
         a, b = given
-        between = 2 * noise * (a.noise * b.noise).sqrt()
-        own = a.own + b.own
-        shared = (a.shared + b.shared + between).clamp_min(0)
         spread = a.data + b.data + 2 * data * (a.data * b.data).sqrt()
-        return Profile(a.mean + b.mean, spread, own, shared)
+        if a.quiet:
+            return Profile.of(a.mean + b.mean, spread)
+        between = 2 * noise * (a.noise * b.noise).sqrt()
+        shared = (a.shared + b.shared + between).clamp_min(0)
+        return Profile.of(a.mean + b.mean, spread, a.own + b.own, shared)
 
     return respond
 
@@ -178,14 +186,17 @@ def multiplied(profiles: Sequence[Profile]) -> Profile:
     """The product of two signals that know nothing of each other, as a feature and its gate."""
     a, b = profiles
     first, second = a.data + a.mean.square(), b.data + b.mean.square()
-    data = first * second - (a.mean * b.mean).square()
+    mean = a.mean * b.mean
+    data = (first * second - mean.square()).clamp_min(0)
+    if a.quiet:
+        return Profile.of(mean, data)
     noise = a.noise * second + b.noise * first + a.noise * b.noise
-    return Profile(a.mean * b.mean, data.clamp_min(0), torch.zeros_like(noise), noise)
+    return Profile.of(mean, data, torch.zeros_like(noise), noise)
 
 
 def concatenated(profiles: Sequence[Profile]) -> Profile:
     """Channels side by side."""
-    return joined(profiles)
+    return joined(profiles, -1)
 
 
 def renormalised(groups: int) -> Response:
@@ -193,12 +204,11 @@ def renormalised(groups: int) -> Response:
 
     def respond(profiles: Sequence[Profile]) -> Profile:
         x = profiles[0]
-        parts = [part.reshape(part.shape[0], groups, -1) for part in x.parts()]
-        middle = parts[0].mean(-1, keepdim=True)
-        second = (parts[0].square() + parts[1] + parts[2] + parts[3]).mean(-1, keepdim=True)
-        size = (second - middle.square()).clamp_min(_TINY)
-        mean = (parts[0] - middle) / size.sqrt()
-        return Profile(mean.flatten(1), *((part / size).flatten(1) for part in parts[1:]))
+        mean, variances = (part.unflatten(-1, (groups, -1)) for part in x.parts())
+        middle = mean.mean(-1, keepdim=True)
+        size = (mean.square() + variances.sum(0)).mean(-1, keepdim=True) - middle.square()
+        size = size.clamp_min(_TINY)
+        return Profile(((mean - middle) / size.sqrt()).flatten(-2), (variances / size).flatten(-2))
 
     return respond
 
@@ -217,7 +227,7 @@ def averaged(channels: int) -> Response:
 
     def respond(profiles: Sequence[Profile]) -> Profile:
         alike = [profile.averaged(channels) for profile in profiles]
-        columns = zip(*(profile.parts() for profile in alike), strict=True)
-        return Profile(*(torch.stack(torch.broadcast_tensors(*column)).mean(0) for column in columns))
+        mean = sum((x.mean for x in alike[1:]), alike[0].mean) / len(alike)
+        return Profile(mean, sum((x.variances for x in alike[1:]), alike[0].variances) / len(alike))
 
     return respond

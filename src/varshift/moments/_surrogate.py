@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from varshift.theory import noise_variance
 
 from ._interpreter import Interpreter
 from ._noise import ALPHA, multiplies
-from ._profile import Profile
+from ._profile import Profile, joined
 from ._recorder import Norm, Place, Seen
 from ._responses import Response, unchanged
 from ._train_pass import TrainPass
@@ -23,7 +23,7 @@ Rates = Mapping[int, float]
 _TINY = 1e-20
 _LEAST, _MOST = -0.5, 2.0  # how far beyond the points that were followed a factor is carried on
 _LEAST_STEP = 1e-9  # between the shares of two points
-_FACTORS = (0.02, 50.0)  # that noise may be scaled with
+_FACTORS = (1e-3, 1e3)  # that variances may be scaled with
 _WORTH = 0.02  # share of the noise that is not fresh, above which it takes the blame for what is unexplained
 _ELEMENTWISE = ("dropout", "gaussian", "uniform", "alpha_dropout")
 
@@ -41,30 +41,38 @@ class Calibrated:
     def __init__(self, response: Response, mixes: bool, given: Sequence[Profile], result: Profile) -> None:
         self.response, self.mixes = response, mixes
         made = response(given)
-        self.data = _log_ratio(result.data, made.data)
+        factors = [result.data / made.data.clamp_min(_TINY)]
+        self.rest = None
+        if not made.quiet:
+            own, shared, rest = _noise_factors(made, result.noise, mixes)
+            # Without noise there is nothing to scale.
+            factors += [torch.cat([factor[1:2], factor[1:]]) for factor in (own, shared)]
+            self.rest = rest if bool(rest.any()) else None
+        self.factors = torch.stack(factors).clamp(*_FACTORS).log()
         self.mean = result.mean - made.mean
-        own, shared, self.rest = _noise_factors(made, result.noise, mixes)
-        # Without noise there is nothing to scale.
-        self.own, self.shared = (torch.cat([factor[1:2], factor[1:]]).log() for factor in (own, shared))
         self.shares = share_of(given)
         self.at_points = self(given, torch.eye(len(self.shares), dtype=torch.float64))
 
     def __call__(self, given: Sequence[Profile], near: Tensor | None = None) -> Profile:
         near = nearness(share_of(given), self.shares) if near is None else near
         made = self.response(given)
-        own = made.own * (near @ self.own).exp()
-        shared = made.shared * (near @ self.shared).exp() + near @ self.rest
-        if self.mixes:
-            own, shared = torch.zeros_like(own), own + shared
-        return Profile(made.mean + near @ self.mean, made.data * (near @ self.data).exp(), own, shared)
+        variances = made.variances * (near @ self.factors).exp()
+        if not made.quiet and (self.mixes or self.rest is not None):
+            data, own, shared = variances
+            if self.rest is not None:
+                shared = shared + near @ self.rest
+            if self.mixes:
+                own, shared = torch.zeros_like(own), own + shared
+            variances = torch.stack([data, own, shared])
+        return Profile(made.mean + near @ self.mean, variances)
 
 
 def share_of(profiles: Sequence[Profile]) -> Tensor:
     """Share of the noise in the variance, of all operands together, one number per row."""
-    noise, total = torch.zeros(1, dtype=torch.float64), torch.full((1,), _TINY, dtype=torch.float64)
-    for profile in profiles:
-        noise, total = noise + profile.noise.sum(-1), total + profile.total.sum(-1)
-    return noise / total
+    sums = profiles[0].variances.sum(-1)
+    for profile in profiles[1:]:
+        sums = sums + profile.variances.sum(-1)
+    return sums[1:].sum(0) / sums.sum(0).clamp_min(_TINY)
 
 
 def nearness(level: Tensor, points: Tensor) -> Tensor:
@@ -101,7 +109,7 @@ def _noise_factors(made: Profile, wanted: Tensor, mixes: bool) -> tuple[Tensor, 
     """
     noise = made.noise
     some = noise > 1e-9 * made.total.mean() + _TINY
-    factor = torch.where(some, wanted / noise.clamp_min(_TINY), torch.ones_like(noise)).clamp(*_FACTORS)
+    factor = torch.where(some, wanted / noise.clamp_min(_TINY), torch.ones_like(noise))
     rest = torch.where(some, torch.zeros_like(noise), wanted)
     if not mixes:
         return factor, factor, rest
@@ -137,10 +145,10 @@ class NoiseStep:
     def __call__(self, given: Profile, rates: Sequence[float]) -> Profile:
         near = nearness(given.mean.new_tensor(rates), self.points)
         moved, fresh = self._moved(given, rates)
-        data, fresh = near @ self.data, fresh * (near @ self.fresh).clamp_min(0)
-        own, shared = moved.own * data, moved.shared * data
+        factor, fresh = near @ self.data, fresh * (near @ self.fresh).clamp_min(0)
+        data, own, shared = moved.variances * factor
         own, shared = (own + fresh, shared) if self.independent else (own, shared + fresh)
-        return Profile(moved.mean * data.sqrt() + near @ self.mean, moved.data * data, own, shared)
+        return Profile.of(moved.mean * factor.sqrt() + near @ self.mean, data, own, shared)
 
     def _moved(self, x: Profile, rates: Sequence[float]) -> tuple[Profile, Tensor]:
         """What becomes of the operand, and the variance of the noise that is added to it."""
@@ -150,10 +158,8 @@ class NoiseStep:
             keep = 1 - rate
             scale = (keep + ALPHA**2 * keep * rate).rsqrt()
             mean = scale * (keep * x.mean + rate * ALPHA) - scale * rate * ALPHA
-            kept = (scale * keep).square()
-            return x.scaled(kept).but(mean=mean), (scale * scale * keep * rate) * (
-                second + ALPHA**2 - 2 * ALPHA * x.mean
-            )
+            fresh = scale.square() * keep * rate * (second + ALPHA**2 - 2 * ALPHA * x.mean)
+            return x.scaled((scale * keep).square(), mean), fresh
         if multiplies(self.site):
             strength = [noise_variance(kind, value) if value > 0 else 0.0 for value in rates]
             return x, x.mean.new_tensor(strength)[:, None] * second
@@ -212,7 +218,7 @@ class NormStep:
 
     def _divided(self, x: Profile, centre: Tensor, variance: Tensor) -> Profile:
         scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
-        return x.scaled(scale.square()).but(mean=(x.mean - centre) * scale + self.norm.bias)
+        return x.scaled(scale.square(), (x.mean - centre) * scale + self.norm.bias)
 
 
 class Replay:
@@ -305,7 +311,7 @@ def _rows(profiles: Sequence[Profile | None]) -> Profile | None:
     known = [profile for profile in profiles if profile is not None]
     if len(known) < len(profiles):
         return None
-    return Profile(*(torch.cat(parts) for parts in zip(*(profile.parts() for profile in known), strict=True)))
+    return joined(known, -2)
 
 
 def _written(index: int, seen: Seen, results: Sequence[Profile | None]) -> list[tuple[Place, Profile]]:
@@ -324,7 +330,7 @@ def _own(seen: Seen, points: int) -> AtNorm:
     assert seen.norm is not None
     assert seen.anchored is not None
     near = torch.eye(points, dtype=torch.float64)[1:2]
-    return AtNorm(seen.anchored.but(mean=seen.norm.mean), seen.norm.variance, near)
+    return AtNorm(replace(seen.anchored, mean=seen.norm.mean), seen.norm.variance, near)
 
 
 class Surrogate:
