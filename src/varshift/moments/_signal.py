@@ -148,7 +148,11 @@ def channel_mean(x: Tensor) -> Tensor:
 
 def channel_variance(x: Tensor) -> Tensor:
     """Variance of every channel over samples and positions."""
-    return x.var(channel_axes(x), correction=0) if x.dim() else torch.zeros_like(x)
+    if not x.dim():
+        return torch.zeros_like(x)
+    # In two passes: torch's own takes ten times as long over these axes.
+    axes = channel_axes(x)
+    return (x - x.mean(axes, keepdim=True)).square_().mean(axes)
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
