@@ -22,6 +22,9 @@ _HOME = {
     "batch-kalman-norm": "_batch_kalman_norm",
     "batch-norm-preconditioning": "_batch_norm_preconditioning",
     "shuffling": "_shuffling",
+    "weight-rescaling": "_weight_rescaling",
+    "bn-free-binary": "_bn_free_binary",
+    "active-bias": "_active_bias",
 }
 
 
