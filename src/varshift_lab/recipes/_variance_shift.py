@@ -26,10 +26,8 @@ def table1(scale: Scale) -> Table:
     rows = []
     for label, data, subject in cells(scale):
         suffix = "_branches" if subject.name == "PreResNet" else ""
-        series = [
-            Series(trials(scale, subject, data, 0.0), f"{name}_mean{suffix}")
-            for name in ("cosine", "aligned")
-        ]
+        run = trials(scale, subject, data, 0.0)
+        series = [Series(run, f"{name}{suffix}") for name in ("cos2", "d_cos2")]
         for what, one, values in zip(("cos^2", "d cos^2"), series, stated.TABLE1, strict=True):
             rows.append(
                 Row((label, subject.name, what), one, _stated(scale, values, label, subject, stated.LAYERS))
@@ -130,7 +128,8 @@ def first_norm(scale: Scale) -> Table:
         ("data", "network", "drop ratio", "at least"),
         "shift",
         tuple(rows),
-        "Nothing upstream of this norm is shifted, so that theory puts it at 1 / (1 - rate) or above.",
+        "Nothing upstream of this norm is shifted, so that theory puts it at 1 / (1 - rate) or above. "
+        f"{plan(scale).note}",
     )
 
 
@@ -177,7 +176,7 @@ def figure3(scale: Scale) -> Figure:
         "figure3",
         "Figure 3: squared cosine between filters and the vector of ones, networks without dropout",
         tuple(panels),
-        note=f"{stated.DIGITISED.capitalize()}. {plan(scale).note}",
+        note=_noted(scale) if scale == "paper" else plan(scale).note,
     )
 
 
@@ -205,7 +204,7 @@ def figure4(scale: Scale) -> Figure:
         "Figure 4: variance shift of every norm, and test errors",
         tuple(panels),
         columns=len(columns),
-        note=f"{stated.DIGITISED.capitalize()}; its networks are the full-size ones on all data. {made.note}",
+        note=_noted(scale),
     )
 
 
@@ -302,6 +301,15 @@ def _stated(
         return None
     full = "" if scale == "paper" else f"full-size network and schedule{'' if own else ', CIFAR-10'}; "
     return PaperFigure(value, full + caveat)
+
+
+def _noted(scale: Scale) -> str:
+    """The note of a figure that may show the paper's points."""
+    made = plan(scale)
+    if not any(label in ("CIFAR-10", "CIFAR-100") for label, _ in made.data):
+        return made.note
+    full = "" if scale == "paper" else ", of full-size networks and schedules"
+    return f"Hollow: the paper's points{full}, read off its plots (arXiv v1). {made.note}"
 
 
 def _points(values: Mapping[float, float], places: tuple[float, ...]) -> tuple[float | None, ...]:

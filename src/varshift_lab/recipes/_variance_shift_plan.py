@@ -72,7 +72,7 @@ def plan(scale: Scale) -> Plan:
 
 
 def _paper() -> Plan:
-    """Section 6 of the page: the settings of the code base that the paper names, augmentation included."""
+    """The settings of the code base that the paper names as its own; the paper says no more than that."""
     standard = Augmentation(pad=4, flip=0.5)
     common = partial(
         TrainingSettings, learning_rate=0.1, nesterov=False, augmentation=standard, drop_last=False
