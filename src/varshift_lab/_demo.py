@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import varshift
-from varshift_lab._trainer import Evaluation, TrainingSettings, evaluate, train
+from varshift_lab._trainer import TrainingSettings, train
 from varshift_lab.data import Digits, digits, tensor_loader
 from varshift_lab.networks import Placement, preresnet
+from varshift_lab.training import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from varshift import Recalibration, Report

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from varshift import Report
     from varshift_lab._demo import Outcome
-    from varshift_lab._trainer import Evaluation
+    from varshift_lab.training import Evaluation
 
 # A change counts from two standard errors on; below that it may be chance.
 _ERRORS = 2.0

@@ -1,4 +1,8 @@
-"""A plain training loop, and an evaluation with a loss for each sample."""
+"""A plain training loop: that of the demo, of the core's own tests and of the benchmarks of its predictions.
+
+It needs torch alone and starts at once. Figures in the documentation are of networks that it trained, and a
+loop with other random numbers would move them; experiments are trained by `varshift_lab.training`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from varshift import VarshiftError
@@ -55,24 +59,6 @@ class EpochRecord:
 
     loss: float
     accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A network in ``eval()`` on a data set.
-
-    Attributes:
-        losses: ``(N,)``, cross-entropy of each sample, in the loader's order.
-        accuracy: Share of samples classified correctly.
-    """
-
-    losses: Tensor
-    accuracy: float
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy over samples."""
-        return float(self.losses.double().mean())
 
 
 def step_schedule(progress: float) -> float:
@@ -148,28 +134,3 @@ def train(
                 )
             records.append(record)
     return records
-
-
-def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
-    """Runs a classifier in ``eval()`` over a data set and leaves every training flag as it was.
-
-    Raises:
-        ValueError: If the loader yields nothing.
-    """
-    flags = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    losses, correct = [], 0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for inputs, targets in loader:
-                outputs, targets = model(inputs.to(device)), targets.to(device)
-                losses.append(F.cross_entropy(outputs, targets, reduction="none").cpu())
-                correct += int((outputs.argmax(1) == targets).sum())
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-    if not losses:
-        raise ValueError("loader yields nothing: at least one batch is needed.")
-    merged = torch.cat(losses)
-    return Evaluation(merged, correct / len(merged))

@@ -10,7 +10,7 @@ from varshift.probe import Gap, GapStep
 from varshift.report import LayerRow, ModelInfo
 from varshift_lab._demo import Outcome
 from varshift_lab._story import change, in_training, tell, wrong
-from varshift_lab._trainer import Evaluation
+from varshift_lab.training import Evaluation
 
 
 def evaluation(loss: float, accuracy: float = 0.9, seed: int = 0, spread: float = 0.1) -> Evaluation:

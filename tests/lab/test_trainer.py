@@ -1,4 +1,4 @@
-"""The training loop and the evaluation."""
+"""The plain training loop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from varshift import VarshiftError
-from varshift_lab._trainer import TrainingSettings, evaluate, step_schedule, train
+from varshift_lab._trainer import TrainingSettings, step_schedule, train
 from varshift_lab.data import tensor_loader
+from varshift_lab.training import evaluate
 
 
 @pytest.fixture
@@ -84,25 +85,3 @@ def test_a_loader_without_a_length_is_refused():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**settings)
-
-
-def test_evaluation_runs_in_eval_and_puts_every_flag_back(loader):
-    network = build()
-    network.train()
-    network[2].eval()
-    flags = [module.training for module in network.modules()]
-    buffers = {name: value.clone() for name, value in network.named_buffers()}
-    result = evaluate(network, loader)
-    assert [module.training for module in network.modules()] == flags
-    assert all(torch.equal(value, buffers[name]) for name, value in network.named_buffers())
-    assert result.losses.shape == (96,)
-    network.eval()
-    images, labels = loader.dataset.tensors
-    with torch.no_grad():
-        expected = nn.functional.cross_entropy(network(images), labels)
-    assert result.loss == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_an_empty_evaluation_is_refused():
-    with pytest.raises(ValueError, match="loader yields nothing"):
-        evaluate(build(), [])

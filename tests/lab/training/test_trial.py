@@ -143,7 +143,7 @@ def test_what_is_not_finite_is_no_result():
 
 
 def test_unknown_measures_are_refused():
-    with pytest.raises(ValueError, match="measure='error' is unknown: use one of .*errors"):
+    with pytest.raises(ValueError, match=r"measure=.error. is unknown: use one of .*errors"):
         replace(TRIAL, measures=("error",))
     with pytest.raises(ValueError, match="measure='nowhere:x' cannot be imported"):
         replace(TRIAL, measures=("nowhere:x",))
