@@ -5,9 +5,9 @@ public re-implementation, single runs of a DenseNet on CIFAR-10 with wrong label
 the scale ``paper``.
 
 How the settings of the scale ``laptop`` were chosen: by one seed each of SGD, SGD-WPV and SGD-WD at 0.4 wrong
-labels. 2,000 images of CIFAR-10 with a network of width 16 were no use: all labels were learnt by heart, wrong
-ones included, and every method ended at a test error of 75 %. Fashion-MNIST with a network of width 8 leaves a
-third of the labels unlearnt; that was taken, and nothing else was tried.
+labels. 2,000 images of CIFAR-10 with a network of width 16 were no use: all labels were learnt by heart,
+wrong ones included, and every method ended at a test error of 75 %. Fashion-MNIST with a network of width 8
+leaves a third of the labels unlearnt; that was taken, and nothing else was tried.
 """
 
 from __future__ import annotations
