@@ -223,7 +223,7 @@ def plan(scale: Scale) -> Plan:
             "paper claims.",
         )
     return Plan(
-        (Subject("ResNet-20", (("block", "basic"), ("depth", 20), ("width", 8))),),
+        (Subject("ResNet-14", (("block", "basic"), ("depth", 14), ("width", 8))),),
         (("CIFAR-10", DataChoice("cifar10", train=3000, test=2000, size=16)),),
         replace(
             small, epochs=6, batch_size=64, learning_rate=0.1, augmentation=Augmentation(pad=2, flip=0.5)
@@ -231,8 +231,8 @@ def plan(scale: Scale) -> Plan:
         seeds=(0, 1, 2),
         rates=(0.0, 0.05, 0.2),
         depths=(20, 56),
-        untrained=DataChoice("cifar10", train=10, test=256),
-        note="ResNet-20 of half the width on 3,000 images of CIFAR-10 at 16 x 16 pixels, 6 epochs.",
+        untrained=DataChoice("cifar10", train=10, test=128),
+        note="ResNet-14 of half the width on 3,000 images of CIFAR-10 at 16 x 16 pixels, 6 epochs.",
     )
 
 
