@@ -25,7 +25,7 @@ class RescalingTreatment(Treatment):
     """Weight rescaling of all scale-invariant filters, or nothing but a look at their norms.
 
     After every epoch it notes ``norm``, the median norm of these filters, and ``angle``, the mean angle (in
-    radians) by which they turned in a step, of every eighth step.
+    radians) by which they turned in a step, of every eighth step of the epoch.
 
     Attributes:
         shape: Channels, height and width of an input; which weights are scale invariant is found with one.
@@ -45,9 +45,9 @@ class RescalingTreatment(Treatment):
     def attach(self, model: nn.Module, optimizer: Optimizer, settings: TrainingSettings) -> Sequence[Part]:
         """Rescales after the optimiser's steps, and exempts what is rescaled from decay."""
         weights = self._weights(model)
-        _WATCHES[model] = watch = _Watch(weights, optimizer)
+        _WATCHES[model] = _Watch(weights, optimizer)
         if not self.interval:
-            return [watch]
+            return ()
         rescaling = WeightRescaling(weights, interval=self.interval, scale_state=self.scale_state)
         rescaled = {id(weight) for weight in rescaling.parameters()}
         without = []
@@ -56,7 +56,7 @@ class RescalingTreatment(Treatment):
             group["params"] = [one for one in group["params"] if id(one) not in rescaled]
         optimizer.add_param_group({"params": without, "weight_decay": 0.0})
         rescaling.attach(optimizer)
-        return [watch, rescaling]
+        return (rescaling,)
 
     def note(self, model: nn.Module, images: Images, state: Any) -> Mapping[str, float]:
         """Norms and angles."""
@@ -77,7 +77,7 @@ _FOUND: WeakKeyDictionary[nn.Module, list[ScaleInvariantWeight]] = WeakKeyDictio
 
 
 class _Watch:
-    """How far filters turn in a step; it looks at every eighth one."""
+    """How far filters turn in a step; it looks at every eighth one, beginning with the first."""
 
     def __init__(self, weights: list[ScaleInvariantWeight], optimizer: Optimizer) -> None:
         self._weights = weights
@@ -101,14 +101,8 @@ class _Watch:
 
     def mean(self) -> float:
         """Mean since it was asked last."""
-        angles, self._angles = self._angles, []
+        angles, self._angles, self._steps = self._angles, [], 0
         return float(torch.stack(angles).mean()) if angles else 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._steps = state_dict["steps"]
 
 
 _WATCHES: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
