@@ -402,6 +402,7 @@ def figure3(scale: Scale) -> Figure:
             Curve(
                 f"{_started(corrected)}, rate {rate:g}",
                 (Series(trained_vgg(scale, optimiser, rate, corrected), "train_loss_history"),),
+                tuple(float(epoch) for epoch in range(1, optimiser.settings.epochs + 1)),
             )
             for one, rate, corrected in _vgg_cells(made)
             if one is optimiser

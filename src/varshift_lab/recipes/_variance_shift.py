@@ -238,13 +238,14 @@ def figure5(scale: Scale) -> Figure:
             if subject.name not in FOLLOWED:
                 continue
             curves = []
+            epochs = tuple(float(epoch) for epoch in range(1, subject.settings.epochs + 1))
             for rate in (0.0, 0.5):
                 run = trials(scale, subject, data, rate)
                 for mode, quantity in (
                     ("train", "probe_train_mode_error"),
                     ("eval", "probe_eval_mode_error"),
                 ):
-                    curves.append(Curve(f"{rate:g}, {mode} mode", (Series(run, quantity),)))
+                    curves.append(Curve(f"{rate:g}, {mode} mode", (Series(run, quantity),), epochs))
             title = f"{subject.name}, Dropout-(a), {label}"
             panels.append(Panel(title, tuple(curves), "epoch", "error on training images, %"))
     return Figure(

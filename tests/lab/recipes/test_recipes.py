@@ -1,10 +1,13 @@
 """What holds for every recipe: studies can be built at every scale, trials stored, networks built."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from varshift_lab.recipes import recipe, recipe_names
-from varshift_lab.studies import SCALES, decode, encode
+from varshift_lab.recipes._dropout_variance_signal import SignalTrial
+from varshift_lab.studies import SCALES, Workbench, decode, encode
 from varshift_lab.training import TrainingTrial
 
 NAMES = recipe_names()
@@ -56,6 +59,33 @@ def test_the_papers_networks_can_be_built(name):
         with torch.device("meta"):
             built = network.build(images)
         assert sum(parameter.numel() for parameter in built.parameters()) > 0
+
+
+@pytest.mark.parametrize("name", ["variance-shift", "dropout-variance-init", "residual-position"])
+def test_what_is_shown_is_measured(name):
+    """One trial of each kind is run, cut short; the others of that kind measure the same."""
+    found, measured = recipe(name), {}
+    studies = [make("smoke") for make in (*found.tables.values(), *found.figures.values())]
+    for one in (series for study in [*studies, *found.claims("smoke")] for series in study.series()):
+        for trial in one.trials[:1]:
+            kind = kind_of(trial)
+            if kind not in measured:
+                measured[kind] = shortened(trial).run(Workbench())
+            assert one.quantity in measured[kind], f"{one.quantity} of {trial.title}"
+
+
+def kind_of(trial):
+    if isinstance(trial, SignalTrial):
+        return SignalTrial
+    noisy = "dropout" in dict(trial.network.arguments)
+    return trial.network.family, noisy, trial.measures, trial.settings.probe_every, trial.treatment is None
+
+
+def shortened(trial):
+    if isinstance(trial, SignalTrial):
+        return replace(trial, depth=3, width=20, samples=20)
+    data = replace(trial.data, train=60, test=40)
+    return replace(trial, data=data, settings=replace(trial.settings, epochs=1, batch_size=20))
 
 
 class Shape:
