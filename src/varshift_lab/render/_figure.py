@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 PANEL_INCHES = (4.4, 3.0)
+LEGEND_INCHES = (0.55, 0.066)  # width of an entry of a legend: its line, and each letter
+LEGEND_SHARE = 0.08  # height of that legend, as a share of a panel's
 PICTURE_SHARE = 0.4  # width of a picture beside its axes, as a share of theirs
 DOTS_PER_INCH = 160
 
@@ -51,40 +53,52 @@ def draw(figure: Figure, results: Results) -> Drawing:
     rows = math.ceil(len(figure.panels) / columns)
     width, height = PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows
     with matplotlib.rc_context(_STYLE):
-        title = textwrap.fill(figure.title, int(width * 11))
+        title = textwrap.fill(figure.title, int(width * 10.5))
         note = textwrap.fill(figure.note, int(width * 17))
         more = 0.25 + 0.2 * (title.count("\n") + 1) + 0.14 * (note.count("\n") + 1) * bool(note)
         drawing = Drawing(figsize=(width, height + more), layout="constrained", dpi=DOTS_PER_INCH)
         drawing.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
-        grid = drawing.add_gridspec(rows, columns)
+        # The first row is for a legend that all panels share.
+        grid = drawing.add_gridspec(rows + 1, columns, height_ratios=(LEGEND_SHARE, *[1.0] * rows))
         legends = []
         for place, panel in enumerate(figure.panels):
-            cell = grid[divmod(place, columns)]
+            row, column = divmod(place, columns)
+            cell = grid[row + 1, column]
             if panel.picture is not None:
                 inner = cell.subgridspec(1, 2, width_ratios=(PICTURE_SHARE, 1))
                 _show(drawing.add_subplot(inner[0]), image(panel.picture, results))
                 cell = inner[1]
             axes = drawing.add_subplot(cell)
             draw_panel(axes, panel, results)
-            legends.append((axes, legend_of(axes)))
-        _place_legends(drawing, legends)
+            legends.append((axes, legend_of(axes, panel)))
+        if not _place_legends(drawing, grid[0, :], legends):
+            grid.set_height_ratios((1e-6, *[1.0] * rows))
         if note:
             drawing.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color="#555555")
         drawing.draw_without_rendering()  # fonts and layout are settled while the style holds
     return drawing
 
 
-def _place_legends(drawing: Drawing, legends: list[tuple[Any, tuple[list[Any], list[str]]]]) -> None:
-    """One legend where all panels have the same, else one each; beside the axes, where nothing is covered."""
+def _place_legends(
+    drawing: Drawing, top: Any, legends: list[tuple[Any, tuple[list[Any], list[str]]]]
+) -> bool:
+    """One legend above the axes where all have the same, else one beside each, so that nothing is covered.
+
+    Returns:
+        Whether it is one above the axes.
+    """
     names = [labels for _, (_, labels) in legends]
-    if not any(names):
-        return
-    if len(legends) > 1 and all(labels == names[0] for labels in names):
-        drawing.legend(*legends[0][1], loc="outside right upper")
-        return
+    if len(legends) > 1 and names[0] and all(labels == names[0] for labels in names):
+        axes = drawing.add_subplot(top)
+        axes.set_axis_off()
+        entry = LEGEND_INCHES[0] + LEGEND_INCHES[1] * max(map(len, names[0]))
+        most = max(1, int(drawing.get_figwidth() / entry))
+        axes.legend(*legends[0][1], loc="center left", ncols=min(len(names[0]), most), borderaxespad=0.0)
+        return True
     for axes, (handles, labels) in legends:
         if labels:
             axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return False
 
 
 def _show(axes: Any, pixels: Any) -> None:

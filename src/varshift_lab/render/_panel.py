@@ -47,13 +47,17 @@ def draw_panel(axes: Axes, panel: Panel, results: Results) -> None:
             _points(axes, where, found, place, colour, label)
         else:
             _line(axes, where, found, place, colour, label, log=panel.log_y)
-        _paper(axes, where, curve.paper, MARKERS[place % len(MARKERS)], colour)
+        # On a bar its own colour would not be seen.
+        fill, edge = ("white", "#222222") if panel.kind == "bars" else ("none", colour)
+        _paper(axes, where, curve.paper, MARKERS[place % len(MARKERS)], fill, edge)
     _finish(axes, panel, drawn, names)
 
 
-def legend_of(axes: Axes) -> tuple[list[Any], list[str]]:
-    """Handles and labels for a legend, the paper's once and last."""
+def legend_of(axes: Axes, panel: Panel) -> tuple[list[Any], list[str]]:
+    """Handles and labels for a legend, the paper's once and last; none where it would repeat the axes."""
     handles, labels = axes.get_legend_handles_labels()
+    if len(labels) == 1 and (labels[0] in panel.y_label or labels[0] in panel.title):
+        return [], []
     kept = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label != PAPER]
     if len(kept) < len(labels):
         from matplotlib.lines import Line2D
@@ -136,7 +140,9 @@ def _spans(found: Points) -> list[float] | None:
     return [0.0 if math.isnan(value) else value for value in found.deviation]
 
 
-def _paper(axes: Axes, where: list[float], stated: Sequence[float | None], marker: str, colour: str) -> None:
+def _paper(
+    axes: Axes, where: list[float], stated: Sequence[float | None], marker: str, fill: str, edge: str
+) -> None:
     known = [(x, y) for x, y in zip(where, stated, strict=False) if y is not None]
     if not known:
         return
@@ -145,8 +151,8 @@ def _paper(axes: Axes, where: list[float], stated: Sequence[float | None], marke
         linestyle="",
         marker=marker,
         markersize=7,
-        markerfacecolor="none",  # what has been measured stays in sight beneath
-        markeredgecolor=colour,
+        markerfacecolor=fill,  # hollow, so that what has been measured stays in sight beneath
+        markeredgecolor=edge,
         markeredgewidth=1.4,
         label=PAPER,
         zorder=4,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,13 @@ from typing import Any
 
 from varshift_lab.runner._assignment import Assignment
 from varshift_lab.runner._errors import RunnerError
+from varshift_lab.runner._futile import Futile
+from varshift_lab.runner._job import interruptible, limit_threads
 from varshift_lab.runner._work import reason_of, work
 from varshift_lab.store import StoreError
 
 FINISHED, BROKEN, INTERRUPTED = 0, 2, 130
-# If so many workers in a row end before they could begin a trial, the next ones will too.
-MOST_FUTILE = 3
 STOP_SECONDS = 10.0
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class LocalExecutor:
@@ -63,7 +61,7 @@ class LocalCrew:
         self._assignments = assignments
         self._workers: list[_Worker] = []
         self._context = multiprocessing.get_context("spawn")
-        self._futile = 0
+        self._futile = Futile("what they said stands above")
 
     def tend(self, wanted: int) -> int:
         """See `Crew`."""
@@ -85,15 +83,9 @@ class LocalCrew:
     def _lay_out(self, worker: _Worker) -> None:
         code = worker.process.exitcode
         if worker.begun.is_set() and code != BROKEN:
-            self._futile = 0
-            return
-        self._futile += 1
-        if self._futile >= MOST_FUTILE:
-            how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
-            raise RunnerError(
-                f"{self._futile} workers in a row ended before they could begin a trial, the last one {how}; "
-                "what they said stands above."
-            )
+            self._futile.note(None)
+        else:
+            self._futile.note(f"by signal {-code}" if code is not None and code < 0 else f"with code {code}")
 
     def stop(self) -> None:
         """See `Crew`."""
@@ -113,15 +105,11 @@ class LocalCrew:
 
 def _main(assignment: Assignment, begun: Event) -> None:
     """What a worker process does."""
-    if assignment.threads is not None:
-        # Read when torch is loaded, which is later.
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[name] = str(assignment.threads)
-    for number in _INTERRUPTS:
-        signal.signal(number, _interrupt)
+    limit_threads(assignment.threads)
     code = FINISHED
     try:
-        work(assignment, begun.set)
+        with interruptible():
+            work(assignment, begun.set)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except StoreError as error:
@@ -137,10 +125,3 @@ def _main(assignment: Assignment, begun: Event) -> None:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"varshift lab: {text}\n".encode())
-
-
-def _interrupt(number: int, frame: object) -> None:
-    # Once is enough: the terminal tells all, the parent tells again, and the trial has to be put back.
-    for one in _INTERRUPTS:
-        signal.signal(one, signal.SIG_IGN)
-    raise KeyboardInterrupt

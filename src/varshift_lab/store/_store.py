@@ -178,6 +178,12 @@ class Store:
             for row in self.select(query, json.dumps(list(keys)))
         ]
 
+    def begun_since(self, keys: Iterable[str], since: float) -> bool:
+        """Whether anybody has begun one of some trials after a time in seconds since 1970."""
+        query = "SELECT max(started) AS last FROM runs WHERE key IN (SELECT value FROM json_each(?))"
+        last = self.select(query, json.dumps(list(keys)))[0]["last"]
+        return last is not None and last >= since
+
     def progress(self, keys: Iterable[str]) -> Progress:
         """How many of some trials stand where, and how long the rest may take."""
         runs = self.runs(keys)
