@@ -4,9 +4,10 @@ The body of the paper was not available: its algorithm and its tables are not kn
 compare with. The networks and the grid below are our own; its claims are those of its abstracts and of the
 caption of its Figure 1.
 
-How the settings of the scale ``laptop`` were chosen: one seed was trained for 20 epochs, 300 steps, with decays
-of 0, 0.0005 and 0.005. The norms of filters ended at 1.44, 1.33 and 0.72, so that the decay of long trainings
-hardly acts in one this short; ten times as much was taken. Rate, milestones and network were not tuned.
+How the settings of the scale ``laptop`` were chosen: one seed was trained for 20 epochs, 300 steps, with
+decays of 0, 0.0005 and 0.005. The norms of filters ended at 1.44, 1.33 and 0.72, so that the decay of long
+trainings hardly acts in one this short; ten times as much was taken. Rate, milestones and network were not
+tuned.
 """
 
 from __future__ import annotations
