@@ -25,6 +25,7 @@ Rule = Callable[[Tensor, Tensor, Arguments], Moments | None]
 
 CLOSED_FORMS: dict[str, Rule] = {}
 _IDENTITY: Polynomial = (0.0, 1.0)
+_PIECE = 2**16  # elements worked on at a time
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
@@ -161,6 +162,8 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
         found = rule(mean, variance, arguments) if rule else None
         return quadrature_moments(function, mean, variance) if found is None else found
 
+    if not any(isinstance(value, Tensor) for value in arguments.values()):
+        moments = _in_pieces(moments)
     mean, variance = moments(x.mean, x.spread()) if x.mask is None else _mixture(x.mask, moments)
     total = function(x.total)
     if mean.shape != total.shape or not bool(torch.isfinite(mean.sum() + variance.sum())):
@@ -168,6 +171,24 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
     # Behind a mask both values are known; elsewhere the Gaussian is an assumption.
     exact = x.mask is not None and not x.mask.base.noisy
     return x.but(mean=mean, variance=variance, draw=total - mean, mask=None, exact=exact)
+
+
+def _in_pieces(moments: Callable[[Tensor, Tensor], Moments]) -> Callable[[Tensor, Tensor], Moments]:
+    """The same for large tensors piece by piece: what lies in between then stays in the processor's cache."""
+
+    def found(mean: Tensor, variance: Tensor) -> Moments:
+        count = mean.numel()
+        if count < 2 * _PIECE or not mean.is_cpu or mean.shape != variance.shape:
+            return moments(mean, variance)
+        first, second = (torch.empty(mean.shape, dtype=mean.dtype) for _ in range(2))
+        columns = [part.reshape(-1).split(_PIECE) for part in (mean, variance)]
+        whole = first.view(-1), second.view(-1)
+        for start, *given in zip(range(0, count, _PIECE), *columns, strict=True):
+            for into, part in zip(whole, moments(*given), strict=True):
+                into[start : start + _PIECE] = part
+        return first, second
+
+    return found
 
 
 def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moments:

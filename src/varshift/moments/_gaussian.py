@@ -42,20 +42,20 @@ def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: Tensor | float = 0
     :math:`R` is the variance of the rectified unit Gaussian. It is computed from the tail below :math:`-|a|`,
     which loses no digits and is never negative.
     """
-    std = variance.clamp_min(_SMALL).sqrt()
+    square = variance.clamp_min(_SMALL)
+    std = square.sqrt()
     a = mean / std
     tail = -a.abs()
-    q, p = cumulative(tail), density(tail)
-    g = tail * q + p
-    rectified = (tail * tail + 1) * q + tail * p - g * g
-    rectified = torch.where(a > 0, 1 - 2 * q + rectified, rectified)
+    q = cumulative(tail)
+    g = tail * q + density(tail)
+    positive = (a.sign().clamp_min(0) - q).abs()  # the distribution function at a, without a slow choice
+    rectified = (positive + g * (tail - g)).clamp_min(0)
     first = std * g + mean.clamp_min(0)
     if isinstance(slope, float) and slope == 0:
-        return first, std * std * rectified
-    positive = torch.where(a > 0, 1 - q, q)
+        return first, square * rectified
     rest = 1 - slope
     spread = slope * slope + 2 * slope * rest * positive + rest * rest * rectified
-    return slope * mean + rest * first, std * std * spread
+    return slope * mean + rest * first, square * spread
 
 
 def piecewise_moments(
