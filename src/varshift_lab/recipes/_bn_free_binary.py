@@ -237,7 +237,7 @@ def figure_signal(scale: Scale) -> Figure:
     )
     return Figure(
         "signal-by-block",
-        "The signal of ReActNet-A at the start: only the paper's method keeps its second moments near 1",
+        "The signal of ReActNet-A at the start",
         panels,
         note=f"Hollow markers: {_MEASURED}." if scale != "smoke" else "",
     )

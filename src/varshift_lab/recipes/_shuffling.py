@@ -315,7 +315,7 @@ def divergence(scale: Scale) -> Figure:
     )
     return Figure(
         "divergence",
-        "Batches of 4: single shuffle lowers the loss it sees and raises the one that is meant",
+        "A linear network with batch norm, batches of 4",
         panels,
         columns=3,
     )
@@ -334,7 +334,7 @@ def batch_size(scale: Scale) -> Figure:
     risk = TOY_FIGURES.index("full_batch_loss")
     return Figure(
         "batch-size",
-        "Small batches are what makes a fixed partition harmful",
+        "A linear network with batch norm, by batch size",
         (
             Panel(
                 "training risk",
@@ -376,9 +376,9 @@ def figure1(scale: Scale) -> Figure:
     )
     return Figure(
         "figure1",
-        f"A linear network with batch norms ({name}): the training risk diverges under single shuffle",
+        "Three linear layers with batch norms, on images",
         panels,
-        note="After the paper's Figure 1 as it is recalled; its values were not available.",
+        note=f"{name}. After the paper's Figure 1 as it is recalled; its values were not available.",
     )
 
 

@@ -182,7 +182,7 @@ def figure1(scale: Scale) -> Figure:
     epochs = tuple(float(epoch) for epoch in range(1, plan.settings.epochs + 1))
     return Figure(
         "figure1",
-        f"Weight rescaling against weight decay: {plan.title}",
+        "Weight rescaling against weight decay",
         tuple(
             Panel(
                 title,
@@ -193,8 +193,8 @@ def figure1(scale: Scale) -> Figure:
             for quantity, (title, unit) in panels.items()
         ),
         columns=3,
-        note="After Figure 1 of the paper's first version, of which only the caption is known. Its curve of "
-        "a scaled learning rate is left out, since the scaling is not known.",
+        note=f"{plan.title}. After Figure 1 of the paper's first version, of which only the caption is "
+        "known. Its curve of a scaled learning rate is left out, since the scaling is not known.",
     )
 
 
