@@ -44,4 +44,5 @@ def _places(values: Spread) -> int:
         size = abs(values.mean) / 100
     if not size:
         return 2
-    return min(max(1 - math.floor(math.log10(size)), 0), 8)
+    # Rounded first: 0.0099999 is shown as 0.010, whose first digit stands one place higher.
+    return min(max(1 - math.floor(math.log10(float(f"{size:.1e}"))), 0), 8)

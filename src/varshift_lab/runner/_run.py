@@ -10,7 +10,7 @@ from varshift_lab.runner._executor import Executor
 from varshift_lab.runner._follow import Follower
 from varshift_lab.store import Owner, Progress, Queue, Store
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 
 
 def run(store: Store, executor: Executor, assignments: Sequence[Assignment], follow: Follower) -> Progress:

@@ -164,7 +164,10 @@ class Store:
 
     def runs(self, keys: Iterable[str]) -> list[Run]:
         """Where some trials stand."""
-        query = "SELECT * FROM runs WHERE key IN (SELECT value FROM json_each(?)) ORDER BY rowid"
+        query = (
+            "SELECT key, title, state, attempts, alive, started, seconds, reason, machine FROM runs "
+            "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY rowid"
+        )
         return [
             Run(
                 row["key"],
