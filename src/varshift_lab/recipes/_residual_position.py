@@ -85,11 +85,11 @@ def plan(scale: Scale) -> Plan:
     if scale == "laptop":
         return Plan(
             Network.of("preresnet", depth=14, width=8),
-            (("CIFAR-10", DataChoice("cifar10", train=5000, test=4000, size=16)),),
+            (("CIFAR-10", DataChoice("cifar10", train=4000, test=2000, size=16)),),
             cycle(epochs=6, batch_size=100),
             (0, 1, 2),
             (0.5,),
-            "PreResNet-14 of width 8, 5,000 images of 16x16 pixels, 300 steps: networks that learn little, "
+            "PreResNet-14 of width 8, 4,000 images of 16x16 pixels, 240 steps: networks that learn little, "
             "so that all dropout costs accuracy.",
         )
     standard = Augmentation(pad=4, flip=0.5)
