@@ -17,6 +17,7 @@ Moments = tuple[Tensor, Tensor]
 Polynomial = tuple[float, ...]
 
 _SMALL = 1e-12  # a variance below it counts as none
+_TAIL = -13.0  # standard deviations, beyond which single precision has no numbers, and is slow to say so
 # Largest standard deviation, and the nodes that keep the error of SiLU and GELU below about 1e-5 up to it.
 _NODES = ((0.5, 8), (1.0, 12), (2.0, 32), (4.0, 64))
 _MOST_NODES = 128
@@ -45,7 +46,7 @@ def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: Tensor | float = 0
     square = variance.clamp_min(_SMALL)
     std = square.sqrt()
     a = mean / std
-    tail = -a.abs()
+    tail = (-a.abs()).clamp_min(_TAIL)
     q = cumulative(tail)
     g = tail * q + density(tail)
     positive = (a.sign().clamp_min(0) - q).abs()  # the distribution function at a, without a slow choice
