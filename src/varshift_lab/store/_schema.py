@@ -78,8 +78,9 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _check(connection: sqlite3.Connection, file: Path) -> None:
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    # In this order, for another process may make the tables, and sign them, in between.
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables and application != APPLICATION:
         raise StoreError(
             f"store={str(file.parent)!r}: its {file.name} is another program's; name a new folder."
