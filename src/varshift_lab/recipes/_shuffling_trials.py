@@ -25,7 +25,7 @@ from varshift_lab.recipes._shuffling_optima import (
     single_shuffle_optimum,
 )
 from varshift_lab.studies import Measurements, Trial, TrialError, Workbench
-from varshift_lab.training._checkpoints import Checkpoints
+from varshift_lab.training import Checkpoints
 
 Order = Literal["single", "reshuffle", "batches", "replacement"]
 

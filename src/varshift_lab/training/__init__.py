@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._checkpoints import Checkpoints as Checkpoints
 from ._data_choice import DataChoice as DataChoice
 from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
