@@ -1,7 +1,7 @@
 """Three small runs give the losses that are stored: a change that should not alter numbers does not.
 
-`benchmarks/loss_curves.py` writes them, with what rounding does to them (other instructions, threads, layouts,
-weights moved in their last place) and what small changes do.
+`benchmarks/loss_curves.py` writes them, with what rounding does to them (other instructions, threads and
+layouts, weights moved in their last place) and what small changes do.
 """
 
 import json
