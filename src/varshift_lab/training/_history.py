@@ -66,11 +66,12 @@ class History:
         return len(self.loss)
 
     def measurements(self) -> Measurements:
-        """All of it by name; the mean loss over all epochs says how fast they went."""
+        """All of it by name; the mean loss over all epochs says how fast they went, the last one how far."""
         found: dict[str, Any] = {
             "train_loss_history": self.loss,
             "train_error_history": self.error,
             "train_loss_mean": sum(self.loss) / max(len(self.loss), 1),
+            "train_loss_last": self.loss[-1] if self.loss else 0.0,
             "learning_rate_history": self.rate,
             "seconds": sum(self.seconds),
             "pflop": self.pflop * self.epochs,
