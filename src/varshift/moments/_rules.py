@@ -152,7 +152,13 @@ def _even(draw: Tensor) -> Tensor:
 @rule("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
 @rule("conv_transpose3d", "addmm", "mm", "matmul", "bmm", "embedding")
 def _weight(node: Node, call: Call) -> Signal:
-    """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit."""
+    """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit.
+
+    For noise that units share, the draw alone tells how large it is. Squared weights would not even tell where
+    in the channel: taking it as the same everywhere was closer to measurements, and costs less.
+    """
+    if len(call.signals) == 1 and not call.signals[0].independent:
+        return call.linear(None)
     named = call.named()
     weight = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), None)
     if weight is None or len(call.signals) != 1:
