@@ -154,8 +154,8 @@ def _even(draw: Tensor) -> Tensor:
 def _weight(node: Node, call: Call) -> Signal:
     """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit.
 
-    For noise that units share, the draw alone tells how large it is. Squared weights would not even tell where
-    in the channel: taking it as the same everywhere was closer to measurements, and costs less.
+    For noise that units share, the draw alone tells how large it is. Squared weights would not tell where in
+    the channel either: taking it as the same everywhere was closer to measurements, and costs less.
     """
     if len(call.signals) == 1 and not call.signals[0].independent:
         return call.linear(None)
