@@ -12,7 +12,7 @@ from varshift.nn import GaussianDropout, UniformDropout
 from varshift.probe import find_norms, preserved
 from varshift_lab.data import Images
 from varshift_lab.studies import Measurements, Workbench
-from varshift_lab.training import TrainingSettings, geometry, measure, shift
+from varshift_lab.training import TrainingSettings, geometry, measure, shift_of
 
 # Pictures of Figure 6.
 PICTURES = 8
@@ -47,16 +47,20 @@ def filters(
     }
 
 
-@measure("placed_shift")
-def placed_shift(
+@measure("augmented_shift")
+def augmented_shift(
     model: nn.Module, train: Images, test: Images, workbench: Workbench, settings: TrainingSettings
 ) -> Measurements:
-    """The measure ``"shift"``, and its means over the norms right behind noise and over the others.
+    """The measure ``"shift"`` on images augmented as in training, and its means by place.
 
     A norm is right behind noise when no other norm runs between the two, be there weights or sums.
-    ``shift_behind_noise`` and ``shift_elsewhere`` are left out where there are no such norms.
+    ``shift_behind_noise`` and ``shift_elsewhere`` are means over those and over the others, left out where
+    there are none.
+
+    Source: variance-shift paper, section 4: augmentation stays on, since the running variances have seen
+    augmented images too.
     """
-    found = dict(shift(model, train, test, workbench, settings))
+    found = dict(shift_of(model, train, settings.batch_size, settings.augmentation))
     behind = norms_behind_noise(model, train)
     placed: dict[bool, list[float]] = {True: [], False: []}
     for norm, value in zip(find_norms(model), _row(found["shift"]), strict=True):

@@ -173,7 +173,7 @@ def trials(
     What is measured beyond errors, adjusted errors and shifts follows from the figures that the
     configuration has a part in, so that every table asks for the same trials.
     """
-    network, settings, measures = subject.network, subject.settings, ["errors", "adjusted", "placed_shift"]
+    network, settings, measures = subject.network, subject.settings, ["errors", "adjusted", "augmented_shift"]
     if rate:
         added = {"dropout": rate, "placement": placement}
         if noise != "dropout":

@@ -13,6 +13,7 @@ from ._measured import adjusted as adjusted
 from ._measured import errors as errors
 from ._measured import geometry as geometry
 from ._measured import shift as shift
+from ._measured import shift_of as shift_of
 from ._measures import Measure as Measure
 from ._measures import find_measure as find_measure
 from ._measures import measure as measure

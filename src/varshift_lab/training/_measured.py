@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 import varshift
-from varshift_lab.data import EpochLoader, Images
+from varshift_lab.data import Augmentation, EpochLoader, Images
 from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training._evaluate import evaluate
 from varshift_lab.training._measures import measure
@@ -73,14 +73,21 @@ def adjusted(
 def shift(
     network: nn.Module, train: Images, test: Images, workbench: Workbench, settings: TrainingSettings
 ) -> Measurements:
-    """The variance shift of every norm that the signal reaches, in the order of the modules.
+    """The variance shift of every norm that the signal reaches, in the order of the modules, not augmented.
 
     ``ratio`` and ``local_ratio`` as the probe defines them, ``shift`` the larger of the ratio and its
     inverse, ``shift_mean`` over all norms, and ``shift_first`` at the first norm behind noise: the first
     whose input has another variance without the noise. Networks without norms have none of these, networks
     without noise no ``shift_first``.
     """
-    states = states_of(network, train, _SHIFT_SAMPLES, settings.batch_size)
+    return shift_of(network, train, settings.batch_size)
+
+
+def shift_of(
+    network: nn.Module, images: Images, batch_size: int, augmentation: Augmentation | None = None
+) -> Measurements:
+    """The figures of `shift`, on images that may be augmented as in training."""
+    states = states_of(network, images, _SHIFT_SAMPLES, batch_size, augmentation)
     shifts = shifts_of(states)
     if not shifts:
         return {}

@@ -8,27 +8,35 @@ from varshift import VarshiftError
 from varshift.data import RandomReshuffleSampler
 from varshift.probe import Measurement, draw_batches
 from varshift.probe import measure as measure_states
-from varshift_lab.data import EpochLoader, Images, subset
+from varshift_lab.data import Augmentation, EpochLoader, Images, subset
 from varshift_lab.training._history import Probe
 
 
-def states_of(network: nn.Module, images: Images, samples: int, batch_size: int) -> Measurement:
-    """The network in all its states on some of the images, not augmented, in batches as it was trained on.
+def states_of(
+    network: nn.Module,
+    images: Images,
+    samples: int,
+    batch_size: int,
+    augmentation: Augmentation | None = None,
+) -> Measurement:
+    """The network in all its states on some of the images, in batches as it was trained on.
 
     Flags, statistics and random states are as before afterwards.
     """
     some = subset(images, min(samples, len(images)), balanced=False)
-    return measure_states(network, draw_batches(mixed_batches(some, batch_size), None, None))
+    loader = mixed_batches(some, batch_size, augmentation)
+    return measure_states(network, draw_batches(loader, None, None))
 
 
-def mixed_batches(images: Images, batch_size: int) -> EpochLoader:
+def mixed_batches(images: Images, batch_size: int, augmentation: Augmentation | None = None) -> EpochLoader:
     """Batches as in training, in a random order that is always the same; all of them in every process.
 
     A last one that is less than half full is left out: norms would get poor statistics of it.
     """
     size = min(batch_size, len(images))
     order = RandomReshuffleSampler(len(images), seed=0)
-    return EpochLoader(images, size, order=order, drop_last=len(images) % size < size / 2)
+    drop_last = len(images) % size < size / 2
+    return EpochLoader(images, size, order=order, augmentation=augmentation, drop_last=drop_last)
 
 
 def shifts_of(states: Measurement) -> list[float]:

@@ -13,9 +13,9 @@ from varshift_lab.networks import densenet_bc, preresnet, resnext, wide_resnet
 from varshift_lab.recipes import _variance_shift_figures as stated
 from varshift_lab.recipes import recipe
 from varshift_lab.recipes._variance_shift_measures import (
+    augmented_shift,
     filters,
     norms_behind_noise,
-    placed_shift,
     switched_images,
 )
 from varshift_lab.recipes._variance_shift_plan import plan, trials
@@ -145,11 +145,11 @@ def test_norms_behind_noise_are_those_of_the_paper(build, options, placement, ex
 
 
 def test_the_shift_is_largest_right_behind_noise():
-    found = measured(placed_shift, seeded(preresnet, 8, width=8, dropout=0.5, placement="a"))
+    found = measured(augmented_shift, seeded(preresnet, 8, width=8, dropout=0.5, placement="a"))
     assert len(found["shift"]) == 7
     assert found["shift_behind_noise"] == pytest.approx(sum(found["shift"][i] for i in (1, 3, 5)) / 3)
     assert found["shift_elsewhere"] == pytest.approx(sum(found["shift"][i] for i in (0, 2, 4, 6)) / 4)
-    assert "shift_behind_noise" not in measured(placed_shift, seeded(preresnet, 8, width=8))
+    assert "shift_behind_noise" not in measured(augmented_shift, seeded(preresnet, 8, width=8))
 
 
 def test_filters_are_measured_as_the_theory_says():
