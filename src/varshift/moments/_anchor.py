@@ -43,6 +43,11 @@ class Anchor:
     scale: Tensor | None = None
     stand_in: Tensor | None = None
 
+    def line(self) -> tuple[Tensor, Tensor]:
+        """Factor and term per channel with which `fix` puts a value right."""
+        gain = self.gain if self.scale is None else self.gain * self.scale
+        return gain, self.channels_mean - self.centre * gain
+
     def fix(self, x: Tensor, *, scaled: bool = False) -> Tensor:
         """Puts a propagated value on the scale of the data."""
         deviation = x - per_channel(self.centre, x)

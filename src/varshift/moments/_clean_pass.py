@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from varshift.flow import Flow, Node
 
 from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown
 from ._operators import base_name, run
-from ._signal import channel_mean, channel_variance
+from ._signal import channel_mean, channel_variance, per_channel
 
 
 @dataclass(slots=True)
@@ -22,6 +22,11 @@ class Observed:
 
     mean: Tensor
     variance: Tensor
+
+    def close_to(self, other: Observed) -> bool:
+        """Whether the two are the same but for rounding."""
+        apart = (self.mean - other.mean).square() <= 1e-10 * other.variance
+        return bool((apart & ((self.variance - other.variance).abs() <= 1e-5 * other.variance)).all())
 
 
 class CleanPass(Interpreter):
@@ -46,6 +51,21 @@ class CleanPass(Interpreter):
         super().__init__(flow, tensors, inputs)
         self.anchors, self.norms_use = anchors, norms_use
         self.observed: dict[tuple[str, int], Observed] = {}
+        self._parted: CleanPass | None = None
+
+    def other(self, norms_use: Literal["running", "batch"]) -> CleanPass:
+        """The pass for the other state, to be run on from the first norm that noise reaches."""
+        found = self._parted
+        if found is None:  # they are the same throughout
+            found = self._twin(len(self.flow.nodes))
+        found.norms_use = norms_use
+        return found
+
+    def _twin(self, start: int) -> CleanPass:
+        twin = CleanPass(self.flow, self.tensors, self.inputs, self.anchors, self.norms_use)
+        twin.start, twin.values, twin.observed = start, dict(self.values), dict(self.observed)
+        twin.failed = dict(self.failed)
+        return twin
 
     def call(self, node: Node) -> Any:
         if node.index not in self.norm_at or base_name(node) not in BATCH_NORMS:
@@ -54,21 +74,27 @@ class CleanPass(Interpreter):
         site, call = self.norm_at[node.index]
         named = self.statistics(node)
         x, made = named["input"], self.anchors.get((site.name, call))
-        if isinstance(x, Unknown) or (made is not None and made.stand_in is not None):
-            if made is None or made.stand_in is None:
-                raise ValueError("an operand is unknown")
+        if made is not None and made.stand_in is not None:
             x = made.stand_in
-        elif made is not None:
-            x = made.fix(x)
-            source = node.inputs[0]
-            if isinstance(self.values.get(source), Tensor):
-                self.values[source] = x
-        seen = Observed(channel_mean(x), channel_variance(x))
+        if isinstance(x, Unknown):
+            raise ValueError("an operand is unknown")
+        mean, variance = channel_mean(x), channel_variance(x)
+        gain, term = torch.ones_like(mean), torch.zeros_like(mean)
+        if made is not None and made.stand_in is None:
+            # What the anchor makes of values is linear, and so is the norm: its statistics follow.
+            gain, term = made.line()
+        seen = Observed(gain * mean + term, gain.square() * variance)
+        learned = seen if made is None or not site.tracked else Observed(made.channels_mean, made.variance)
+        if self._parted is None and not seen.close_to(learned):
+            self._parted = self._twin(node.index)
+        source = node.inputs[0]
+        if x is self.values.get(source) and source not in self.last.get(node.index, ()):
+            self.values[source] = torch.addcmul(per_channel(term, x), x, per_channel(gain, x))
         self.observed[site.name, call] = seen
-        mean, variance = seen.mean, seen.variance
-        if self.norms_use == "running" and made is not None and site.tracked:
-            mean, variance = made.channels_mean, made.variance
-        result = F.batch_norm(
-            x, mean, variance, named["weight"], named["bias"], False, 0.0, float(named["eps"])
-        )
+        used = learned if self.norms_use == "running" else seen
+        scale = (used.variance + float(named["eps"])).rsqrt()
+        scale = scale if named["weight"] is None else scale * named["weight"]
+        shift = (term - used.mean) * scale
+        shift = shift if named["bias"] is None else shift + named["bias"]
+        result = torch.addcmul(per_channel(shift, x), x, per_channel(gain * scale, x))
         return result if base_name(node) == "batch_norm" else (result, None, None)

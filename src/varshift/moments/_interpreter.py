@@ -42,6 +42,8 @@ class Interpreter(ABC):
     failed: dict[str, str] = field(default_factory=dict)
     norm_at: dict[int, tuple[NormSite, int]] = field(default_factory=dict)
     watch: Callable[[Node], None] | None = None
+    start: int = 0
+    last: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.norm_at = {
@@ -49,10 +51,11 @@ class Interpreter(ABC):
         }
 
     def run(self) -> None:
-        """Runs all nodes."""
-        last, kept = _last_readers(self.flow), self.kept()
-        given = iter(self.inputs)
-        for node in self.flow.nodes:
+        """Runs all nodes, or those from `start` on."""
+        self.last, kept = _last_readers(self.flow), self.kept()
+        nodes = self.flow.nodes
+        given = iter(self.inputs[sum(node.kind == "input" for node in nodes[: self.start]) :])
+        for node in nodes[self.start :]:
             if node.kind == "input":
                 self.values[node.index] = self.enter(next(given, None))
             elif node.kind in ("parameter", "buffer"):
@@ -63,7 +66,7 @@ class Interpreter(ABC):
                 self._call(node)
             if self.watch is not None:
                 self.watch(node)
-            for index in last.get(node.index, ()):
+            for index in self.last.get(node.index, ()):
                 if index not in kept:
                     self.values.pop(index, None)
 

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from varshift.flow import Node
 
+# Written in place in most networks; their twins take the same arguments.
+_PLAIN = frozenset(
+    ["relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "elu", "leaky_relu", "sigmoid"]
+)
+
 
 class UnknownOperator(Exception):  # noqa: N818 - carries a name
     """An operation that cannot be run from its name."""
@@ -69,6 +74,9 @@ def run(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     function = function_of(node)
     schema = getattr(function, "_schema", None)
     if schema is not None and schema.is_mutable:
+        twin = _without_writing(node)
+        if twin is not None:
+            return twin(*args, **kwargs)
         copied = list(args)
         for position, argument in enumerate(schema.arguments):
             written = argument.alias_info is not None and argument.alias_info.is_write
@@ -76,3 +84,12 @@ def run(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
                 copied[position] = copied[position].clone()
         args = tuple(copied)
     return function(*args, **kwargs)
+
+
+def _without_writing(node: Node) -> Callable[..., Any] | None:
+    """The same elementwise function, handing back a new tensor; None where there is none."""
+    parts = node.op.split(".")
+    if not writes_in_place(node) or parts[0] != "aten" or base_name(node) not in _PLAIN:
+        return None
+    packet = getattr(torch.ops.aten, base_name(node), None)
+    return getattr(packet, parts[2] if len(parts) > 2 else "default", None)

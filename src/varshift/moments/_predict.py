@@ -178,8 +178,9 @@ class Session:
             for state in ("train", *states):
                 run = train
                 if state != "train":
-                    run = CleanPass(self.evaluation, tensors, inputs, train.anchors, _NORMS_USE[state])
-                    passes[state] = run
+                    use, done = _NORMS_USE[state], next(iter(passes.values()), None)
+                    run = CleanPass(self.evaluation, tensors, inputs, train.anchors, use)
+                    run = passes[state] = run if done is None else done.other(use)
                 if watch is not None:
                     watch(state, run)
                 run.run()

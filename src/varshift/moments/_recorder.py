@@ -109,8 +109,7 @@ class Recorder:
         places = tuple(place for index in inputs for place in self._places(index, node))
         seen = Seen(places, tuple(self.state[place] for place in places), results)
         if node.index in self.watched.norm_at and base_name(node) in BATCH_NORMS and places:
-            found = profile_of(self.watched.values.get(places[0][0]))
-            seen.anchored = found if isinstance(found, Profile) else seen.given[0]
+            seen.anchored = self._anchored(node, places[0]) or seen.given[0]
             self.state[places[0]] = seen.anchored
             seen.norm = self._norm(node, seen.anchored)
         if writes_in_place(node) and node.args and isinstance(node.args[0], Ref):
@@ -123,6 +122,15 @@ class Recorder:
             seen.responses, seen.mixes = self._responses(node, seen)
         self.seen[node.index] = seen
         self._keep(node.index, results)
+
+    def _anchored(self, node: Node, place: Place) -> Profile | None:
+        """The input of a norm once it was put right."""
+        if isinstance(self.watched, CleanPass):
+            site, call = self.watched.norm_at[node.index]
+            observed = self.watched.observed.get((site.name, call))
+            return observed and Profile.of(_row(observed.mean), _row(observed.variance))
+        found = profile_of(self.watched.values.get(place[0]))
+        return found if isinstance(found, Profile) else None
 
     def _norm(self, node: Node, x: Profile) -> Norm:
         site, call = self.watched.norm_at[node.index]
