@@ -158,12 +158,12 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
     """
     rule = CLOSED_FORMS.get(name)
 
-    def moments(mean: Tensor, variance: Tensor) -> Moments:
+    def whole(mean: Tensor, variance: Tensor) -> Moments:
         found = rule(mean, variance, arguments) if rule else None
         return quadrature_moments(function, mean, variance) if found is None else found
 
-    if not any(isinstance(value, Tensor) for value in arguments.values()):
-        moments = _in_pieces(moments)
+    apart = not any(isinstance(value, Tensor) for value in arguments.values())
+    moments = _in_pieces(whole) if apart else whole
     mean, variance = moments(x.mean, x.spread()) if x.mask is None else _mixture(x.mask, moments)
     total = function(x.total)
     if mean.shape != total.shape or not bool(torch.isfinite(mean.sum() + variance.sum())):
