@@ -4,7 +4,8 @@ The paper's text was not available; its networks, optimiser and clipping are tho
 its CIFAR figures are as another paper reports them. ImageNet, with a distilling teacher, is left out: the
 trainer keeps a whole training set in memory.
 
-How the settings of the scale ``laptop`` were chosen: {laptop}
+How the settings of the scale ``laptop`` were chosen: the learning rate is twice the one at paper scale, as
+batches are a quarter and epochs few; it was not tuned. Width 16 was tried first and took half as long again.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _cases(scale: Scale) -> list[_Case]:
         settings, width = replace(short, epochs=4), 8
     else:
         data = DataChoice("fashion_mnist", train=2000, test=2000, size=14)
-        settings, width = replace(short, epochs=8), 16
+        settings, width = replace(short, epochs=8), 8
     title = (f"ReActNet-18, width {width}", {"smoke": "digits", "laptop": "Fashion-MNIST"}[scale])
     return [_Case(title, "binary_resnet", data, settings, 0.02, width)]
 
@@ -161,7 +162,9 @@ def accuracy(scale: Scale) -> Table:
 def clipping(scale: Scale) -> Table:
     """What the clipping of gradients does without norms."""
     case = _cases(scale)[0]
-    factors = {None: "none", 0.02: "0.02, as on ImageNet", _CIFAR_CLIP: "0.001, as on CIFAR"}
+    factors = {None: "none", 0.02: "0.02, as on ImageNet"}
+    if scale == "paper":
+        factors[_CIFAR_CLIP] = f"{_CIFAR_CLIP}, as on CIFAR"
     rows = [
         Row((*case.title, name), _series(scale, case.trial("free", factor), "test_error"))
         for factor, name in factors.items()

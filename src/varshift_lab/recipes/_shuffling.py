@@ -21,16 +21,18 @@ from varshift_lab.recipes._shuffling_cases import (
     INDEX,
     NAMES,
     ORDERS,
+    RESIDUAL,
     TOY,
     TOY_FIGURES,
     TWO_SEEDS,
-    blocks_trial,
     image_cases,
     image_seeds_at,
+    residual_trial,
     seeds_at,
     series_of,
     toy_trial,
 )
+from varshift_lab.recipes._shuffling_claims import claims
 from varshift_lab.recipes._shuffling_data import BlockToy, PlaneToy
 from varshift_lab.recipes._shuffling_trials import (
     Order,
@@ -40,7 +42,6 @@ from varshift_lab.recipes._shuffling_trials import (
     ShufflingTrial,
 )
 from varshift_lab.studies import (
-    Claim,
     Curve,
     Figure,
     Panel,
@@ -48,7 +49,6 @@ from varshift_lab.studies import (
     Recipe,
     Row,
     Scale,
-    Series,
     Table,
 )
 
@@ -289,6 +289,31 @@ def images(scale: Scale) -> Table:
     )
 
 
+def residual(scale: Scale) -> Table:
+    """A convolutional network under both orders."""
+    quantities = {
+        "train_loss_last": "loss as printed in training",
+        "train_loss_train_mode": "loss on other batches, train mode",
+        "train_loss_eval": "eval-mode loss on training data",
+        "train_error_eval": "eval-mode error on training data, %",
+        "test_error": "test error, %",
+    }
+    rows = [
+        Row((ORDERS[order], text), series_of(image_seeds_at(scale), residual_trial(scale, order), quantity))
+        for order in ("single", "reshuffle")
+        for quantity, text in quantities.items()
+    ]
+    return Table(
+        "residual",
+        f"A residual network on images, by order: {RESIDUAL[scale]}",
+        ("order", "figure"),
+        "as the figure says",
+        tuple(rows),
+        "Plain SGD at a constant rate, no augmentation. The paper's ResNet-18 starts from weights of "
+        "ImageNet; this one does not.",
+    )
+
+
 # ---------------------------------------------------------------------- figures
 
 
@@ -382,92 +407,6 @@ def figure1(scale: Scale) -> Figure:
     )
 
 
-# ---------------------------------------------------------------------- claims
-
-
-def claims(scale: Scale) -> tuple[Claim, ...]:
-    """The signs of single shuffle against reshuffling."""
-    seeds, found = seeds_at(scale), []
-
-    def of(order: Order, quantity: str, size: int = 4, cure: int = 0) -> Series:
-        return series_of(seeds, toy_trial(scale, order, size, 300 - cure, cure), quantity)
-
-    source = "arXiv 2302.12444, abstract; the network of its theory on other data"
-    found += [
-        Claim(
-            "Under single shuffle the eval-mode loss on the training data is above that on its own batches",
-            of("single", "own_loss"),
-            of("single", "eval_loss"),
-            source=source,
-        ),
-        Claim(
-            "Under reshuffling it is below",
-            of("reshuffle", "eval_loss"),
-            of("reshuffle", "own_loss"),
-            source=source,
-        ),
-    ]
-    found += [
-        Claim(
-            f"Batches of {size}: reshuffling ends at a lower training risk than single shuffle",
-            of("reshuffle", "full_batch_loss", size),
-            of("single", "full_batch_loss", size),
-            source=source,
-        )
-        for size in TOY
-    ]
-    found += [
-        Claim(
-            "Fixed batches in a new order each epoch are no better than single shuffle",
-            of("single", "full_batch_loss"),
-            of("batches", "full_batch_loss"),
-            margin=0.02,
-            source="derived: the risk depends on the partition alone",
-        ),
-        Claim(
-            "Drawing with replacement does no harm against reshuffling",
-            of("replacement", "full_batch_loss"),
-            of("reshuffle", "full_batch_loss"),
-            margin=0.05,
-            source="derived",
-        ),
-        Claim(
-            "A last third of training under reshuffling repairs what single shuffle did",
-            of("single", "full_batch_loss", cure=100),
-            of("single", "full_batch_loss"),
-            source="derived",
-        ),
-        Claim(
-            "The authors' six points: reshuffling ends at a lower training risk than single shuffle",
-            series_of(seeds, blocks_trial(scale, "reshuffle"), "full_batch_loss"),
-            series_of(seeds, blocks_trial(scale, "single"), "full_batch_loss"),
-            source="the released code's CharlieDataset",
-        ),
-    ]
-    # A few epochs on small images show that it works, and nothing about the paper.
-    cases = {} if scale == "smoke" else image_cases(scale)
-    for name, (trial, _) in cases.items():
-        single, reshuffle = (replace(trial, order=order) for order in BOTH)
-        found.append(
-            Claim(
-                f"{name}: reshuffling ends at a lower training risk",
-                series_of(image_seeds_at(scale), reshuffle, "full_batch_loss"),
-                series_of(image_seeds_at(scale), single, "full_batch_loss"),
-                source="arXiv 2302.12444, Figure 1 and abstract",
-            )
-        )
-        if name.startswith("linear, 3 layers"):
-            found.append(
-                Claim(
-                    f"{name}: under single shuffle the training risk rises again",
-                    series_of(image_seeds_at(scale), single, "full_batch_lowest"),
-                    series_of(image_seeds_at(scale), single, "full_batch_loss"),
-                    source="arXiv 2302.12444, Figure 1 as recalled",
-                )
-            )
-    return tuple(found)
-
-
 RECIPE = Recipe(
     name="shuffling",
     title="On the Training Instability of Shuffling SGD with Batch Normalization",
@@ -480,6 +419,7 @@ RECIPE = Recipe(
         "regression": regression,
         "separability": separability,
         "images": images,
+        "residual": residual,
     },
     figures={"divergence": divergence, "batch-size": batch_size, "figure1": figure1},
     claims=claims,

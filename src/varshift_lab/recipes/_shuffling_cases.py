@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from varshift_lab.recipes._shuffling_data import BlockToy, GaussianSigns, ImageVectors
 from varshift_lab.recipes._shuffling_trials import Order, ShufflingTrial
 from varshift_lab.studies import Scale, Series, Trial
+from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial
 
 EARLIER = "an earlier re-implementation with other random numbers, not the paper"
 TWO_SEEDS = f"{EARLIER}; 2 seeds, and how its inputs were scaled is not recorded"
@@ -143,3 +145,33 @@ def image_cases(scale: Scale) -> dict[str, tuple[ShufflingTrial, dict[str, dict[
 
 
 LINEAR_4096 = "linear, 3 layers, 4,096 images, batches of 16"
+
+
+RESIDUAL: dict[Scale, str] = {
+    "smoke": "ResNet-8, width 8, 256 digits, batches of 8",
+    "laptop": "ResNet-8, width 8, 512 images of CIFAR-10, 16 pixels, batches of 8",
+    "paper": "ResNet-20 on CIFAR-10, batches of 128",
+}
+
+
+def residual_trial(scale: Scale, order: Literal["single", "reshuffle"]) -> TrainingTrial:
+    """A residual network of version 1."""
+    settings = TrainingSettings(
+        epochs=100,
+        batch_size=128,
+        learning_rate=1e-3,
+        schedule="constant",
+        momentum=0.0,
+        weight_decay=0.0,
+        order=order,
+    )
+    if scale == "paper":
+        return TrainingTrial(0, Network.of("resnet", depth=20), DataChoice("cifar10"), settings)
+    data = (
+        DataChoice("digits", train=256, test=200)
+        if scale == "smoke"
+        else DataChoice("cifar10", train=512, test=2000, size=16)
+    )
+    epochs = 5 if scale == "smoke" else 20
+    settings = replace(settings, epochs=epochs, batch_size=8, learning_rate=0.05)
+    return TrainingTrial(0, Network.of("resnet", depth=8, width=8), data, settings)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from varshift_lab.recipes._shuffling import RECIPE
-from varshift_lab.recipes._shuffling_cases import image_cases
+from varshift_lab.recipes._shuffling_cases import image_cases, residual_trial
 from varshift_lab.recipes._shuffling_data import BlockToy, GaussianSigns, ImageVectors, PlaneToy, Vectors
 from varshift_lab.recipes._shuffling_optima import (
     distorted,
@@ -27,6 +27,7 @@ from varshift_lab.recipes._shuffling_trials import (
 )
 from varshift_lab.studies import SCALES, Workbench, encode
 from varshift_lab.studies._encode import decode_trial
+from varshift_lab.training import TrainingTrial
 
 X = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 8], [3, -1, 4, 1, -5, 9, -2, 6]], dtype=torch.float64).T
 Y = X[:, :1] + 2 * X[:, 1:]
@@ -203,11 +204,13 @@ def test_trials_are_plain_data(scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_quantity_is_measured(scale):
+    residual = residual_trial("smoke", "single")
     known = {
         ShufflingTrial: {*replace(TOY, epochs=2, points=1).run(BENCH)},
         RegressionTrial: {*RegressionTrial(0, samples=8, features=2, epochs=1).run(BENCH)},
         ScalarOptimaTrial: {*ScalarOptimaTrial(0, samples=64, partitions=2).run(BENCH)},
         SeparabilityTrial: {*SeparabilityTrial(0, PlaneToy(2), 2, 1).run(BENCH)},
+        TrainingTrial: {*replace(residual, settings=replace(residual.settings, epochs=1)).run(BENCH)},
     }
     studies = [make(scale) for make in (*RECIPE.tables.values(), *RECIPE.figures.values())]
     studies += RECIPE.claims(scale)
