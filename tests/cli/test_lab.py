@@ -86,6 +86,7 @@ def test_failures_are_told_with_their_reason_and_can_be_tried_again(run, place):
     assert result.code == 1
     assert "the loss is not finite in epoch 3" in result.err
     assert "no space left on device" in result.err
+    assert result.err.count("failed: Fault seed 0 and 1 more: ") == 2
     assert "4 of 4 trials failed; --retry tries them again." in result.err
     assert "missing" in result.out
     status = run("lab", "status", "broken")

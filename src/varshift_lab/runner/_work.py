@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import sys
 import time
@@ -49,21 +50,24 @@ def work(assignment: Assignment, begun: Callable[[], object] = lambda: None) -> 
         queue = Queue(store, owner, assignment.keys)
         run = queue.claim()
         begun()
+        usable = True
         while run is not None:
             try:
                 # A worker whose claim is lost goes on with another trial.
                 with contextlib.suppress(ClaimLostError):
-                    _attempt(store, queue, owner, run, assignment)
+                    usable = _attempt(store, queue, owner, run, assignment)
                     done += 1
             except BaseException:
                 with contextlib.suppress(ClaimLostError, StoreError):
                     queue.release(run)
                 raise
-            run = queue.claim()
+            free_memory()
+            run = queue.claim() if usable else None
     return done
 
 
-def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment: Assignment) -> None:
+def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment: Assignment) -> bool:
+    """Runs one trial and records how it ended; whether this process can run another."""
     start = time.monotonic()
     folder = store.run_folder(run.key)
     with Heartbeat(store, owner, run) as heartbeat:
@@ -88,12 +92,29 @@ def _attempt(store: Store, queue: Queue, owner: Owner, run: Claimed, assignment:
             raise
         except Exception as error:  # whatever a trial comes to, the others go on
             queue.fail(run, reason_of(error), "".join(traceback.format_exception(error)))
-            return
+            return not is_lasting(error)
     _set_threads(assignment.threads)  # provenance tells them, also where the trial loaded torch
     ran_on = provenance(assignment.device, assignment.precision, assignment.compile)
     queue.finish(run, measurements, ran_on, time.monotonic() - start)
     if not assignment.keep:
         shutil.rmtree(store.checkpoints(run.key), ignore_errors=True)
+    return True
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether an error of a GPU has left the process without it: all its later calls would fail too."""
+    torch = sys.modules.get("torch")
+    if torch is None or isinstance(error, torch.cuda.OutOfMemoryError):
+        return False
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
+def free_memory() -> None:
+    """Gives back what a trial has used of a GPU, which others may share."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def reason_of(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,10 @@ class Log:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         size = os.fstat(self._handle).st_size
-        self._torn = size > 0 and os.pread(self._handle, 1, size - 1) != b"\n"
+        self._torn = False
+        if size > 0:
+            os.lseek(self._handle, -1, os.SEEK_END)
+            self._torn = os.read(self._handle, 1) != b"\n"
 
     def append(self, event: str, *, sync: bool = False, **fields: Any) -> None:
         """Appends one event; `sync` waits until it is on the disk."""
@@ -38,7 +42,8 @@ class Log:
         written = os.write(self._handle, line)
         self._torn = written < len(line)
         if self._torn:
-            raise OSError(28, os.strerror(28))  # a disk that is full takes part of a line
+            # A disk that is full takes part of a line.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if sync:
             os.fsync(self._handle)
 

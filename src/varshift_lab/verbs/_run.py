@@ -206,11 +206,22 @@ def _sweep(store: Store, engine: Executor, assignments: list[Assignment], chosen
         raise
 
 
+def by_reason(failed: list[Run]) -> dict[str, str]:
+    """For each reason, the first trial that it stopped and how many more."""
+    titles: dict[str, list[str]] = {}
+    for run in failed:
+        titles.setdefault(run.reason, []).append(run.title)
+    return {
+        reason: found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+        for reason, found in titles.items()
+    }
+
+
 def _end(progress: Progress, runs: list[Run]) -> int:
     """Says what failed, and returns the exit code."""
     failed = [run for run in runs if run.state == "failed"]
-    for run in failed:
-        typer.echo(f"failed: {run.title}: {run.reason}", err=True)
+    for reason, alike in by_reason(failed).items():
+        typer.echo(f"failed: {alike}: {reason}", err=True)
     if failed:
         typer.echo(f"{len(failed)} of {progress.total} trials failed; --retry tries them again.", err=True)
     return 1 if failed else 0

@@ -134,6 +134,23 @@ def test_a_disk_that_is_full_stops_the_worker_and_keeps_what_was_done(sweeps):
     assert store.runs(keys)[0].state in ("queued", "running")
 
 
+def test_a_worker_whose_gpu_is_lost_makes_room_for_a_fresh_one(sweeps, monkeypatch):
+    monkeypatch.setattr(work_module, "is_lasting", lambda error: True)
+    assert work(sweeps.add([Fault(0, "error"), Walk(0)])) == 1
+    assert sweeps.states() == ["failed", "queued"]
+    assert work(sweeps.assignment()) == 1
+    assert sweeps.states() == ["failed", "done"]
+
+
+def test_only_errors_that_last_end_a_worker():
+    import torch
+
+    assert work_module.is_lasting(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not work_module.is_lasting(RuntimeError("shapes do not fit"))
+    assert not work_module.is_lasting(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert not work_module.is_lasting(ValueError("CUDA error"))
+
+
 def test_numbers_of_other_libraries_are_stored_as_plain_ones(sweeps):
     import numpy
     import torch
