@@ -130,7 +130,7 @@ class SignalTrial(Trial):
     width: int = 32
 
     def run(self, workbench: Workbench) -> Measurements:
-        """Mean over channels of the squared channel mean and of the channel variance; in training mode."""
+        """Means over channels of squared channel mean, channel variance and their sum; in training mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = reactnet(norm=self.norm, width=self.width)  # type: ignore[arg-type]
@@ -153,6 +153,7 @@ class SignalTrial(Trial):
         return {
             "squared_mean": [mean for mean, _ in moments],
             "variance": [variance for _, variance in moments],
+            "second_moment": [mean + variance for mean, variance in moments],
             "last_squared_mean": moments[-1][0],
             "last_variance": moments[-1][1],
         }
