@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from varshift_lab.render._legend import place_legends
 from varshift_lab.render._panel import draw_panel, legend_of
 from varshift_lab.render._points import image
 from varshift_lab.render._values import Results
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 PANEL_INCHES = (4.4, 3.0)
-LEGEND_INCHES = (0.55, 0.066)  # width of an entry of a legend: its line, and each letter
-LEGEND_SHARE = 0.08  # height of that legend, as a share of a panel's
 PICTURE_SHARE = 0.4  # width of a picture beside its axes, as a share of theirs
 DOTS_PER_INCH = 160
 
@@ -58,8 +57,7 @@ def draw(figure: Figure, results: Results) -> Drawing:
         more = 0.25 + 0.2 * (title.count("\n") + 1) + 0.14 * (note.count("\n") + 1) * bool(note)
         drawing = Drawing(figsize=(width, height + more), layout="constrained", dpi=DOTS_PER_INCH)
         drawing.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
-        # The first row is for a legend that all panels share.
-        grid = drawing.add_gridspec(rows + 1, columns, height_ratios=(LEGEND_SHARE, *[1.0] * rows))
+        grid = drawing.add_gridspec(rows + 1, columns)  # the first row is for a legend
         legends = []
         for place, panel in enumerate(figure.panels):
             row, column = divmod(place, columns)
@@ -71,34 +69,11 @@ def draw(figure: Figure, results: Results) -> Drawing:
             axes = drawing.add_subplot(cell)
             draw_panel(axes, panel, results)
             legends.append((axes, legend_of(axes, panel)))
-        if not _place_legends(drawing, grid[0, :], legends):
-            grid.set_height_ratios((1e-6, *[1.0] * rows))
+        place_legends(drawing, grid, PANEL_INCHES[1], legends)
         if note:
             drawing.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color="#555555")
         drawing.draw_without_rendering()  # fonts and layout are settled while the style holds
     return drawing
-
-
-def _place_legends(
-    drawing: Drawing, top: Any, legends: list[tuple[Any, tuple[list[Any], list[str]]]]
-) -> bool:
-    """One legend above the axes where all have the same, else one beside each, so that nothing is covered.
-
-    Returns:
-        Whether it is one above the axes.
-    """
-    names = [labels for _, (_, labels) in legends]
-    if len(legends) > 1 and names[0] and all(labels == names[0] for labels in names):
-        axes = drawing.add_subplot(top)
-        axes.set_axis_off()
-        entry = LEGEND_INCHES[0] + LEGEND_INCHES[1] * max(map(len, names[0]))
-        most = max(1, int(drawing.get_figwidth() / entry))
-        axes.legend(*legends[0][1], loc="center left", ncols=min(len(names[0]), most), borderaxespad=0.0)
-        return True
-    for axes, (handles, labels) in legends:
-        if labels:
-            axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return False
 
 
 def _show(axes: Any, pixels: Any) -> None:

@@ -49,7 +49,7 @@ def draw_panel(axes: Axes, panel: Panel, results: Results) -> None:
             _line(axes, where, found, place, colour, label, log=panel.log_y)
         # On a bar its own colour would not be seen.
         fill, edge = ("white", "#222222") if panel.kind == "bars" else ("none", colour)
-        _paper(axes, where, curve.paper, MARKERS[place % len(MARKERS)], fill, edge)
+        _paper(axes, where, curve.paper, _marker(place), fill, edge)
     _finish(axes, panel, drawn, names)
 
 
@@ -65,6 +65,11 @@ def legend_of(axes: Axes, panel: Panel) -> tuple[list[Any], list[str]]:
         hollow = Line2D([], [], linestyle="", marker="o", markerfacecolor="none", markeredgecolor="#444444")
         kept.append((hollow, PAPER))
     return [handle for handle, _ in kept], [label for _, label in kept]
+
+
+def _marker(place: int) -> str:
+    # Where the colours begin again the markers do not, so that no two curves look alike.
+    return MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
 
 
 def _label(curve: Curve, found: Points) -> str:
@@ -98,7 +103,7 @@ def _line(
     axes: Axes, where: list[float], found: Points, place: int, colour: str, label: str, *, log: bool
 ) -> None:
     where = where[: len(found.mean)]
-    marker = MARKERS[place % len(MARKERS)] if len(where) <= MOST_MARKERS else ""
+    marker = _marker(place) if len(where) <= MOST_MARKERS else ""
     dash = DASHES[(place // len(COLOURS)) % len(DASHES)] if marker else DASHES[place % len(DASHES)]
     axes.plot(where, found.mean, color=colour, marker=marker, linestyle=dash, label=label)
     if any(not math.isnan(value) for value in found.deviation):
@@ -115,7 +120,7 @@ def _points(axes: Axes, where: list[float], found: Points, place: int, colour: s
         where[: len(found.mean)],
         found.mean,
         yerr=_spans(found),
-        fmt=MARKERS[place % len(MARKERS)],
+        fmt=_marker(place),
         color=colour,
         capsize=2.5,
         label=label,

@@ -176,6 +176,15 @@ def test_titles_labels_and_legends_do_not_overlap(shared, count):
             assert apart, (box, other)
 
 
+def test_no_two_curves_look_alike():
+    names = [f"curve {number}" for number in range(24)]
+    curves = tuple(Curve(name, (Series(walks(1), "path"),)) for name in names)
+    panel = Panel("many", curves, "step", "place")
+    (axes,) = axes_of(draw(figure_of(panel), measured(walks(1))))
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines_of(axes).values()}
+    assert len(looks) == 24
+
+
 def test_a_picture_stands_beside_its_panel():
     pixels = [[0.0, 1.0], [0.5, 0.25]]
     trial = Walk(0)
