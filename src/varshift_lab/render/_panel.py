@@ -184,7 +184,7 @@ def _finish(axes: Axes, panel: Panel, drawn: Sequence[tuple[Curve, Points]], nam
             rotation_mode="anchor",
         )
         axes.margins(x=0.03)
-    elif all(isinstance(x, int) for _, found in drawn for x in found.x):
+    elif all(float(x).is_integer() for _, found in drawn for x in found.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not any(found.count for _, found in drawn):
         axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color="#888888")
