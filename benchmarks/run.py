@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 def main() -> int:
     """Runs them all; the exit status is 1 if one failed."""
     failed = []
-    for name in ("recalibrate", "check", "tolerance", "layers"):
+    for name in ("recalibrate", "check", "tolerance", "layers", "trainer"):
         print(f"== {name}", flush=True)
         if subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=False).returncode:
             failed.append(name)
