@@ -1,7 +1,8 @@
 """The trainer against the loop that users of torchvision write, and against what a GPU can do.
 
-``--rounds N`` sets how often each is timed, ``--steps N`` how many batches an epoch has, ``--threads N`` how many
-threads compute; ``--only TEXT`` measures the processor's networks whose name has TEXT in it and writes nothing.
+``--rounds N`` sets how often each is timed, ``--steps N`` how many batches an epoch has, ``--threads N`` how
+many threads compute; ``--only TEXT`` measures the processor's networks whose name has TEXT in it and writes
+nothing.
 """
 
 from __future__ import annotations
