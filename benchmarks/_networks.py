@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ _STORE = Path(__file__).parent / ".trained"
 def trained(
     key: str, make: Callable[[], nn.Module], images: Tensor, labels: Tensor, epochs: int
 ) -> nn.Module:
-    """A network after some epochs, trained once: its weights are kept in ``.trained/``, which may be deleted.
+    """A network after some epochs, trained once.
 
     Args:
         key: Name of the file, next to which the number of images and epochs stands.
@@ -34,18 +34,33 @@ def trained(
     """
     torch.manual_seed(0)
     net = make()
-    path = _STORE / f"{key}_{len(images)}x{epochs}.pt"
+
+    def weights() -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        loader = tensor_loader(images, labels, 64, shuffle=True, drop_last=True)
+        train(net, loader, TrainingSettings(epochs=epochs, learning_rate=0.1, weight_decay=5e-4))
+        return net.state_dict()
+
+    net.load_state_dict(stored(f"{key}_{len(images)}x{epochs}", weights))
+    return net
+
+
+def stored(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, made once: it is kept in ``.trained/``, which may be deleted."""
+    path = _STORE / f"{name}.pt"
     if path.exists():
-        net.load_state_dict(torch.load(path, weights_only=True))
-        return net
-    torch.manual_seed(0)
-    loader = tensor_loader(images, labels, 64, shuffle=True, drop_last=True)
-    train(net, loader, TrainingSettings(epochs=epochs, learning_rate=0.1, weight_decay=5e-4))
+        return torch.load(path, weights_only=True)
+    made = make()
     _STORE.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save(net.state_dict(), partial)
-    partial.replace(path)  # so that a training that is cut short leaves nothing behind
-    return net
+    torch.save(made, partial)
+    partial.replace(path)  # so that work that is cut short leaves nothing behind
+    return made
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file."""
+    return "".join(letter if letter.isalnum() else "_" for letter in text)
 
 
 def digits_network(placement: Literal["a", "b"], rate: float, quick: bool = False) -> nn.Module:
@@ -81,7 +96,7 @@ RECIPES: dict[str, Recipe] = {
     "WRN-16-4, (b) .3": Recipe(
         lambda: wide_resnet(16, 10, dropout=0.3, placement="b", widen=4), images=4096, epochs=3
     ),
-    "DenseNet-40, growth 12, .2": Recipe(lambda: DenseNet(12, 12, 0.2), images=2560, epochs=3),
+    "DenseNet-40, growth 12, .2": Recipe(lambda: DenseNet(12, 12, 0.2), images=2048),
 }
 
 
@@ -90,9 +105,12 @@ def cifar_network(name: str, quick: bool = False) -> nn.Module:
     recipe = RECIPES[name]
     count = 1024 if quick else recipe.images
     data = cifar10(folder(), batches=1)
-    key = "cifar_" + "".join(letter if letter.isalnum() else "_" for letter in name)
     return trained(
-        key, recipe.make, data.normalised()[:count], data.labels[:count], 1 if quick else recipe.epochs
+        f"cifar_{file_name(name)}",
+        recipe.make,
+        data.normalised()[:count],
+        data.labels[:count],
+        1 if quick else recipe.epochs,
     )
 
 

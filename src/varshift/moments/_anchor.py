@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from varshift.theory import noise_variance
-
 from ._signal import TINY, Mask, Signal, channel_mean, channel_variance, per_channel
 
-_LEAST_SHARE = 0.02  # of a stored variance that must be left for the data when the noise is taken off
-_MOST_GAIN = 1e3
+_TRUST = 0.01  # squared error of the noise's size over that of the data's, both relative
+_STEPS = 6  # of Newton's method
+_MOST_CHANGE = 14.0  # of the logarithm of a variance
 
 
 @dataclass(slots=True)
@@ -28,6 +27,7 @@ class Anchor:
         gain: What its deviation was multiplied with so that data and noise together have `variance`.
         anchored: Whether stored statistics were used.
         scale: Factor that put a made-up input on the scale of the first norm.
+        louder: What the noise was multiplied with, near 1 unless nearly all of `variance` is noise.
         stand_in: What stood in the place of an unknown input.
         doubts: Operations upstream whose treatment is approximate.
     """
@@ -41,6 +41,7 @@ class Anchor:
     anchored: bool
     doubts: frozenset[str]
     scale: Tensor | None = None
+    louder: Tensor | None = None
     stand_in: Tensor | None = None
 
     def line(self) -> tuple[Tensor, Tensor]:
@@ -66,8 +67,9 @@ def anchor(
     """Anchors the input of a norm on its running statistics.
 
     The noise of the propagated input is right, its data part has the right shape but not the right size:
-    ``V = gain^2 Var(data) + noise`` gives the gain. Behind dropout that stands directly in front,
-    ``V = (1 + nu) t + nu M^2`` gives the variance t in front of the dropout, whose own data part is anchored.
+    ``V = gain^2 Var(data) + noise`` gives the gain, as long as not nearly all of V is noise. Behind dropout
+    that stands directly in front, ``V = (1 + nu) t + nu M^2`` gives the variance t in front of the dropout,
+    whose own data part is anchored.
 
     Args:
         name: Module path of the norm.
@@ -79,11 +81,11 @@ def anchor(
     Returns:
         The anchor, and the input put right.
     """
-    mask = x.mask if x.mask is not None and x.mask.scale is None else None
+    mask = x.mask if x.mask is not None and x.mask.fresh else None
     target = x if mask is None else mask.base
     data, noise = channel_variance(target.mean), target.noise()
     centre = channel_mean(target.mean)
-    scale = None
+    scale = louder = None
     if frozen is not None:
         scale = frozen.scale
         if scale is not None:
@@ -102,12 +104,16 @@ def anchor(
             scale = factor.sqrt()
             target = _scaled(target, scale, centre)
             data, noise = factor * data, factor * noise
-        noise = torch.minimum(noise, (1 - _LEAST_SHARE) * wanted)
-        gain = ((wanted - noise) / data.clamp_min(TINY)).sqrt()
-        gain = torch.where(data > TINY, gain.clamp_max(_MOST_GAIN), torch.ones_like(gain))
+        gain, louder = _shares(data, noise, wanted)
+    if frozen is not None:
+        louder = frozen.louder
     learned = data + noise if variance is None else variance
-    made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale)
-    target = target.but(mean=made.fix(target.mean, scaled=True), floating=False)
+    made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale, louder)
+    target = _louder(target, louder)
+    fixed = made.fix(target.mean, scaled=True)
+    if target.mask is not None:  # noise keeps its size, so that what is new is a term beside it
+        target = target.but(mask=target.mask.added(fixed - target.mean, None))
+    target = target.but(mean=fixed, floating=False)
     signal = (target if mask is None else _masked_again(x, mask, target)).sized()
     made.noise = signal.noise()
     if variance is None or frozen is not None:
@@ -128,9 +134,39 @@ def normalise(x: Signal, made: Anchor, weight: Tensor | None, bias: Tensor | Non
     )
 
 
+def _shares(data: Tensor, noise: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors for the deviations of data and noise that bring their variances to a known sum.
+
+    The size of the noise is known far better than that of the data, but not without error: taken off as it
+    stands where it is nearly all, it would leave anything or nothing for the data. So the smallest changes
+    are made, a change of the noise counting for ten times as much.
+    """
+    there = data > TINY
+    changes = [torch.zeros_like(data), torch.zeros_like(data)]  # of the logarithms of both variances
+    for _ in range(_STEPS):
+        parts = [
+            part.clamp_min(TINY) * change.exp() for part, change in zip((data, noise), changes, strict=True)
+        ]
+        total = parts[0] + parts[1]
+        shares = [parts[0] / total, parts[1] / total]
+        pull = (wanted / total).log() / (shares[0].square() + _TRUST * shares[1].square())
+        changes = [changes[0] + pull * shares[0], changes[1] + _TRUST * pull * shares[1]]
+    gain, louder = ((change.clamp(-_MOST_CHANGE, _MOST_CHANGE) / 2).exp() for change in changes)
+    one = torch.ones_like(gain)
+    return torch.where(there, gain, one), torch.where(there & (noise > TINY), louder, one)
+
+
+def _louder(x: Signal, factor: Tensor | None) -> Signal:
+    if factor is None or x.draw is None or x.variance is None:
+        return x
+    wide = per_channel(factor, x.draw)
+    return x.but(variance=x.variance * wide.square(), draw=x.draw * wide)
+
+
 def _scaled(x: Signal, factor: Tensor, centre: Tensor) -> Signal:
     middle = per_channel(centre, x.mean)
     return x.but(
+        mask=None,
         mean=middle + (x.mean - middle) * factor,
         variance=None if x.variance is None else x.variance * factor**2,
         draw=None if x.draw is None else x.draw * factor,
@@ -139,19 +175,23 @@ def _scaled(x: Signal, factor: Tensor, centre: Tensor) -> Signal:
 
 def _before(mask: Mask, mean: Tensor, variance: Tensor) -> Tensor:
     """Variance in front of a dropout, from mean and variance behind it."""
-    nu = noise_variance("dropout", mask.probability)
-    return ((variance - nu * mean.square()) / (1 + nu)).clamp_min(1e-3 * variance)
+    nu, size = mask.factor_noise, mask.factor_mean
+    return torch.maximum((variance - nu * mean.square()) / ((1 + nu) * size**2), 1e-3 * variance)
 
 
 def _masked_again(x: Signal, mask: Mask, target: Signal) -> Signal:
     """The same draw of the same mask over the anchored signal in front of it."""
-    nu = noise_variance("dropout", mask.probability)
+    nu, size = (
+        per_channel(figure, x.mean) if isinstance(figure, Tensor) else figure
+        for figure in (mask.factor_noise, mask.factor_mean)
+    )
     old, total = mask.base.total, x.total
     factor = torch.where(old.abs() > 1e-12, total / old, torch.zeros_like(old))
+    mean = size * target.mean
     return x.but(
-        mean=target.mean,
-        variance=target.spread() * (1 + nu) + nu * target.mean.square(),
-        draw=factor * target.total - target.mean,
+        mean=mean,
+        variance=size**2 * (target.spread() * (1 + nu) + nu * target.mean.square()),
+        draw=factor * target.total - mean,
         mask=replace(mask, base=target),
         floating=False,
     )

@@ -169,7 +169,7 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
     if mean.shape != total.shape or not bool(torch.isfinite(mean.sum() + variance.sum())):
         return None
     # Behind a mask both values are known; elsewhere the Gaussian is an assumption.
-    exact = x.mask is not None and not x.mask.base.noisy
+    exact = x.mask is not None and not x.mask.base.noisy and x.mask.beside is None
     return x.but(mean=mean, variance=variance, draw=total - mean, mask=None, exact=exact)
 
 
@@ -194,14 +194,20 @@ def _in_pieces(moments: Callable[[Tensor, Tensor], Moments]) -> Callable[[Tensor
 def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moments:
     base = mask.base
     spread = base.spread()
+    rate, small, large = (
+        per_channel(figure, spread) if isinstance(figure, Tensor) else figure
+        for figure in (mask.probability, mask.low, mask.high)
+    )
     parts = []
-    for factor, weight in ((mask.low, mask.probability), (mask.high, 1 - mask.probability)):
+    for factor, weight in ((small, rate), (large, 1 - rate)):
         mean, variance = factor * base.mean, factor**2 * spread
         if mask.scale is not None:
             scale = per_channel(mask.scale, mean)
             mean, variance = scale * mean, scale**2 * variance
         if mask.shift is not None:
             mean = mean + per_channel(mask.shift, mean)
+        if mask.beside is not None:
+            variance = variance + mask.beside
         parts.append((weight, *moments(mean, variance)))
     (low, low_mean, low_variance), (high, high_mean, high_variance) = parts
     between = low * high * (high_mean - low_mean).square()

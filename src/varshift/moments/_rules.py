@@ -22,8 +22,9 @@ from varshift.flow._ops import (
 )
 
 from . import _elementwise
+from ._masks import commutes, of_sum, past_linear, side_by_side
 from ._operators import base_name, bound, run
-from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
+from ._signal import TINY, Signal, channel_mean, channel_variance, even, per_channel
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
@@ -41,6 +42,7 @@ _KEEPS_ELEMENTS = (
     "lift_fresh",
 )
 _REPEATS = EXPANSIONS | INDEXING | frozenset(["unfold", "im2col", "reflection_pad1d", "reflection_pad2d"])
+_POOLS = tuple(f"{kind}avg_pool{dims}d" for kind in ("", "adaptive_") for dims in (1, 2, 3))
 _PAIRS = 4  # of draws with opposite signs for operations without a rule
 # Listed with the elementwise functions, but no function of one value alone, or with a result that is none.
 NOT_ELEMENTWISE = (
@@ -91,7 +93,7 @@ class Call:
         mean = self.run(lambda signal: signal.mean)
         draw = self.run(lambda signal: signal.total) - mean
         if variance is None or variance.shape != draw.shape:
-            variance, exact = _even(draw), False
+            variance, exact = even(draw), False
         doubts = self.doubts()
         return Signal(mean, variance, draw, None, self.floating(), doubts, exact, independent)
 
@@ -144,11 +146,6 @@ def _swap(value: Any, pick: Callable[[Signal], Any]) -> Any:
     return value
 
 
-def _even(draw: Tensor) -> Tensor:
-    """A variance map that says no more than the draw: the same everywhere in a channel."""
-    return per_channel(channel_mean(draw.square()), draw).expand_as(draw)
-
-
 @rule("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
 @rule("conv_transpose3d", "addmm", "mm", "matmul", "bmm", "embedding")
 def _weight(node: Node, call: Call) -> Signal:
@@ -163,12 +160,18 @@ def _weight(node: Node, call: Call) -> Signal:
     weight = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), None)
     if weight is None or len(call.signals) != 1:
         return call.linear(None) if len(call.signals) == 1 else _by_difference(node, call)
-    squared = Call(node, (), {key: value for key, value in named.items() if value is not None})
-    squared.kwargs[weight] = named[weight].square()
+    plain = Call(node, (), {key: value for key, value in named.items() if value is not None})
     for bias in ("bias", "self"):
-        if isinstance(squared.kwargs.get(bias), Tensor):
-            squared.kwargs[bias] = torch.zeros_like(squared.kwargs[bias])
+        if isinstance(plain.kwargs.get(bias), Tensor):
+            plain.kwargs[bias] = torch.zeros_like(plain.kwargs[bias])
+    squared = Call(node, (), plain.kwargs | {weight: named[weight].square()})
     given = call.signals[0]
+    groups = named.get("groups", 1)
+    mixes = groups == 1 or groups != given.mean.shape[1] or named[weight].shape[1] != 1
+    if commutes(given, mixes):
+        return past_linear(
+            call, lambda x: plain.run(lambda _: x), lambda variance: squared.run(lambda _: variance)
+        )
     exact = given.exact and given.independent
     return call.linear(squared.run(lambda signal: signal.spread()), exact=exact)
 
@@ -180,7 +183,7 @@ def _view(node: Node, call: Call) -> Any:
         return call.linear(None)
     parts = [call.run(pick) for pick in (_mean, _total)]
     filled = name in ("constant_pad_nd", "pad") and call.named().get("value")
-    parts.append(_even(parts[1] - parts[0]) if filled else call.run(_spread))
+    parts.append(even(parts[1] - parts[0]) if filled else call.run(_spread))
     if isinstance(parts[0], (tuple, list)):
         return tuple(_part(call, *views) for views in zip(*parts, strict=True))
     same = name in _KEEPS_ELEMENTS and parts[0].shape == call.signals[0].mean.shape
@@ -208,12 +211,11 @@ def _spread(signal: Signal) -> Tensor:
 
 @rule(*CONCATENATIONS)
 def _concatenation(node: Node, call: Call) -> Signal:
-    given = call.one()
-    if given is None:
-        return call.linear(
-            _plain_zero(call), exact=all(signal.exact or not signal.noisy for signal in call.signals)
-        )
-    return call.linear(_plain_zero(call), exact=given.exact, independent=given.independent)
+    exact = all(signal.exact or not signal.noisy for signal in call.signals)
+    given = call.one()  # several parts may hold the same noise
+    independent = given is not None and given.independent
+    result = call.linear(_plain_zero(call), exact=exact, independent=independent)
+    return result.but(mask=side_by_side(call, result))
 
 
 def _plain_zero(call: Call) -> Tensor | None:
@@ -240,15 +242,17 @@ def _sum(node: Node, call: Call) -> Signal:
     )
     given = call.one()
     if given is None or given.mean.shape != shape:
-        return call.linear(spread)
-    return call.linear(spread, exact=given.exact, independent=given.independent)
+        result = call.linear(spread)
+    else:
+        result = call.linear(spread, exact=given.exact, independent=given.independent)
+    return result.but(mask=of_sum(named, shape)) if base_name(node) == "add" else result
 
 
 @rule("mul", "multiply", "div", "divide", "true_divide")
 def _product(node: Node, call: Call) -> Signal:
     named = call.named()
     if len(call.signals) == 2:
-        return _by_difference(node, call)
+        return _gate(call) if base_name(node).startswith("mul") else _by_difference(node, call)
     if isinstance(named.get("other"), Signal) and base_name(node) not in ("mul", "multiply"):
         return _by_difference(node, call)  # a constant divided by the signal
     other = named["other"] if not isinstance(named["other"], Signal) else named["self"]
@@ -266,12 +270,31 @@ def _product(node: Node, call: Call) -> Signal:
     return result.but(mask=mask.moved(factor, None))
 
 
+def _gate(call: Call) -> Signal:
+    """A product of two signals: ``E[ab] = E[a] E[b] + Cov(a, b)``.
+
+    The covariance, one number per channel, is that of the draws; without it the variance would be
+    ``a^2 n_b + b^2 n_a + n_a n_b``, which gives the map.
+    """
+    first, second = call.signals
+    mean = first.mean * second.mean
+    shared = (first.total - first.mean) * (second.total - second.mean)
+    mean = mean + per_channel(channel_mean(shared), mean)
+    a, b = first.spread(), second.spread()
+    variance = first.mean.square() * b + second.mean.square() * a + a * b
+    total = first.total * second.total
+    return Signal(mean, variance, total - mean, None, call.floating(), call.doubts())
+
+
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")
 @rule("adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "mean", "sum", "cumsum")
 @rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d")
 @rule("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa")
 @rule("_upsample_bicubic2d_aa", "upsample_nearest_exact2d")
 def _average(node: Node, call: Call) -> Signal:
+    pooled = base_name(node).lstrip("_") in _POOLS
+    if pooled and len(call.signals) == 1 and commutes(call.signals[0], mixes=False):
+        return past_linear(call, lambda x: call.run(lambda _: x), None)
     return call.linear(None)
 
 

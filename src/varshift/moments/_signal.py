@@ -18,29 +18,59 @@ class Mask:
     the next operation that mixes units is computed on both parts by themselves.
 
     Attributes:
-        low: The smaller value of the factor (0 for dropout).
-        high: The larger value (``1 / keep`` for dropout).
-        probability: Probability of the smaller value.
+        low: The smaller value of the factor (0 for dropout), one for all or one per channel.
+        high: The larger value (``1 / keep`` for dropout), likewise.
+        probability: Probability of the smaller value, likewise.
         base: The signal before the noise.
         scale: Elementwise factor since, one number per channel or one for all.
-        shift: Elementwise term since, likewise.
+        shift: Elementwise term since, likewise or a map.
+        beside: Variance of other noise that was added since, a map.
         shape: Shape of the factor: how many elements share one.
     """
 
-    low: float
-    high: float
-    probability: float
+    low: Tensor | float
+    high: Tensor | float
+    probability: Tensor | float
     base: Signal
     scale: Tensor | None = None
     shift: Tensor | None = None
+    beside: Tensor | None = None
     shape: tuple[int, ...] | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing has happened to the signal since."""
+        return self.scale is None and self.shift is None and self.beside is None
+
+    @property
+    def factor_mean(self) -> Tensor | float:
+        """Mean of the factor."""
+        return self.probability * self.low + (1 - self.probability) * self.high
+
+    @property
+    def factor_noise(self) -> Tensor | float:
+        """Variance of the factor over its squared mean."""
+        spread = self.probability * (1 - self.probability) * (self.high - self.low) ** 2
+        return spread / self.factor_mean**2
 
     def moved(self, scale: Tensor, shift: Tensor | None) -> Mask:
         """The same noise, ``scale * value + shift`` later."""
-        old = None if self.shift is None else self.shift * scale
+        old = None if self.shift is None else self.shift * per_channel(scale, self.shift)
         if shift is not None:
-            old = shift if old is None else old + shift
-        return replace(self, scale=scale if self.scale is None else self.scale * scale, shift=old)
+            old = shift if old is None else old + per_channel(shift, old)
+        return replace(
+            self,
+            scale=scale if self.scale is None else self.scale * scale,
+            shift=old,
+            beside=None if self.beside is None else self.beside * per_channel(scale, self.beside).square(),
+        )
+
+    def added(self, value: Tensor, noise: Tensor | None) -> Mask:
+        """The same noise with something added since."""
+        shift = value if self.shift is None else per_channel(self.shift, value) + value
+        if noise is not None and self.beside is not None:
+            noise = noise + self.beside
+        return replace(self, shift=shift, beside=self.beside if noise is None else noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +146,14 @@ class Signal:
         if self.draw is None:
             return self.mean
         mask = self.mask if alone else None
-        if mask is not None and mask.shape is not None:
+        if mask is not None and mask.shape is not None and mask.beside is None:
             value = mask.base.replica(order, sign)
-            low = torch.rand(mask.shape, device=value.device) < mask.probability
-            value = value * torch.where(low, mask.low, mask.high).to(value.dtype)
+            rate, small, large = (
+                per_channel(figure, value) if isinstance(figure, Tensor) else figure
+                for figure in (mask.probability, mask.low, mask.high)
+            )
+            low = torch.rand(mask.shape, device=value.device) < rate
+            value = value * torch.where(low, small, large).to(value.dtype)
             if mask.scale is not None:
                 value = value * per_channel(mask.scale, value)
             return value if mask.shift is None else value + per_channel(mask.shift, value)
@@ -160,3 +194,8 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
     if values.dim() != 1 or like.dim() < 2:
         return values
     return values.reshape(1, -1, *(1,) * (like.dim() - 2))
+
+
+def even(draw: Tensor) -> Tensor:
+    """A variance map that says no more than the draw: the same everywhere in a channel."""
+    return per_channel(channel_mean(draw.square()), draw).expand_as(draw)

@@ -1,0 +1,116 @@
+"""Two-point noise on its way through concatenations, sums and linear operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._signal import Mask, Signal, even, per_channel
+
+if TYPE_CHECKING:
+    from ._rules import Call
+
+
+def side_by_side(call: Call, result: Signal) -> Mask | None:
+    """The two-point noise of all parts of a concatenation of channels; parts without it have factor 1."""
+    parts = list(call.args[0]) if call.args and isinstance(call.args[0], (tuple, list)) else []
+    dim = call.named().get("dim", 0)
+    masks = [part.mask if isinstance(part, Signal) else None for part in parts]
+    if result.mean.dim() < 2 or dim not in (1, 1 - result.mean.dim()) or not any(masks):
+        return None
+    if any(mask is not None and not mask.fresh for mask in masks):
+        return None
+
+    def figures(name: str, otherwise: float) -> Tensor:
+        columns = [
+            torch.as_tensor(getattr(mask, name) if mask else otherwise).to(result.mean).expand(size)
+            for mask, size in zip(masks, sizes, strict=True)
+        ]
+        return torch.cat(columns)
+
+    tensors = [part.mean if isinstance(part, Signal) else part for part in parts]
+    sizes = [tensor.shape[1] for tensor in tensors]
+    bases = [
+        mask.base if mask else part if isinstance(part, Signal) else Signal(part)
+        for mask, part in zip(masks, parts, strict=True)
+    ]
+    mean = torch.cat([base.mean for base in bases], 1)
+    base = Signal(mean, floating=result.floating, doubts=result.doubts)
+    if any(base.noisy for base in bases):
+        total = torch.cat([base.total for base in bases], 1)
+        base = base.but(
+            variance=torch.cat([base.spread() for base in bases], 1),
+            draw=total - mean,
+            exact=all(base.exact or not base.noisy for base in bases),
+        )
+    return Mask(figures("low", 1.0), figures("high", 1.0), figures("probability", 0.0), base)
+
+
+def of_sum(named: dict[str, Any], shape: torch.Size) -> Mask | None:
+    """The two-point noise of one term; that of the other, if it has any, counts as Gaussian."""
+    pairs = [(named.get("self"), named.get("other")), (named.get("other"), named.get("self"))]
+    found: list[tuple[float, Mask, Any]] = [
+        (float(term.spread().mean()) if isinstance(other, Signal) and other.mask else 0.0, term.mask, other)
+        for term, other in pairs
+        if isinstance(term, Signal) and term.mask is not None and term.mean.shape == shape
+    ]
+    if not found:
+        return None
+    _, mask, other = max(found, key=lambda item: item[0])
+    if isinstance(other, Signal):
+        return mask.added(other.mean, other.spread() if other.noisy else None)
+    return mask.added(torch.as_tensor(other).to(mask.base.mean).expand(shape), None)
+
+
+def commutes(x: Signal, mixes: bool) -> bool:
+    """Whether noise that met the signal last has one factor for all that an operation brings together."""
+    shape = None if x.mask is None else x.mask.shape
+    if shape is None or len(shape) != x.mean.dim() or len(shape) < 2:
+        return False
+    return all(size == 1 for size in shape[2:]) and (shape[1] == 1 or not mixes)
+
+
+def past_linear(
+    call: Call, apply: Callable[[Tensor], Tensor], squared: Callable[[Tensor], Tensor] | None
+) -> Signal:
+    """A linear operation behind noise with one factor for all that it brings together: ``W(rx) = r Wx``.
+
+    So the noise keeps its two values, and its variance is exact: ``nu (Wx)^2``, not ``nu w^2 x^2``.
+
+    Args:
+        call: The call.
+        apply: The operation without a constant term.
+        squared: What it does to the variances of independent values; None if that is not known.
+    """
+    given = call.signals[0]
+    result = call.linear(None)
+    mask = given.mask
+    if mask is None:
+        return result
+    old, scale = mask.base, mask.scale
+    wide = torch.ones((), device=given.mean.device) if scale is None else per_channel(scale, given.mean)
+    base = Signal(apply(wide * old.mean), floating=old.floating, doubts=old.doubts)
+    if old.draw is not None:
+        draw = apply(wide * old.draw)
+        spread = even(draw) if squared is None else squared(wide.square() * old.spread())
+        base = base.but(variance=spread, draw=draw)
+    beside = mask.beside
+    if beside is not None and squared is None:
+        return result
+    beside = None if beside is None or squared is None else squared(beside)
+    factors = [
+        per_channel(figure, base.mean) if isinstance(figure, Tensor) else figure
+        for figure in (mask.factor_mean, mask.factor_noise)
+    ]
+    middle, noise = factors[0], factors[1] * factors[0] ** 2
+    shift = result.mean - middle * base.mean
+    if mask.shift is None and call.named().get("bias") is None:
+        shift = None
+    variance = noise * base.mean.square() + (noise + middle**2) * base.spread()
+    variance = variance if beside is None else variance + beside
+    exact = not base.noisy and beside is None
+    after = Mask(mask.low, mask.high, mask.probability, base, None, shift, beside, mask.shape)
+    return result.but(variance=variance, exact=exact, mask=after)
