@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from varshift_lab.render import CLAIMS
 from varshift_lab.verbs._lab_options import nearest
 
 if TYPE_CHECKING:
     from varshift_lab.studies import Claim, Figure, Recipe, Scale, Table, Trial
-
-CLAIMS = "claims"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ def list_recipes() -> int:
     from varshift.cli._console import wide_console
     from varshift.cli._errors import described
     from varshift_lab.recipes import recipe, recipe_names
+    from varshift_lab.render import CLAIMS
     from varshift_lab.studies import SCALES
-    from varshift_lab.verbs._chosen import CLAIMS
     from varshift_lab.verbs._output import report_trouble
 
     grid = Table(box=None, pad_edge=False)

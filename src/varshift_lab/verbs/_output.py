@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from varshift import VarshiftError
-from varshift_lab.verbs._chosen import CLAIMS
+from varshift_lab.render import CLAIMS
 
 if TYPE_CHECKING:
     from varshift_lab.render import Results
