@@ -19,12 +19,9 @@ from varshift_lab.store._store import FINISHED, Store
 LEASE_SECONDS = 120.0
 # A process that lives but has been silent for so long was stopped, or has given up without saying so.
 SILENCE_SECONDS = 900.0
-# Workers that die under a trial, time after time and without any event between, die of it.
-MOST_CRASHES = 3
-_DIED = (
-    f"its worker died {MOST_CRASHES} times without coming any further: killed, out of memory, or a crash in "
-    "compiled code."
-)
+# Workers that die under a trial, time after time and without any event between, die of it. So many times that
+# a sound trial outlives somebody who kills workers at random, even before it comes to its first event.
+MOST_CRASHES = 25
 
 
 class Queue:
@@ -90,11 +87,21 @@ class Queue:
                 # A worker elsewhere that is no longer heard of need not have died of its trial.
                 crashes = row["crashes"] + is_gone(row["machine"], row["process"], row["born"])
                 failed = crashes >= MOST_CRASHES
+                reason = (
+                    f"its worker died {crashes} times without coming any further: killed, out of memory, or "
+                    "a crash in compiled code."
+                )
                 done = connection.execute(
                     "UPDATE runs SET state = ?, crashes = ?, reason = ?, claim = NULL, "
                     "seconds = seconds + max(alive - started, 0) "
                     "WHERE key = ? AND claim = ? AND state = 'running'",
-                    ("failed" if failed else "queued", crashes, _DIED if failed else None, key, row["claim"]),
+                    (
+                        "failed" if failed else "queued",
+                        crashes,
+                        reason if failed else None,
+                        key,
+                        row["claim"],
+                    ),
                 )
                 changed += [key] if done.rowcount else []
         for key in changed:
