@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._signal import Mask, Signal, even, per_channel
+from ._signal import Mask, Signal, channel_mean, even, per_channel
 
 if TYPE_CHECKING:
     from ._rules import Call
@@ -73,9 +73,7 @@ def commutes(x: Signal, mixes: bool) -> bool:
     return all(size == 1 for size in shape[2:]) and (shape[1] == 1 or not mixes)
 
 
-def past_linear(
-    call: Call, apply: Callable[[Tensor], Tensor], squared: Callable[[Tensor], Tensor] | None
-) -> Signal:
+def past_linear(call: Call, apply: Callable[[Tensor], Tensor]) -> Signal:
     """A linear operation behind noise with one factor for all that it brings together: ``W(rx) = r Wx``.
 
     So the noise keeps its two values, and its variance is exact: ``nu (Wx)^2``, not ``nu w^2 x^2``.
@@ -83,7 +81,6 @@ def past_linear(
     Args:
         call: The call.
         apply: The operation without a constant term.
-        squared: What it does to the variances of independent values; None if that is not known.
     """
     given = call.signals[0]
     result = call.linear(None)
@@ -95,12 +92,7 @@ def past_linear(
     base = Signal(apply(wide * old.mean), floating=old.floating, doubts=old.doubts)
     if old.draw is not None:
         draw = apply(wide * old.draw)
-        spread = even(draw) if squared is None else squared(wide.square() * old.spread())
-        base = base.but(variance=spread, draw=draw)
-    beside = mask.beside
-    if beside is not None and squared is None:
-        return result
-    beside = None if beside is None or squared is None else squared(beside)
+        base = base.but(variance=even(draw), draw=draw)
     factors = [
         per_channel(figure, base.mean) if isinstance(figure, Tensor) else figure
         for figure in (mask.factor_mean, mask.factor_noise)
@@ -110,7 +102,11 @@ def past_linear(
     if mask.shift is None and call.named().get("bias") is None:
         shift = None
     variance = noise * base.mean.square() + (noise + middle**2) * base.spread()
-    variance = variance if beside is None else variance + beside
+    beside = None
+    if mask.beside is not None and result.draw is not None:  # the rest of the draw
+        rest = channel_mean(result.draw.square()) - channel_mean(variance)
+        beside = per_channel(rest.clamp_min(0), variance).expand_as(variance)
+        variance = variance + beside
     exact = not base.noisy and beside is None
     after = Mask(mask.low, mask.high, mask.probability, base, None, shift, beside, mask.shape)
     return result.but(variance=variance, exact=exact, mask=after)

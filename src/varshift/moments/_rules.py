@@ -154,8 +154,6 @@ def _weight(node: Node, call: Call) -> Signal:
     For noise that units share, the draw alone tells how large it is. Squared weights would not tell where in
     the channel either: taking it as the same everywhere was closer to measurements, and costs less.
     """
-    if len(call.signals) == 1 and not call.signals[0].independent:
-        return call.linear(None)
     named = call.named()
     weight = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), None)
     if weight is None or len(call.signals) != 1:
@@ -164,16 +162,14 @@ def _weight(node: Node, call: Call) -> Signal:
     for bias in ("bias", "self"):
         if isinstance(plain.kwargs.get(bias), Tensor):
             plain.kwargs[bias] = torch.zeros_like(plain.kwargs[bias])
-    squared = Call(node, (), plain.kwargs | {weight: named[weight].square()})
-    given = call.signals[0]
-    groups = named.get("groups", 1)
+    given, groups = call.signals[0], named.get("groups", 1)
     mixes = groups == 1 or groups != given.mean.shape[1] or named[weight].shape[1] != 1
     if commutes(given, mixes):
-        return past_linear(
-            call, lambda x: plain.run(lambda _: x), lambda variance: squared.run(lambda _: variance)
-        )
-    exact = given.exact and given.independent
-    return call.linear(squared.run(lambda signal: signal.spread()), exact=exact)
+        return past_linear(call, lambda x: plain.run(lambda _: x))
+    if not given.independent:
+        return call.linear(None)
+    squared = Call(node, (), plain.kwargs | {weight: named[weight].square()})
+    return call.linear(squared.run(lambda signal: signal.spread()), exact=given.exact)
 
 
 @rule(*VIEWS)
@@ -212,8 +208,10 @@ def _spread(signal: Signal) -> Tensor:
 @rule(*CONCATENATIONS)
 def _concatenation(node: Node, call: Call) -> Signal:
     exact = all(signal.exact or not signal.noisy for signal in call.signals)
-    given = call.one()  # several parts may hold the same noise
-    independent = given is not None and given.independent
+    given = call.one()  # several parts may hold the same noise, unless each has just met its own
+    noisy = [signal for signal in call.signals if signal.noisy]
+    own = [id(s.mask) for s in noisy if s.mask is not None and not s.mask.base.noisy and s.independent]
+    independent = given.independent if given is not None else len(set(own)) == len(noisy)
     result = call.linear(_plain_zero(call), exact=exact, independent=independent)
     return result.but(mask=side_by_side(call, result))
 
@@ -294,7 +292,7 @@ def _gate(call: Call) -> Signal:
 def _average(node: Node, call: Call) -> Signal:
     pooled = base_name(node).lstrip("_") in _POOLS
     if pooled and len(call.signals) == 1 and commutes(call.signals[0], mixes=False):
-        return past_linear(call, lambda x: call.run(lambda _: x), None)
+        return past_linear(call, lambda x: call.run(lambda _: x))
     return call.linear(None)
 
 
