@@ -199,6 +199,9 @@ def run_cost(quick: bool) -> list[list[str]]:
     return [row]
 
 
+_PARTS = ("mean", "variance", "draw")  # tensors of a signal
+
+
 def _peak(session: Any) -> float:
     """Elements that a prediction keeps at the same time, over those of its samples at the widest layer."""
     kept: list[int] = []
@@ -207,7 +210,7 @@ def _peak(session: Any) -> float:
     def elements(value: Any) -> int:
         if isinstance(value, (tuple, list)):
             return sum(map(elements, value))
-        parts = [value] if isinstance(value, Tensor) else [getattr(value, name, None) for name in PARTS]
+        parts = [value] if isinstance(value, Tensor) else [getattr(value, name, None) for name in _PARTS]
         return sum(part.numel() for part in parts if isinstance(part, Tensor))
 
     def watch(_: str, run: Any) -> None:
@@ -246,8 +249,8 @@ def main() -> None:
                 "kept at once",
             ]
             text = (
-                "After capture; medians and quartiles of the rounds. `first what_if` follows the network twice "
-                "more, all others do not. `kept at once`: most elements that a pass keeps, over those of its "
+                "After capture; medians and quartiles of the rounds. `first what_if` follows the network "
+                "twice more, all others do not. `kept at once`: most elements that a pass keeps, over those of its "
                 "samples at the widest layer."
             )
         else:
