@@ -250,8 +250,8 @@ def main() -> None:
             ]
             text = (
                 "After capture; medians and quartiles of the rounds. `first what_if` follows the network "
-                "twice more, all others do not. `kept at once`: most elements that a pass keeps, over those of "
-                "its samples at the widest layer."
+                "twice more, all others do not. `kept at once`: most elements that a pass keeps, over "
+                "those of its samples at the widest layer."
             )
         else:
             header, text = HEADER, TEXT
