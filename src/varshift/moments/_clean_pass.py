@@ -49,7 +49,8 @@ class CleanPass(Interpreter):
         norms_use: Literal["running", "batch"],
     ) -> None:
         super().__init__(flow, tensors, inputs)
-        self.anchors, self.norms_use = anchors, norms_use
+        self.anchors = anchors
+        self.norms_use: Literal["running", "batch"] = norms_use
         self.observed: dict[tuple[str, int], Observed] = {}
         self._parted: CleanPass | None = None
 

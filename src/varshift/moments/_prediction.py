@@ -71,7 +71,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What every norm of a network will see, predicted.
 
@@ -216,6 +216,12 @@ class Prediction:
 
     def _answers(self, rates: Sequence[Mapping[str, float]]) -> list[Prediction]:
         return self._origin().answer(rates) if rates else []
+
+    def __repr__(self) -> str:
+        return (
+            f"Prediction(method={self.method!r}, {len(self.layers)} norms, {len(self.rates)} noise sites, "
+            f"worst shift {self.worst:.3g})"
+        )
 
     def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=4)
