@@ -109,7 +109,7 @@ def test_anchored_knows_the_running_statistics(trained):
 
 
 def test_agrees_with_measurement(trained):
-    batches = [images() for _ in range(4)]
+    batches = [images() for _ in range(16)]
     model = copy.deepcopy(trained)
     vs.recalibrate(model, batches, noise=True)
     measured = vs.check(model, batches).layer("5")

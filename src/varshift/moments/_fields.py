@@ -12,6 +12,7 @@ _SLOPE = 1.2  # amplitude falls as 1 / f^1.2
 _BETWEEN = 0.25  # share of the variance that lies between the means of samples, at contrast 1
 _CONTRAST = 0.3  # standard deviation of the logarithm of a sample's contrast
 _COLOUR = 0.85  # correlation of the channels of an image
+_ENOUGH = 8  # samples from which positions are put on the same footing
 _MOST_COLOURS = 4  # channels up to which a grid counts as an image with colours
 
 
@@ -38,6 +39,8 @@ def made_up_input(like: Tensor) -> Tensor:
     size = (half, *like.shape[1:])
     field = _coloured(lambda *size, device: _falling(size, axes, device), size, like.device)
     field = (1 - _BETWEEN) ** 0.5 * contrast * field + _BETWEEN**0.5 * brightness
+    if half >= _ENOUGH:  # no position is louder than others but by chance
+        field = field / field.square().mean(0, keepdim=True).sqrt()
     field = torch.stack([field, -field], 1).flatten(0, 1)[: len(like)]
     return (field / field.std()).to(like.dtype)
 

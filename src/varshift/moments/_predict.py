@@ -28,8 +28,7 @@ from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
 from ._train_pass import TrainPass
 
 _PIXELS = 3 * 224 * 224  # positions of an input, all samples together, that a pass works on
-_FEW, _MANY = 3, 64
-_HYBRID = 256
+_FEW, _MANY = 3, 256
 _FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
 # Operations that no average over draws settles: a noisy denominator, as in a norm per sample written by hand.
 _WEAK = frozenset(
@@ -99,9 +98,7 @@ def predict(
     network = unwrap(model)
     real = data is not None and method != "anchored"
     with torch.random.fork_rng(devices=[]):
-        batch = (
-            _examples(network, _shapes(shape)) if data is None else _gather(data, _HYBRID if real else _MANY)
-        )
+        batch = _examples(network, _shapes(shape)) if data is None else _gather(data, _MANY)
     count = sample_count(batch, real)
     if real:
         map_tensors(take_samples(batch, count), _require_finite)
@@ -265,7 +262,8 @@ def _shapes(shape: Any) -> list[tuple[int, ...]]:
 def _examples(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Any:
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    examples = tuple(torch.randn(_MANY, *sizes).to(dtype) for sizes in shapes)
+    count = min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes]))
+    examples = tuple(torch.randn(count, *sizes).to(dtype) for sizes in shapes)
     return examples[0] if len(examples) == 1 else examples
 
 
@@ -306,9 +304,13 @@ def sample_count(batch: Any, real: bool) -> int:
     """How many samples of a batch a prediction follows: few of large inputs."""
     positions: list[int] = []
     map_tensors(batch, lambda x: positions.append(math.prod(x.shape[2:])) or x)
-    most = _HYBRID if real else _MANY
-    fitting = round(_PIXELS / max(max(positions, default=1), 1))
-    return min(max(fitting * (4 if real else 1), _FEW), most, max(batch_size(batch), 2))
+    fitting = _fitting(positions, 4 if real else 1)
+    return min(fitting, _MANY, max(batch_size(batch), 2))
+
+
+def _fitting(positions: Sequence[int], times: int = 1) -> int:
+    """How many samples of inputs with so many positions are enough: few of large ones."""
+    return max(times * round(_PIXELS / max(max(positions, default=1), 1)), _FEW)
 
 
 def input_tensors(batch: Any) -> list[Tensor]:
