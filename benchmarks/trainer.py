@@ -31,8 +31,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH = 64
 ON_PROCESSOR = {
     "PreResNet-20": Network.of("preresnet", depth=20, block="basic"),
-    "DenseNet-BC-40": Network.of("densenet_bc", depth=40),
-    "WRN-16-2": Network.of("wide_resnet", depth=16, widen=2),
+    "DenseNet-BC-22": Network.of("densenet_bc", depth=22),
+    "WRN-10-2": Network.of("wide_resnet", depth=10, widen=2),
 }
 ON_GPU = {
     "PreResNet-110 (18 bottlenecks a stage)": (Network.of("preresnet", depth=110), 128),
@@ -148,12 +148,14 @@ def processor_row(name: str, choice: Network, images: Images, rounds: int) -> li
                 seconds[one].append(took)
     speed = len(images) / statistics.median(seconds["ours"])
     shares = (ratio(seconds, "pipeline", "ours"), ratio(seconds, "plain pipeline", "none"))
-    return [
+    row = [
         name,
         f"{speed:.0f}",
         *(show(ratio(seconds, peer, "ours")) for peer in ("none", "two", "last")),
         *(f"{100 * share[0]:.1f} % ({100 * share[1]:.1f} to {100 * share[2]:.1f})" for share in shares),
     ]
+    print(*row, sep=" | ", flush=True)
+    return row
 
 
 def matmul_ceiling() -> float:
@@ -228,7 +230,8 @@ def main() -> None:
         f"above 1 the trainer is faster. Median and quartiles of {options.rounds} rounds in one process "
         "(`python benchmarks/trainer.py`). The plain loop turns, augments and normalises images one by one "
         "with torchvision in a `DataLoader`. The share of an input pipeline is the time to draw the batches "
-        "of an epoch, and nothing else, over that of the epoch.\n\n"
+        "of an epoch, and nothing else, over that of the epoch. Images per second depend on what else the "
+        "machine was doing; the ratios were measured in turn.\n\n"
     )
     text += table(head, rows)
     if options.only:
