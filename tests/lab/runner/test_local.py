@@ -89,14 +89,22 @@ def start(store, out):
     )
 
 
-def children(process):
+def workers_of(process):
+    """Its worker processes; another of its children keeps the books of multiprocessing."""
     found = []
     for task in Path(f"/proc/{process}/task").glob("*/children"):
         found += [int(number) for number in task.read_text().split()]
-    return found
+    return [child for child in found if b"spawn_main" in command(child)]
 
 
-def wait_until(condition, seconds=30.0):
+def command(process):
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
@@ -133,7 +141,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     store, out = tmp_path / "store", tmp_path / "out"
     with start(store, out) as sweep:
         wait_until(lambda: len(list((store / "runs").glob("*/checkpoints/walk.json"))) >= 2)
-        workers = children(sweep.pid)
+        workers = workers_of(sweep.pid)
         sweep.kill()
     wait_until(lambda: all(state(worker) in ("Z", "X", "gone") for worker in workers))
 
@@ -161,16 +169,17 @@ def test_killed_twenty_times_a_sweep_ends_with_the_same_table(tmp_path):
             if running is None or running.poll() is not None:
                 assert not out.exists(), "it ended before it could be killed twenty times"
                 running = start(store, out)
-            time.sleep(draw.uniform(0.1, 0.9))
-            victim = draw.choice(list(kills))
-            workers = children(running.pid)
+            wait_until(lambda process=running.pid: workers_of(process))
+            time.sleep(draw.uniform(0.0, 0.8))
+            victim, workers = draw.choice(list(kills)), workers_of(running.pid)
             if victim == "all":
                 os.killpg(running.pid, signal.SIGKILL)
-            elif victim == "sweep" or not workers:
-                victim = "sweep"
+            elif victim == "sweep":
                 running.kill()
-            else:
+            elif workers:
                 os.kill(draw.choice(workers), signal.SIGKILL)
+            else:
+                continue
             kills[victim] += 1
             if victim != "worker":
                 running.communicate()
