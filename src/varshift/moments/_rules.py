@@ -151,8 +151,8 @@ def _swap(value: Any, pick: Callable[[Signal], Any]) -> Any:
 def _weight(node: Node, call: Call) -> Signal:
     """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit.
 
-    For noise that units share, the draw alone tells how large it is. Squared weights would not tell where in
-    the channel either: taking it as the same everywhere was closer to measurements, and costs less.
+    For noise that units share, the draw alone tells how large it is, but squared weights still tell where in
+    the channel: taken as the same everywhere, ratios of a trained residual network were 4 % off, not 0.3 %.
     """
     named = call.named()
     weight = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), None)
@@ -166,10 +166,9 @@ def _weight(node: Node, call: Call) -> Signal:
     mixes = groups == 1 or groups != given.mean.shape[1] or named[weight].shape[1] != 1
     if commutes(given, mixes):
         return past_linear(call, lambda x: plain.run(lambda _: x))
-    if not given.independent:
-        return call.linear(None)
     squared = Call(node, (), plain.kwargs | {weight: named[weight].square()})
-    return call.linear(squared.run(lambda signal: signal.spread()), exact=given.exact)
+    exact = given.exact and given.independent
+    return call.linear(squared.run(lambda signal: signal.spread()), exact=exact)
 
 
 @rule(*VIEWS)
