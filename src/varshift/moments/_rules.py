@@ -152,7 +152,7 @@ def _weight(node: Node, call: Call) -> Signal:
     """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit.
 
     For noise that units share, the draw alone tells how large it is, but squared weights still tell where in
-    the channel: taken as the same everywhere, ratios of a trained residual network were 4 % off, not 0.3 %.
+    the channel. To take it as the same everywhere makes ratios of trained networks several times as wrong.
     """
     named = call.named()
     weight = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), None)
