@@ -79,7 +79,8 @@ def test_slurm_jobs_put_their_trials_back_when_the_sweep_is_interrupted(sweeps):
 @needs_submitit
 def test_a_job_whose_time_is_up_is_followed_by_another(sweeps):
     """Submitit announces the end of a job by a signal; the trial is no failure."""
-    assignment = sweeps.add(walks(1, steps=40, pause=0.05))
+    (walk,) = walks(1, steps=40, pause=0.05)
+    assignment = sweeps.add([walk])
     engine = executor("slurm", {"cluster": "local", "timeout_min": 5})
     announced = []
 
@@ -101,8 +102,7 @@ def test_a_job_whose_time_is_up_is_followed_by_another(sweeps):
     assert steps == sorted(set(steps))  # none was walked twice
     # The signal may come when a step is saved already and not yet told.
     assert len(steps) in (39, 40)
-    (done,) = sweeps.runs()
-    assert len(done.measurements["path"]) == 40
+    assert len(sweeps.store.results([walk])[walk].measurements["path"]) == 40
 
 
 @needs_submitit
