@@ -168,7 +168,7 @@ def claims(scale: Scale) -> tuple[Claim, ...]:
                     f"{where} has less training loss than He's, on average over the epochs.",
                     Series(ours, "train_loss_mean"),
                     Series(he, "train_loss_mean"),
-                    source="Figure 3",
+                    source="Figure 3; exploratory, added after first runs had been seen",
                 ),
                 Claim(
                     f"{where} makes fewer errors than He's.",
