@@ -302,10 +302,13 @@ def _no_dropout(node: Node, call: Call) -> Any:
 
 
 def _activation(node: Node, call: Call) -> Any:
-    result = _elementwise.apply(
-        base_name(node), lambda tensor: call.run(lambda _: tensor), call.named(), call.signals[0]
-    )
-    return _by_difference(node, call) if result is None else result
+    def function(tensor: Tensor) -> Tensor:
+        return call.run(lambda _: tensor)
+
+    result = _elementwise.apply(base_name(node), function, call.named(), call.signals[0])
+    if result is None:
+        return _by_difference(node, call)
+    return result.but(source=(call.signals[0].but(), function))
 
 
 def sampled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +88,8 @@ class Signal:
         doubts: Operations on the way whose treatment is approximate.
         exact: Whether `variance` is right in size, not only up to one factor per channel.
         independent: Whether the noise of each element is its own, so that squared weights are exact.
+        source: The signal and the elementwise function that it comes from, if nothing has happened to it
+            since. The noise of the source is the more symmetric one, so that other draws are made of that.
     """
 
     mean: Tensor
@@ -97,6 +100,7 @@ class Signal:
     doubts: frozenset[str] = frozenset()
     exact: bool = False
     independent: bool = False
+    source: tuple[Signal, Callable[[Tensor], Tensor]] | None = None
 
     @property
     def noisy(self) -> bool:
@@ -145,6 +149,9 @@ class Signal:
         """
         if self.draw is None:
             return self.mean
+        if self.source is not None:
+            before, function = self.source
+            return function(before.replica(order, sign, alone=alone))
         mask = self.mask if alone else None
         if mask is not None and mask.shape is not None and mask.beside is None:
             value = mask.base.replica(order, sign)
@@ -166,8 +173,8 @@ class Signal:
         return self.mean + sign * per_channel(lent, other) * other
 
     def but(self, **changes: object) -> Signal:
-        """A copy with some attributes changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        """A copy with some attributes changed; it stands for itself from then on."""
+        return replace(self, **{"source": None, **changes})  # type: ignore[arg-type]
 
 
 def channel_axes(x: Tensor) -> tuple[int, ...]:
