@@ -118,6 +118,20 @@ def test_agrees_with_measurement(trained):
         assert prediction.layer("5").local_ratio == pytest.approx(measured.local_ratio, rel=0.02)
 
 
+def test_maxima_of_rectified_noise():
+    """The noise in front of a max-pool is skew behind a rectifier, and a maximum asks for its upper tail."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(16, 16, 3)]
+    layers += [nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)]
+    model = nn.Sequential(*layers)
+    batch = torch.randn(256, 3, 12, 12).cumsum(-1) / 2
+    vs.recalibrate(model, [batch] * 32, noise=True)
+    measured = vs.check(model, [batch] * 4).layer("9")
+    predicted = predict(model, batch).layer("9")
+    assert predicted.local_ratio == pytest.approx(measured.local_ratio, rel=0.01)
+    assert predicted.ratio == pytest.approx(measured.ratio, rel=0.01)
+
+
 def test_end_to_end_vector():
     """Two correlated inputs through two layers; variances exact to the error of a fine sample.
 
