@@ -25,9 +25,10 @@ def made_up_input(like: Tensor) -> Tensor:
     need not be known, since the norms say what the network made of them.
 
     Args:
-        like: A tensor of the wanted shape and type; integers are handed back as they are.
+        like: A tensor of the wanted shape and type. Integers are handed back as they are, and so is a single
+            number per sample, such as a scale or a time: it says what is done to the signal and is none.
     """
-    if not like.is_floating_point():
+    if not like.is_floating_point() or like.dim() < 2:
         return like
     axes = tuple(axis for axis in range(2, like.dim()) if like.shape[axis] > 1)
     if not axes:

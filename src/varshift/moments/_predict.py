@@ -62,7 +62,7 @@ def predict(
     Args:
         model: A trained network; its statistics are read, nothing of it is changed.
         data: Example inputs, one batch as a tensor or tuple, or a loader. With ``method="anchored"`` only
-            their shapes are used.
+            integers and single numbers per sample are used as they are, and of the rest the shapes.
         shape: Instead of data: the shape of an input without the batch dimension, or several of them.
         method: ``"anchored"`` needs no data; ``"hybrid"`` follows up to 256 real samples instead of made-up
             ones, and needs no running statistics; ``"auto"`` takes `hybrid` if there are data.

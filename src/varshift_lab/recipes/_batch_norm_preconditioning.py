@@ -372,7 +372,7 @@ def claims(scale: Scale) -> tuple[Claim, ...]:
             "Preconditioning conditions the inputs of networks without norms better.",
             of("plain", large, "condition_preconditioned"),
             of("plain", large, "condition_bias"),
-            source="section 2 of the page",
+            source="derived: what the preconditioning is made for",
         ),
         Claim(
             "Residual networks: group norm and BNP makes fewer errors than group norm.",

@@ -72,11 +72,12 @@ def plans(scale: Scale) -> dict[int, SmallBatches]:
 
 
 def _paper(size: int) -> SmallBatches:
-    """ImageNet as the page has it: 299 pixels, 8 devices, 300,000 steps, cosine decay of 0.1 per 256 images.
+    """ImageNet, from a translation of the paper: 299 pixels, 8 devices, 300,000 steps.
 
-    Not known and chosen here: momentum, weight decay, and of what (of weights only); how long the rate rises
-    (in a straight line here, along a cosine in the paper); and 32 groups (the page has "group size 32"). The
-    augmentation was Inception's; here images are flipped only. Steps are rounded to whole passes.
+    The learning rate falls along a cosine from 0.1 per 256 images. Not known and chosen here: momentum,
+    weight decay, and of what (of weights only); how long the rate rises (in a straight line here, along a
+    cosine in the paper); and 32 groups (the translation has "group size 32"). The augmentation was
+    Inception's; here images are flipped only. Steps are rounded to whole passes.
     """
     batch, images = 8 * size, 1_281_167
     settings = TrainingSettings(
@@ -239,7 +240,7 @@ def claims(scale: Scale) -> tuple[Claim, ...]:
             "FRN and TLU makes fewer errors with a rise of the learning rate than without.",
             made[many].errors("frn"),
             made[many].with_settings(warmup=0.0).errors("frn"),
-            source="section 3 of the page: some networks need it",
+            source="stated for some networks, from a translation",
         ),
     ]
     return tuple(found)

@@ -43,11 +43,9 @@ def limit_threads(threads: int | None) -> None:
 def interruptible() -> Iterator[None]:
     """Raises KeyboardInterrupt at the first of the signals that end a worker, and takes no notice of more."""
     before = {}
-    try:
+    with contextlib.suppress(ValueError):  # outside the main thread the engine has ways of its own
         for number in INTERRUPTS:
             before[number] = signal.signal(number, _interrupt)
-    except ValueError:
-        pass  # not the main thread: then the engine has ways of its own
     try:
         yield
     finally:

@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from multiprocessing.synchronize import Event
 from typing import Any
 
 from varshift_lab.runner._assignment import Assignment
@@ -46,8 +46,16 @@ class LocalExecutor:
 @dataclass(frozen=True, slots=True)
 class _Worker:
     process: SpawnProcess
-    begun: Event
+    word: Connection
     place: int
+
+    def has_begun(self) -> bool:
+        """Whether it got as far as looking for work; to be asked once, when it has ended."""
+        with self.word:
+            try:
+                return bool(self.word.recv_bytes())
+            except EOFError:
+                return False
 
 
 class LocalCrew:
@@ -75,14 +83,16 @@ class LocalCrew:
         return len(self._workers)
 
     def _start(self, place: int) -> None:
-        begun = self._context.Event()
-        process = self._context.Process(target=_main, args=(self._assignments[place], begun))
-        process.start()
-        self._workers.append(_Worker(process, begun, place))
+        # A pipe, since an event of this module is a semaphore, which stays when the parent is killed.
+        reader, writer = self._context.Pipe(duplex=False)
+        with writer:
+            process = self._context.Process(target=_main, args=(self._assignments[place], writer))
+            process.start()
+        self._workers.append(_Worker(process, reader, place))
 
     def _lay_out(self, worker: _Worker) -> None:
         code = worker.process.exitcode
-        if worker.begun.is_set() and code != BROKEN:
+        if worker.has_begun() and code != BROKEN:
             self._futile.note(None)
         else:
             self._futile.note(f"by signal {-code}" if code is not None and code < 0 else f"with code {code}")
@@ -100,16 +110,17 @@ class LocalCrew:
                 if worker.process.is_alive():
                     worker.process.kill()
                     worker.process.join()
+                worker.word.close()
             self._workers.clear()
 
 
-def _main(assignment: Assignment, begun: Event) -> None:
+def _main(assignment: Assignment, word: Connection) -> None:
     """What a worker process does."""
     limit_threads(assignment.threads)
     code = FINISHED
     try:
         with interruptible():
-            work(assignment, begun.set)
+            work(assignment, lambda: _send(word))
     except KeyboardInterrupt:
         code = INTERRUPTED
     except StoreError as error:
@@ -120,6 +131,11 @@ def _main(assignment: Assignment, begun: Event) -> None:
             stream.flush()
     # Nothing is left to do, and taking down an interpreter with torch in it takes long.
     os._exit(code)
+
+
+def _send(word: Connection) -> None:
+    with contextlib.suppress(OSError):  # who would hear it is gone
+        word.send_bytes(b"begun")
 
 
 def _say(text: str) -> None:

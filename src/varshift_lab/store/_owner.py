@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import secrets
@@ -36,22 +37,16 @@ class Owner:
 def machine() -> str:
     """Name of this machine, its boot and its space of process numbers."""
     parts = [socket.gethostname()]
-    try:
+    with contextlib.suppress(OSError):  # elsewhere than on Linux the name alone has to do
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
         parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:
-        pass  # not Linux: the name alone has to do
     return " ".join(parts)
 
 
 def birth(process: int) -> str:
     """When a process began, in ticks since the boot; empty where the system does not tell."""
-    try:
-        # The second field, the name, is in brackets and may hold anything.
-        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return fields[19]
+    fields = _status(process)
+    return fields[19] if fields else ""
 
 
 def is_gone(host: str, process: int, born: str) -> bool:
@@ -59,18 +54,21 @@ def is_gone(host: str, process: int, born: str) -> bool:
     if host != machine() or os.name != "posix":
         return False
     try:
-        os.kill(process, 0)
+        with contextlib.suppress(PermissionError):  # somebody else's, so there is one
+            os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        pass  # somebody else's, so it lives
-    return bool(born) and _is_other(process, born)
-
-
-def _is_other(process: int, born: str) -> bool:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return True
+    if not born:
+        return False
+    fields = _status(process)
     # A zombie has ended, though nobody has asked for its exit code yet.
-    return fields[19] != born or fields[0] in "ZX"
+    return not fields or fields[19] != born or fields[0] in "ZX"
+
+
+def _status(process: int) -> list[str]:
+    """What the system says of a process, from its state on; nothing where it does not tell."""
+    try:
+        # The second field, the name, is in brackets and may hold anything.
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
