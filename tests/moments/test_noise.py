@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from varshift.flow import NoiseSite
 from varshift.moments import _noise, predict
-from varshift.moments._anchor import _shares
 from varshift.moments._fields import made_up_input
 from varshift.moments._signal import Signal, channel_variance
 from varshift_lab.data import cifar10
@@ -182,19 +181,6 @@ def test_dropped_parts_of_a_concatenation_are_exact_mixtures():
         noise = F.conv2d(spread, net.last.weight.square()).mean((0, 2, 3))
         variance = given.var((0, 2, 3), correction=0) + noise
     assert found.layer("end").noise_share == pytest.approx(float(noise.mean() / variance.mean()), rel=1e-3)
-
-
-def test_shares_take_up_what_is_known_less():
-    data = torch.tensor([1.0, 1.0, 0.1, 0.1, 0.0]).double()
-    noise = torch.tensor([0.3, 0.0, 0.9, 3.0, 2.0]).double()
-    wanted = torch.tensor([2.0, 3.0, 1.1, 1.0, 1.0]).double()
-    gain, louder = _shares(data, noise, wanted)
-    reached = gain.square() * data + louder.square() * noise
-    assert reached[:4].tolist() == pytest.approx(wanted[:4].tolist(), rel=1e-6)
-    assert gain[0] ** 2 == pytest.approx(1.7, rel=0.01)  # little noise: it stays, the data take the rest
-    assert gain[1] ** 2 == pytest.approx(3.0)
-    assert louder[3] ** 2 * 3.0 < 1.0  # more noise than there is variance cannot be
-    assert (gain[4], louder[4]) == (1.0, 1.0)
 
 
 def statistics(x):

@@ -118,6 +118,49 @@ def test_agrees_with_measurement(trained):
         assert prediction.layer("5").local_ratio == pytest.approx(measured.local_ratio, rel=0.02)
 
 
+def _put(x, keep):
+    y = x.clone()
+    y[~keep.expand_as(x)] = 0
+    return y / 0.7
+
+
+HAND_WRITTEN = {
+    "truth values": lambda x, keep: x * keep / 0.7,
+    "not scaled up": lambda x, keep: x * keep,
+    "whole numbers": lambda x, keep: x * keep.int() / 0.7,
+    "where": lambda x, keep: torch.where(keep, x / 0.7, 0.0),
+    "where not": lambda x, keep: torch.where(~keep, 0.0, x),
+    "masked_fill": lambda x, keep: x.masked_fill(~keep, 0.0),
+    "index": _put,
+    "expanded": lambda x, keep: x * (keep.expand_as(x).float() / 0.7),
+}
+
+
+@pytest.mark.parametrize("form", HAND_WRITTEN)
+@pytest.mark.parametrize("shared", [(), (2, 3), (1, 2, 3)], ids=["units", "channels", "samples"])
+def test_masks_written_by_hand(form, shared):
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3)
+            self.norm, self.last = nn.BatchNorm2d(12), nn.BatchNorm2d(12)
+
+        def forward(self, x):
+            x = F.relu(self.norm(self.first(x)))
+            if self.training:
+                sizes = [1 if axis in shared else size for axis, size in enumerate(x.shape)]
+                x = HAND_WRITTEN[form](x, torch.rand(sizes) > 0.3)
+            return self.last(self.second(x))
+
+    model = ByHand()
+    batch = torch.randn(256, 3, 10, 10).cumsum(-1) / 2
+    vs.recalibrate(model, [batch] * 32, noise=True)
+    measured = vs.check(model, [batch] * 8).layer("last")
+    predicted = predict(model, batch).layer("last")
+    assert predicted.local_ratio == pytest.approx(measured.local_ratio, rel=0.03)
+    assert predicted.ratio == pytest.approx(measured.ratio, rel=0.03)
+
+
 def test_maxima_of_rectified_noise():
     """The noise in front of a max-pool is skew behind a rectifier, and a maximum asks for its upper tail."""
     torch.manual_seed(0)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ._signal import TINY, Mask, Signal, channel_mean, channel_variance, per_channel
+from ._signal import SURE, TINY, Mask, Signal, channel_mean, channel_variance, per_channel
 
-_TRUST = 0.01  # squared error of the noise's size over that of the data's, both relative
+_TRUST = 0.01  # at least: squared error of the noise's size over that of the data's, both relative
 _STEPS = 6  # of Newton's method
 _MOST_CHANGE = 14.0  # of the logarithm of a variance
 
@@ -104,16 +104,18 @@ def anchor(
             scale = factor.sqrt()
             target = _scaled(target, scale, centre)
             data, noise = factor * data, factor * noise
-        gain, louder = _shares(data, noise, wanted)
+        gain, louder = _shares(data, noise, wanted, _trust(target))
     if frozen is not None:
         louder = frozen.louder
     learned = data + noise if variance is None else variance
     made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale, louder)
     target = _louder(target, louder)
     fixed = made.fix(target.mean, scaled=True)
-    if target.mask is not None:  # noise keeps its size, so that what is new is a term beside it
-        target = target.but(mask=target.mask.added(fixed - target.mean, None))
-    target = target.but(mean=fixed, floating=False)
+    if target.mask is not None:  # data and noise change by different factors: the rest is a term beside them
+        size = torch.ones_like(gain) if louder is None else louder
+        again = target.mask.moved(size, None)
+        target = target.but(mask=again.added(fixed - per_channel(size, fixed) * target.mean, None))
+    target = target.but(mean=fixed, floating=False, unsure=SURE)
     signal = (target if mask is None else _masked_again(x, mask, target)).sized()
     made.noise = signal.noise()
     if variance is None or frozen is not None:
@@ -134,12 +136,21 @@ def normalise(x: Signal, made: Anchor, weight: Tensor | None, bias: Tensor | Non
     )
 
 
-def _shares(data: Tensor, noise: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def _trust(x: Signal) -> Tensor | float:
+    """Squared error of the noise's size over that of the data's, both relative."""
+    data, noise = x.unsure
+    if not isinstance(noise, Tensor):
+        return _TRUST
+    return (noise / torch.as_tensor(data).clamp_min(TINY)).clamp(_TRUST, 1)
+
+
+def _shares(data: Tensor, noise: Tensor, wanted: Tensor, trust: Tensor | float) -> tuple[Tensor, Tensor]:
     """Factors for the deviations of data and noise that bring their variances to a known sum.
 
-    The size of the noise is known far better than that of the data, but not without error: taken off as it
-    stands where it is nearly all, it would leave anything or nothing for the data. So the smallest changes
-    are made, a change of the noise counting for ten times as much.
+    The size of fresh noise is known far better than that of the data, but not without error: taken off as it
+    stands where it is nearly all, it would leave anything or nothing for the data. Noise that units share
+    went the way of the data, and where made-up data come out too small, so does that noise. So the likeliest
+    changes are made, of errors whose covariance is ``[[1, trust], [trust, trust]]`` in logarithms.
     """
     there = data > TINY
     changes = [torch.zeros_like(data), torch.zeros_like(data)]  # of the logarithms of both variances
@@ -149,8 +160,10 @@ def _shares(data: Tensor, noise: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor
         ]
         total = parts[0] + parts[1]
         shares = [parts[0] / total, parts[1] / total]
-        pull = (wanted / total).log() / (shares[0].square() + _TRUST * shares[1].square())
-        changes = [changes[0] + pull * shares[0], changes[1] + _TRUST * pull * shares[1]]
+        # What is like data in the noise is wrong by as much as the data are.
+        steps = [shares[0] + trust * shares[1], trust]
+        pull = (wanted / total).log() / (shares[0] * steps[0] + shares[1] * steps[1])
+        changes = [change + pull * step for change, step in zip(changes, steps, strict=True)]
     gain, louder = ((change.clamp(-_MOST_CHANGE, _MOST_CHANGE) / 2).exp() for change in changes)
     one = torch.ones_like(gain)
     return torch.where(there, gain, one), torch.where(there & (noise > TINY), louder, one)
@@ -194,4 +207,5 @@ def _masked_again(x: Signal, mask: Mask, target: Signal) -> Signal:
         draw=factor * target.total - mean,
         mask=replace(mask, base=target),
         floating=False,
+        unsure=SURE,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from . import _elementwise
 from ._masks import commutes, of_sum, past_linear, side_by_side
 from ._operators import base_name, bound, run
 from ._signal import TINY, Signal, channel_mean, channel_variance, even, per_channel
+from ._unsure import WEIGHTS, unsure_after
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
@@ -122,7 +124,15 @@ def propagate(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     found = REGISTRY.get(name)
     if found is None and name in ACTIVATIONS - NOT_ELEMENTWISE and len(call.signals) == 1:
         found = _activation
-    return found(node, call) if found else _by_difference(node, call)
+    return _with_unsure(name, call, found(node, call) if found else _by_difference(node, call))
+
+
+def _with_unsure(name: str, call: Call, result: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_with_unsure(name, call, part) for part in result)
+    if not isinstance(result, Signal) or not call.signals:
+        return result
+    return replace(result, unsure=unsure_after(name, call.named(), call.signals, result))
 
 
 def _visit(value: Any, function: Callable[[Signal], Any]) -> None:
@@ -146,8 +156,7 @@ def _swap(value: Any, pick: Callable[[Signal], Any]) -> Any:
     return value
 
 
-@rule("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d")
-@rule("conv_transpose3d", "addmm", "mm", "matmul", "bmm", "embedding")
+@rule(*WEIGHTS, "bmm", "embedding")
 def _weight(node: Node, call: Call) -> Signal:
     """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit.
 

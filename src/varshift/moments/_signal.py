@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 TINY = 1e-20
+Unsure = tuple[Tensor | float, Tensor | float]
+SURE: Unsure = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Signal:
         independent: Whether the noise of each element is its own, so that squared weights are exact.
         source: The signal and the elementwise function that it comes from, if nothing has happened to it
             since. The noise of the source is the more symmetric one, so that other draws are made of that.
+        unsure: Squared relative errors that the sizes of data and noise may have since the last anchor, both
+            in one unit, which does not matter.
     """
 
     mean: Tensor
@@ -101,6 +105,7 @@ class Signal:
     exact: bool = False
     independent: bool = False
     source: tuple[Signal, Callable[[Tensor], Tensor]] | None = None
+    unsure: Unsure = SURE
 
     @property
     def noisy(self) -> bool:

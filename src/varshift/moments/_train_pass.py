@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from varshift.flow import Flow, Node, NoiseSite, NormSite, Ref
-from varshift.flow._ops import DROPOUT
+from varshift.flow._ops import DROPOUT, PRODUCTS
 
 from . import _noise
 from ._anchor import Anchor, anchor, normalise
@@ -19,6 +19,7 @@ from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown, wide
 from ._operators import base_name, bound, run, writes_in_place
 from ._rules import Call, propagate, sampled
 from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
+from ._unsure import WEIGHTS, unsure_after, unsure_behind
 
 Rates = Mapping[int, float]
 _DRAWS = 16  # of noise that no rule is for
@@ -85,7 +86,13 @@ class TrainPass(Interpreter):
         result = run(node, args, kwargs)
         floating = bool(signals) and all(signal.floating for signal in signals)
         doubts = frozenset().union(*(signal.doubts for signal in signals))
-        return _wrap(result, floating, doubts)
+        found = _wrap(result, floating, doubts)
+        if not isinstance(found, Signal) or not signals:
+            return found
+        named: dict[str, Any] = {}
+        if base_name(node) in WEIGHTS:
+            named = {key: _plain(self.fill(value)) for key, value in bound(node).items()}
+        return found.but(unsure=unsure_after(base_name(node), named, signals, found))
 
     def _norm(self, node: Node, site: NormSite, call: int) -> Any:
         named = self.statistics(node)
@@ -130,15 +137,17 @@ class TrainPass(Interpreter):
         if len(signals) == 1 and rate is not None and tuple(signals[0].mean.shape) == node.shape:
             x = signals[0]
             mask = None if explicit else self._mask(node)
+            if mask is not None and site.kind in ("channel_dropout", "drop_path"):
+                mask = _drawn_once(mask)
             shape = _noise.factor_shape(site, x.mean.shape, None if mask is None else tuple(mask.shape))
             if _noise.multiplies(site):
                 mean: float | Tensor = _factor_mean(site, mask)
                 if site.kind != "drop_block" or mask is None or mask.dim() < 3:
-                    return _noise.multiply(x, site, rate, shape, mean)
+                    return _behind(x, _noise.multiply(x, site, rate, shape, mean))
                 if mask.shape[0] * mask.shape[1] >= _MANY:  # fewer blocks reach a border than the middle
                     mean = mask.mean((0, 1), keepdim=True).clamp_min(TINY)
                 drawn = mask / (mean if isinstance(mean, Tensor) else mask.mean().clamp_min(TINY))
-                return _noise.multiply(x, site, rate, shape, mean, drawn)
+                return _behind(x, _noise.multiply(x, site, rate, shape, mean, drawn))
             if site.additive and site.kind in ("gaussian", "uniform"):
                 return _noise.add(x, site, rate)
             if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
@@ -229,12 +238,29 @@ class TrainPass(Interpreter):
         return found
 
     def _mask(self, node: Node) -> Tensor | None:
-        """The random operand of a noise site, as one forward pass of the network would draw it."""
+        """What a hand-written site multiplies with, as one forward pass of the network would draw it."""
         for index in node.inputs:
             value = self.values.get(index)
-            if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+            if not isinstance(value, Tensor) or not value.dim():
+                continue
+            if value.is_floating_point() and base_name(node) in PRODUCTS:
                 return value
+            if value.is_floating_point() or index in self._random:
+                return self._factor(node, value)
         return None
+
+    def _factor(self, node: Node, drawn: Tensor) -> Tensor | None:
+        """What is left of ones: masks may say what to keep or what to drop, as numbers or as truth values."""
+        try:
+            factor = _wrap(run(node, *(_ones(part) for part in self.operands(node))), False, frozenset()).mean
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return None
+        sizes = (1,) * (factor.dim() - drawn.dim()) + tuple(drawn.shape)
+        return factor[tuple(slice(None, 1 if size == 1 else None) for size in sizes)]
+
+
+def _behind(x: Signal, result: Signal) -> Signal:
+    return result.but(unsure=unsure_behind(x, result))
 
 
 def _collect(value: Any, found: list[Signal]) -> None:
@@ -255,6 +281,25 @@ def _plain(value: Any) -> Any:
         return type(value)(_plain(item) for item in value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _drawn_once(mask: Tensor) -> Tensor:
+    """A mask without the repetitions along the axes that it was expanded over."""
+    for axis in range(mask.dim()):
+        first = mask.narrow(axis, 0, 1)
+        if mask.shape[axis] > 1 and bool((mask == first).all()):
+            mask = first
+    return mask
+
+
+def _ones(value: Any) -> Any:
+    if isinstance(value, Signal):
+        return torch.ones_like(value.mean)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_ones(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _ones(item) for key, item in value.items()}
     return value
 
 

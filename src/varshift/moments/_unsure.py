@@ -1,0 +1,101 @@
+"""How far the sizes of data and noise rest on the inputs, whose make no prediction knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varshift.flow._ops import CONCATENATIONS, SUMS
+
+from ._signal import TINY, Signal, Unsure, channel_mean, channel_variance
+
+_POSITIONS = 8  # along each axis: a spread over channels does not need more
+_DEAD = 1e-6  # of the average size: channels below say nothing
+_MATRICES = ("mm", "matmul", "addmm")
+WEIGHTS = (
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    *_MATRICES,
+)
+_KEYS = ("weight", "mat2", "other")
+
+
+def unsure_after(name: str, named: Mapping[str, Any], given: Sequence[Signal], result: Signal) -> Unsure:
+    """What is unsure of the result of an operation.
+
+    Were all units that a weight reads independent, squared weights would tell the size of what comes out.
+    What comes out besides rests on how the units go together: in noise that each has for itself, hardly
+    anything; in data nearly everything; in noise that units share, as much as in data. That differs from
+    channel to channel, and how much it differs is taken for how wrong it is where inputs are made up.
+
+    Args:
+        name: The operation.
+        named: Its arguments by name.
+        given: The signals among them.
+        result: What comes out.
+    """
+    if name in WEIGHTS and len(given) == 1:
+        more = _of_weights(name, named, given[0], result)
+        return given[0].unsure[0] + more[0], given[0].unsure[1] + more[1]
+    if len(given) == 1:
+        return given[0].unsure
+    if name not in SUMS | CONCATENATIONS:
+        return sum(signal.unsure[0] for signal in given), sum(signal.unsure[1] for signal in given)
+    sizes = [(channel_variance(thin(x.mean)).mean(), _noise(x).mean()) for x in given]
+    return tuple(  # type: ignore[return-value]
+        sum(size[part] * x.unsure[part] for size, x in zip(sizes, given, strict=True))
+        / sum(size[part] for size in sizes).clamp_min(TINY)  # type: ignore[union-attr]
+        for part in range(2)
+    )
+
+
+def unsure_behind(x: Signal, result: Signal) -> Unsure:
+    """What is unsure behind a noise site: new noise is as large as the data say."""
+    data, noise = x.unsure
+    if not isinstance(data, Tensor) and not isinstance(noise, Tensor):
+        return x.unsure
+    old = (_noise(x).mean() / _noise(result).mean().clamp_min(TINY)).clamp_max(1)
+    return data, old * noise + (1 - old) * data
+
+
+def thin(x: Tensor) -> Tensor:
+    """Some of the positions of a map."""
+    steps = (slice(None, None, max(size // _POSITIONS, 1)) for size in x.shape[2:])
+    return x[(slice(None), slice(None), *steps)] if x.dim() > 2 else x
+
+
+def _noise(x: Signal) -> Tensor:
+    return torch.zeros((), device=x.mean.device) if x.draw is None else channel_mean(thin(x.draw).square())
+
+
+def _of_weights(name: str, named: Mapping[str, Any], x: Signal, result: Signal) -> Unsure:
+    weight = next((named[key] for key in _KEYS if isinstance(named.get(key), Tensor)), None)
+    flat = name == "linear" or name in _MATRICES
+    if weight is None or x.mean.dim() < 2 or (flat and x.mean.dim() != 2):
+        return 0.0, 0.0
+    squares = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
+    groups = int(named.get("groups", 1))
+    backward = name in _MATRICES or "transpose" in name or bool(named.get("transposed", False))
+    squares = squares.unflatten(0, (groups, -1))
+    squares = squares.transpose(1, 2) if backward else squares
+
+    def spread(before: Tensor, after: Tensor) -> Tensor:
+        expected = (squares @ before.reshape(groups, -1, 1)).flatten()
+        alive = (expected > _DEAD * expected.mean()) & (after > _DEAD * after.mean())
+        apart = torch.where(alive, (after / expected.clamp_min(TINY)).clamp_min(TINY).log(), 0.0)
+        count = alive.sum().clamp_min(1)
+        return ((apart - apart.sum() / count).square() * alive).sum() / count
+
+    data = spread(channel_variance(thin(x.mean)), channel_variance(thin(result.mean)))
+    if x.draw is None or result.draw is None:
+        return data, 0.0
+    return data, spread(_noise(x), _noise(result))
