@@ -161,6 +161,26 @@ def test_masks_written_by_hand(form, shared):
     assert predicted.ratio == pytest.approx(measured.ratio, rel=0.03)
 
 
+def test_masks_that_drop_nothing_in_the_draw_that_was_looked_at():
+    class Rare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12)
+
+        def forward(self, x):
+            if self.training:
+                x = x * (torch.rand(len(x), 1, 1, 1) > 1e-3)
+            return self.norm(self.conv(x))
+
+    model, batch = Rare(), torch.randn(64, 3, 10, 10).cumsum(-1)
+    model(batch)
+    kept = model.conv(batch).detach()
+    noise = (1 - 1e-3) * 1e-3 * kept.square().mean((0, 2, 3))
+    variance = (1 - 1e-3) ** 2 * kept.var((0, 2, 3), correction=0) + noise
+    expected = float(noise.mean() / variance.mean())
+    assert predict(model, batch).layer("norm").noise_share == pytest.approx(expected, rel=0.05)
+
+
 def test_maxima_of_rectified_noise():
     """The noise in front of a max-pool is skew behind a rectifier, and a maximum asks for its upper tail."""
     torch.manual_seed(0)

@@ -137,9 +137,7 @@ class TrainPass(Interpreter):
         if len(signals) == 1 and rate is not None and tuple(signals[0].mean.shape) == node.shape:
             x = signals[0]
             mask = None if explicit else self._mask(node)
-            if mask is not None and site.kind in ("channel_dropout", "drop_path"):
-                mask = _drawn_once(mask)
-            shape = _noise.factor_shape(site, x.mean.shape, None if mask is None else tuple(mask.shape))
+            shape = _noise.factor_shape(site, x.mean.shape, _drawn_shape(site, mask))
             if _noise.multiplies(site):
                 mean: float | Tensor = _factor_mean(site, mask)
                 if site.kind != "drop_block" or mask is None or mask.dim() < 3:
@@ -284,13 +282,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _drawn_once(mask: Tensor) -> Tensor:
-    """A mask without the repetitions along the axes that it was expanded over."""
-    for axis in range(mask.dim()):
-        first = mask.narrow(axis, 0, 1)
-        if mask.shape[axis] > 1 and bool((mask == first).all()):
-            mask = first
-    return mask
+def _drawn_shape(site: NoiseSite, mask: Tensor | None) -> tuple[int, ...] | None:
+    """Shape of a mask without the axes that it was expanded over; None where its draw does not tell."""
+    if mask is None or site.kind not in ("channel_dropout", "drop_path"):
+        return None if mask is None else tuple(mask.shape)
+    if bool((mask == mask.flatten()[0]).all()):
+        return None
+    repeated = [bool((mask == mask.narrow(axis, 0, 1)).all()) for axis in range(1, mask.dim())]
+    rest = (1 if same else size for same, size in zip(repeated, mask.shape[1:], strict=True))
+    return (mask.shape[0], *rest)
 
 
 def _ones(value: Any) -> Any:
