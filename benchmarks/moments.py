@@ -136,6 +136,7 @@ AS_BUILT: dict[str, dict[str, float]] = {  # with the norms that timm gives them
     "efficientnet_b0": {"drop_path_rate": 0.2},
     "densenet121": {"proj_drop_rate": 0.3},
 }
+_SIZE, _LARGE = 64, 128  # pixels: of most rows, and of the last one
 
 
 def _spread_norms(net: nn.Module) -> None:
@@ -147,23 +148,24 @@ def _spread_norms(net: nn.Module) -> None:
 
 
 def run_zoo(quick: bool) -> Iterator[list[str]]:
-    """Architectures of timm with random weights; statistics from CIFAR-10 at 64 pixels."""
+    """Architectures of timm with random weights; statistics from CIFAR-10, enlarged."""
     declare_torchvision_operators()
     import timm
 
-    images = cifar10(folder(), batches=1).normalised()[:512]
-    images = F.interpolate(images, size=64, mode="bilinear")
-    rows = [(name, noise, True) for name, noise in ZOO.items()]
-    rows += [(name, noise, False) for name, noise in AS_BUILT.items()]
-    for name, noise, spread in rows[: 2 if quick else None]:
+    small = cifar10(folder(), batches=1).normalised()[:512]
+    rows = [(name, noise, True, _SIZE) for name, noise in ZOO.items()]
+    rows += [(name, noise, False, _SIZE) for name, noise in AS_BUILT.items()]
+    rows.append(("efficientnet_b0", ZOO["efficientnet_b0"], True, _LARGE))
+    for name, noise, spread, size in rows[: 2 if quick else None]:
+        images = F.interpolate(small, size=size, mode="bilinear")
         torch.manual_seed(0)
         net = timm.create_model(name, num_classes=10, **noise)
         if spread:
             _spread_norms(net)
         kind, rate = next(iter(noise.items()))
-        title = f"{name}{'' if spread else ' as built'}, {kind} {rate}"
+        title = f"{name}{'' if spread else ' as built'}{'' if size == _SIZE else f' at {size} pixels'}"
         try:
-            yield compare(title, net, images[:256], images[256:])
+            yield compare(f"{title}, {kind} {rate}", net, images[:256], images[256:])
         except ValueError as error:
             print(name, error, flush=True)
 

@@ -45,16 +45,9 @@ class Anchor:
     stand_in: Tensor | None = None
 
     def line(self) -> tuple[Tensor, Tensor]:
-        """Factor and term per channel with which `fix` puts a value right."""
+        """Factor and term per channel that put a propagated value on the scale of the data."""
         gain = self.gain if self.scale is None else self.gain * self.scale
         return gain, self.channels_mean - self.centre * gain
-
-    def fix(self, x: Tensor, *, scaled: bool = False) -> Tensor:
-        """Puts a propagated value on the scale of the data."""
-        deviation = x - per_channel(self.centre, x)
-        if self.scale is not None and not scaled:
-            deviation = deviation * self.scale
-        return per_channel(self.channels_mean, x) + deviation * per_channel(self.gain, x)
 
 
 def anchor(
@@ -110,7 +103,8 @@ def anchor(
     learned = data + noise if variance is None else variance
     made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale, louder)
     target = _louder(target, louder)
-    fixed = made.fix(target.mean, scaled=True)
+    term = fixed_mean - centre * gain
+    fixed = torch.addcmul(per_channel(term, target.mean), target.mean, per_channel(gain, target.mean))
     if target.mask is not None:  # data and noise change by different factors: the rest is a term beside them
         size = torch.ones_like(gain) if louder is None else louder
         again = target.mask.moved(size, None)
@@ -129,7 +123,7 @@ def normalise(x: Signal, made: Anchor, weight: Tensor | None, bias: Tensor | Non
     shift = (0 if bias is None else bias) - made.channels_mean * scale
     wide, term = per_channel(scale, x.mean), per_channel(shift, x.mean)
     return x.but(
-        mean=x.mean * wide + term,
+        mean=torch.addcmul(term, x.mean, wide),
         variance=None if x.variance is None else x.variance * wide.square(),
         draw=None if x.draw is None else x.draw * wide,
         mask=None if x.mask is None else x.mask.moved(scale, shift),

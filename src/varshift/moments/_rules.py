@@ -84,20 +84,28 @@ class Call:
         """Whether every signal still has the scale of a made-up input."""
         return all(signal.floating for signal in self.signals)
 
-    def linear(self, variance: Tensor | None, *, exact: bool = False, independent: bool = False) -> Signal:
+    def linear(
+        self,
+        variance: Tensor | None,
+        *,
+        draw: Tensor | None = None,
+        exact: bool = False,
+        independent: bool = False,
+    ) -> Signal:
         """The result of an operation that is linear in all signals together.
 
         Args:
             variance: Its noise variance, up to one factor per channel; None for that of the draw.
-            exact: Whether that is right in size.
+            draw: Its draw, if that is known already.
+            exact: Whether the variance is right in size.
             independent: Whether the noise of each element is its own.
         """
         mean = self.run(lambda signal: signal.mean)
-        draw = self.run(lambda signal: signal.total) - mean
-        if variance is None or variance.shape != draw.shape:
-            variance, exact = even(draw), False
+        drawn: Tensor = self.run(lambda signal: signal.total) - mean if draw is None else draw
+        if variance is None or variance.shape != drawn.shape:
+            variance, exact = even(drawn), False
         doubts = self.doubts()
-        return Signal(mean, variance, draw, None, self.floating(), doubts, exact, independent)
+        return Signal(mean, variance, drawn, None, self.floating(), doubts, exact, independent)
 
     def one(self) -> Signal | None:
         """The noisy operand, if there is just one."""
@@ -177,7 +185,8 @@ def _weight(node: Node, call: Call) -> Signal:
         return past_linear(call, lambda x: plain.run(lambda _: x))
     squared = Call(node, (), plain.kwargs | {weight: named[weight].square()})
     exact = given.exact and given.independent
-    return call.linear(squared.run(lambda signal: signal.spread()), exact=exact)
+    draw = plain.run(lambda signal: signal.draw)
+    return call.linear(squared.run(lambda signal: signal.spread()), draw=draw, exact=exact)
 
 
 @rule(*VIEWS)
