@@ -67,6 +67,14 @@ def test_sums_are_as_unsure_as_their_terms():
     assert float(noise) == pytest.approx(0.5)
 
 
+def test_gates_leave_it_as_it_is():
+    x = Signal(torch.randn(64, 4, 5, 5), unsure=(torch.tensor(1.0), torch.tensor(0.5)))
+    gate = Signal(torch.rand(64, 4, 1, 1), unsure=(torch.tensor(2.0), torch.tensor(0.1)))
+    other = Signal(torch.randn(64, 4, 5, 5), unsure=(torch.tensor(2.0), torch.tensor(0.1)))
+    assert unsure_after("mul", {}, [x, gate], x) == x.unsure
+    assert [float(part) for part in unsure_after("mul", {}, [x, other], x)] == pytest.approx([3.0, 0.6])
+
+
 def test_a_mask_changes_with_the_noise():
     """What a mask says of the anchored signal is what the signal says itself."""
     site = NoiseSite("", "", "drop_path", 0.3, None, 0, (), None, "none")

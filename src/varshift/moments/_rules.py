@@ -140,7 +140,8 @@ def _with_unsure(name: str, call: Call, result: Any) -> Any:
         return tuple(_with_unsure(name, call, part) for part in result)
     if not isinstance(result, Signal) or not call.signals:
         return result
-    return replace(result, unsure=unsure_after(name, call.named(), call.signals, result))
+    named = call.named() if name in WEIGHTS else {}
+    return replace(result, unsure=unsure_after(name, named, call.signals, result))
 
 
 def _visit(value: Any, function: Callable[[Signal], Any]) -> None:

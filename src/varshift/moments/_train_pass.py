@@ -91,7 +91,7 @@ class TrainPass(Interpreter):
             return found
         named: dict[str, Any] = {}
         if base_name(node) in WEIGHTS:
-            named = {key: _plain(self.fill(value)) for key, value in bound(node).items()}
+            named = {key: self.fill(value) for key, value in bound(node).items()}
         return found.but(unsure=unsure_after(base_name(node), named, signals, found))
 
     def _norm(self, node: Node, site: NormSite, call: int) -> Any:

@@ -49,12 +49,15 @@ def unsure_after(name: str, named: Mapping[str, Any], given: Sequence[Signal], r
     if len(given) == 1:
         return given[0].unsure
     if name not in SUMS | CONCATENATIONS:
+        # A gate for whole channels or samples, of fewer elements, errs in data and noise alike.
+        most = max(signal.mean.numel() for signal in given)
+        given = [signal for signal in given if signal.mean.numel() == most]
         return sum(signal.unsure[0] for signal in given), sum(signal.unsure[1] for signal in given)
-    sizes = [(channel_variance(thin(x.mean)).mean(), _noise(x).mean()) for x in given]
-    return tuple(  # type: ignore[return-value]
-        sum(size[part] * x.unsure[part] for size, x in zip(sizes, given, strict=True))
-        / sum(size[part] for size in sizes).clamp_min(TINY)  # type: ignore[union-attr]
-        for part in range(2)
+    data = [channel_variance(thin(signal.mean)).mean() for signal in given]
+    noise = [_noise(signal).mean() for signal in given]
+    return (
+        _average([signal.unsure[0] for signal in given], data),
+        _average([signal.unsure[1] for signal in given], noise),
     )
 
 
@@ -73,14 +76,19 @@ def thin(x: Tensor) -> Tensor:
     return x[(slice(None), slice(None), *steps)] if x.dim() > 2 else x
 
 
+def _average(values: Sequence[Tensor | float], sizes: Sequence[Tensor]) -> Tensor:
+    total = torch.stack([size * value for size, value in zip(sizes, values, strict=True)]).sum()
+    return total / torch.stack(list(sizes)).sum().clamp_min(TINY)
+
+
 def _noise(x: Signal) -> Tensor:
     return torch.zeros((), device=x.mean.device) if x.draw is None else channel_mean(thin(x.draw).square())
 
 
 def _of_weights(name: str, named: Mapping[str, Any], x: Signal, result: Signal) -> Unsure:
     weight = next((named[key] for key in _KEYS if isinstance(named.get(key), Tensor)), None)
-    flat = name == "linear" or name in _MATRICES
-    if weight is None or x.mean.dim() < 2 or (flat and x.mean.dim() != 2):
+    # Where channels are not the second axis (tokens, samples without a batch), their spread says nothing.
+    if weight is None or weight.dim() < 2 or weight.dim() != x.mean.dim():
         return 0.0, 0.0
     squares = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
     groups = int(named.get("groups", 1))
