@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from varshift_lab.runner import Assignment
@@ -25,6 +27,14 @@ class Sweeps:
 
     def events(self, key):
         return [event["event"] for event in read_log(self.store.run_folder(key) / "log.jsonl")]
+
+
+@pytest.fixture(autouse=True)
+def heeds_interrupts():
+    """A process that a shell put in the background ignores SIGINT, and so would all that the tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
