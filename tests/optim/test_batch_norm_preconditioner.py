@@ -249,7 +249,7 @@ def test_q2_counts_rows_against_the_fan_in(rule, layer, shape, q2):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_variance_of_single_samples_is_not_lost(batch):
-    """The table of the page: true variances .25, 4 and 9 at any batch size."""
+    """True variances .25, 4 and 9 at any batch size."""
     torch.manual_seed(0)
     layer = nn.Linear(3, 1)
     preconditioner = BatchNormPreconditioner(layer)

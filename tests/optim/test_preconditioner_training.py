@@ -119,7 +119,7 @@ def test_clipping_attached_later_sees_preconditioned_gradients():
 
 
 def test_it_trains_an_ill_conditioned_regression_faster():
-    """As in the toy of section 3 of the page: scales from .1 to 10, logistic loss, full batches."""
+    """A toy: scales from .1 to 10, logistic loss, full batches."""
     torch.manual_seed(0)
     x = torch.randn(400, 20).double() * torch.logspace(-1, 1, 20).double()
     y = ((x / x.std(0)) @ torch.randn(20).double() > 0).double()

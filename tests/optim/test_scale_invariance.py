@@ -1,4 +1,4 @@
-"""Which weights are scale invariant: the table of the page, norms behind concatenations, real networks."""
+"""Which weights are scale invariant: norms in every place, norms behind concatenations, real networks."""
 
 import copy
 

@@ -44,7 +44,7 @@ def norms(weight):
 
 @pytest.mark.parametrize(("eps", "loss_bound", "grad_bound"), [(1e-30, 1e-14, 1e-12), (1e-5, 7e-5, 1e-3)])
 def test_loss_is_invariant_and_gradients_scale_inversely(eps, loss_bound, grad_bound):
-    """Vector 1 of the page; half of 1e-5 over the smallest variance, .3 squared times .8, is 7e-5."""
+    """A known vector; half of 1e-5 over the smallest variance, .3 squared times .8, is 7e-5."""
     model = network(eps)
     WeightRescaling([model[0]]).rescale_()
     loss = loss_of(model)
@@ -96,7 +96,7 @@ def train(interval, scale_state, matched, steps=200):
 
 
 def test_scaled_momentum_and_rate_keep_the_path():
-    """Vector 2 of the page: directions equal to 1e-12, the norm reappears as the accumulated factor."""
+    """A known vector: directions equal to 1e-12, the norm reappears as the accumulated factor."""
     plain, _, grown = train(0, True, False)
     assert (grown > 1.01).all()
     for interval in (1, 20):

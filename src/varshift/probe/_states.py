@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,11 +94,9 @@ def _try_small(run: Callable[[Any], Any], batch: Any, tap: Tap) -> None:
     """Runs on two samples; a model that insists on its batch size gets the whole batch."""
     with torch.no_grad():
         if batch_size(batch) > 2:
-            try:
+            with contextlib.suppress(Exception):  # whatever it is, the whole batch decides
                 tap.begin()
                 run(take_samples(batch, 2))
                 return
-            except Exception:  # whatever it is, the whole batch decides
-                pass
         tap.begin()
         run(batch)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import _thresholds as thresholds
 from ._evidence import Evidence
 from ._finding import Cure, Finding
 from ._reading import known, norms_in_order, quoted, source_of
 from ._registry import Rule, register
-
-if TYPE_CHECKING:
-    pass
 
 _LEARN = Cure("learn the statistics from data (varshift.recalibrate)", "safe")
 
