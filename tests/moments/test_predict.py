@@ -118,6 +118,15 @@ def test_agrees_with_measurement(trained):
         assert prediction.layer("5").local_ratio == pytest.approx(measured.local_ratio, rel=0.02)
 
 
+def agrees_with_check(model, batch, norm, *, batches, rel):
+    """A norm of a network whose statistics are learned with noise, predicted and measured."""
+    vs.recalibrate(model, [batch] * 32, noise=True)
+    measured = vs.check(model, [batch] * batches).layer(norm)
+    predicted = predict(model, batch).layer(norm)
+    assert predicted.local_ratio == pytest.approx(measured.local_ratio, rel=rel)
+    assert predicted.ratio == pytest.approx(measured.ratio, rel=rel)
+
+
 def _put(x, keep):
     y = x.clone()
     y[~keep.expand_as(x)] = 0
@@ -152,13 +161,7 @@ def test_masks_written_by_hand(form, shared):
                 x = HAND_WRITTEN[form](x, torch.rand(sizes) > 0.3)
             return self.last(self.second(x))
 
-    model = ByHand()
-    batch = torch.randn(256, 3, 10, 10).cumsum(-1) / 2
-    vs.recalibrate(model, [batch] * 32, noise=True)
-    measured = vs.check(model, [batch] * 8).layer("last")
-    predicted = predict(model, batch).layer("last")
-    assert predicted.local_ratio == pytest.approx(measured.local_ratio, rel=0.03)
-    assert predicted.ratio == pytest.approx(measured.ratio, rel=0.03)
+    agrees_with_check(ByHand(), torch.randn(256, 3, 10, 10).cumsum(-1) / 2, "last", batches=8, rel=0.03)
 
 
 def test_masks_that_drop_nothing_in_the_draw_that_was_looked_at():
@@ -187,12 +190,7 @@ def test_maxima_of_rectified_noise():
     layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(16, 16, 3)]
     layers += [nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)]
     model = nn.Sequential(*layers)
-    batch = torch.randn(256, 3, 12, 12).cumsum(-1) / 2
-    vs.recalibrate(model, [batch] * 32, noise=True)
-    measured = vs.check(model, [batch] * 4).layer("9")
-    predicted = predict(model, batch).layer("9")
-    assert predicted.local_ratio == pytest.approx(measured.local_ratio, rel=0.01)
-    assert predicted.ratio == pytest.approx(measured.ratio, rel=0.01)
+    agrees_with_check(model, torch.randn(256, 3, 12, 12).cumsum(-1) / 2, "9", batches=4, rel=0.01)
 
 
 def test_end_to_end_vector():

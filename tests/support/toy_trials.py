@@ -25,11 +25,12 @@ from varshift_lab.studies import (
 
 @dataclass(frozen=True)
 class Walk(Trial):
-    """A random walk of so many steps, with a checkpoint after each."""
+    """A random walk of so many steps, with a checkpoint after each, and a long rest behind one of them."""
 
     steps: int = 5
     drift: float = 0.0
     pause: float = 0.0
+    rest: int = -1
 
     def run(self, workbench):
         done, place, path = 0, 0.0, []
@@ -45,6 +46,8 @@ class Walk(Trial):
                 part.write_text(json.dumps([step + 1, place, path]))
                 part.replace(checkpoint)
             workbench.record({"event": "step", "step": step, "steps": self.steps, "place": place})
+            if step == self.rest:
+                time.sleep(60)
         return {"place": place, "path": path, "pflop": self.steps * 1e-9}
 
 

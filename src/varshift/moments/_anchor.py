@@ -130,15 +130,13 @@ def normalise(x: Signal, made: Anchor, weight: Tensor | None, bias: Tensor | Non
     )
 
 
-def _trust(x: Signal) -> Tensor | float:
+def _trust(x: Signal) -> Tensor:
     """Squared error of the noise's size over that of the data's, both relative."""
-    data, noise = x.unsure
-    if not isinstance(noise, Tensor):
-        return _TRUST
-    return (noise / torch.as_tensor(data).clamp_min(TINY)).clamp(_TRUST, 1)
+    data, noise = map(torch.as_tensor, x.unsure)
+    return (noise / data.clamp_min(TINY)).clamp(_TRUST, 1)
 
 
-def _shares(data: Tensor, noise: Tensor, wanted: Tensor, trust: Tensor | float) -> tuple[Tensor, Tensor]:
+def _shares(data: Tensor, noise: Tensor, wanted: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
     """Factors for the deviations of data and noise that bring their variances to a known sum.
 
     The size of fresh noise is known far better than that of the data, but not without error: taken off as it

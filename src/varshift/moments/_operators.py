@@ -15,6 +15,20 @@ from varshift.flow import Node
 _PLAIN = frozenset(
     ["relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "elu", "leaky_relu", "sigmoid"]
 )
+MATRICES = ("mm", "matmul", "addmm")
+# Each reads one signal and weights.
+WEIGHTS = (
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    *MATRICES,
+)
+_WEIGHT_KEYS = ("weight", "mat2", "other")
 
 
 class UnknownOperator(Exception):  # noqa: N818 - carries a name
@@ -67,6 +81,11 @@ def bound(node: Node) -> dict[str, Any]:
         elif argument.has_default_value():
             named[argument.name] = argument.default_value
     return named
+
+
+def weight_key(named: Mapping[str, Any]) -> str | None:
+    """Under which name the operands of a call hold its weights, if they do."""
+    return next((key for key in _WEIGHT_KEYS if isinstance(named.get(key), Tensor)), None)
 
 
 def run(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

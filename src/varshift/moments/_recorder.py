@@ -15,16 +15,13 @@ from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, PRODUCTS, SUMS, VIEW
 from . import _responses
 from ._clean_pass import CleanPass
 from ._interpreter import BATCH_NORMS
-from ._operators import UnknownOperator, base_name, bound, run, writes_in_place
+from ._operators import WEIGHTS, UnknownOperator, base_name, bound, run, weight_key, writes_in_place
 from ._profile import Profile, profile_of
 from ._responses import Response
 from ._rules import NOT_ELEMENTWISE
 from ._train_pass import TrainPass
 
 Place = tuple[int, int]  # a node, and which of its results
-_WEIGHTS = frozenset(
-    f"{name}{axes}d" for name in ("conv", "conv_transpose") for axes in (1, 2, 3)
-) | frozenset(["linear", "convolution", "addmm", "mm", "matmul"])
 _BY_GROUPS = frozenset(
     ["group_norm", "native_group_norm", "layer_norm", "native_layer_norm", "instance_norm"]
 )
@@ -208,7 +205,7 @@ class Recorder:
     def _response(
         self, name: str, node: Node, seen: Seen, results: Sequence[Profile]
     ) -> tuple[Sequence[Response] | None, bool]:
-        if name in _WEIGHTS and len(seen.given) == 1:
+        if name in WEIGHTS and len(seen.given) == 1:
             return self._weighted(name, node, seen.places[0][0]), True
         if name in ("add", "sub") and len(seen.given) == 2:
             return [_responses.added(seen.given, results[0])], False
@@ -233,7 +230,7 @@ class Recorder:
         named = {
             key: None if _is(value, source) else self.watched.fill(value) for key, value in arguments.items()
         }
-        weight = arguments.get("weight", arguments.get("mat2", arguments.get("other")))
+        weight = arguments.get(weight_key(named) or "")
         target = self.watched.flow.nodes[weight.index].target if isinstance(weight, Ref) else None
         key = f"{target} {before} {node.shape} {node.op}"
         if target is None or key not in self.matrices:

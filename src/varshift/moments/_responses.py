@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._operators import weight_key
 from ._profile import Profile, joined
 
 # From the profiles of the operands to that of the result, up to a factor per channel that is calibrated.
@@ -63,9 +64,9 @@ def weights(
         before: Shape of the input.
         after: Shape of the result.
     """
-    name = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), "")
-    weight = named.get(name)
-    if not isinstance(weight, Tensor) or weight.dim() < 2 or not weight.is_floating_point():
+    name = weight_key(named)
+    weight = named.get(name or "")
+    if weight is None or weight.dim() < 2 or not weight.is_floating_point():
         return None
     weight = weight.detach().float()
     groups = int(named.get("groups", 1) or 1) if weight.dim() > 2 else 1

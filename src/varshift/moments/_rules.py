@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,9 +23,8 @@ from varshift.flow._ops import (
 
 from . import _elementwise
 from ._masks import commutes, of_sum, past_linear, side_by_side
-from ._operators import base_name, bound, run
+from ._operators import WEIGHTS, base_name, bound, run, weight_key
 from ._signal import TINY, Signal, channel_mean, channel_variance, even, per_channel
-from ._unsure import WEIGHTS, unsure_after
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
@@ -58,7 +56,7 @@ NOT_ELEMENTWISE = (
 
 
 class Call:
-    """A call with its operands: plain tensors, and signals of which at least one is noisy."""
+    """A call with its operands: plain tensors and signals."""
 
     def __init__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.node, self.args, self.kwargs = node, args, kwargs
@@ -100,7 +98,7 @@ class Call:
             exact: Whether the variance is right in size.
             independent: Whether the noise of each element is its own.
         """
-        mean = self.run(lambda signal: signal.mean)
+        mean = self.run(plain)
         drawn: Tensor = self.run(lambda signal: signal.total) - mean if draw is None else draw
         if variance is None or variance.shape != drawn.shape:
             variance, exact = even(drawn), False
@@ -123,25 +121,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def propagate(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def propagate(call: Call) -> Any:
     """The result of a call on noisy signals: a signal, or several for an operation with several results."""
-    name = base_name(node)
-    if name == "getitem" and isinstance(args[0], (tuple, list)):
-        return args[0][args[1]]  # one of the results of an operation with several
-    call = Call(node, args, kwargs)
+    name = base_name(call.node)
     found = REGISTRY.get(name)
     if found is None and name in ACTIVATIONS - NOT_ELEMENTWISE and len(call.signals) == 1:
         found = _activation
-    return _with_unsure(name, call, found(node, call) if found else _by_difference(node, call))
-
-
-def _with_unsure(name: str, call: Call, result: Any) -> Any:
-    if isinstance(result, tuple):
-        return tuple(_with_unsure(name, call, part) for part in result)
-    if not isinstance(result, Signal) or not call.signals:
-        return result
-    named = call.named() if name in WEIGHTS else {}
-    return replace(result, unsure=unsure_after(name, named, call.signals, result))
+    return found(call.node, call) if found else _by_difference(call.node, call)
 
 
 def _visit(value: Any, function: Callable[[Signal], Any]) -> None:
@@ -173,7 +159,7 @@ def _weight(node: Node, call: Call) -> Signal:
     the channel. To take it as the same everywhere makes ratios of trained networks several times as wrong.
     """
     named = call.named()
-    weight = next((key for key in ("weight", "mat2", "other") if isinstance(named.get(key), Tensor)), None)
+    weight = weight_key(named)
     if weight is None or len(call.signals) != 1:
         return call.linear(None) if len(call.signals) == 1 else _by_difference(node, call)
     plain = Call(node, (), {key: value for key, value in named.items() if value is not None})
@@ -195,7 +181,7 @@ def _view(node: Node, call: Call) -> Any:
     name = base_name(node)
     if len(call.signals) != 1:
         return call.linear(None)
-    parts = [call.run(pick) for pick in (_mean, _total)]
+    parts = [call.run(pick) for pick in (plain, _total)]
     filled = name in ("constant_pad_nd", "pad") and call.named().get("value")
     parts.append(even(parts[1] - parts[0]) if filled else call.run(_spread))
     if isinstance(parts[0], (tuple, list)):
@@ -211,7 +197,8 @@ def _part(call: Call, mean: Tensor, total: Tensor, spread: Tensor) -> Signal:
     return Signal(mean, spread, total - mean, None, call.floating(), call.doubts(), exact, independent)
 
 
-def _mean(signal: Signal) -> Tensor:
+def plain(signal: Signal) -> Tensor:
+    """A signal as it is without its noise."""
     return signal.mean
 
 

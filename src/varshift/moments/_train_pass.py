@@ -16,10 +16,10 @@ from . import _noise
 from ._anchor import Anchor, anchor, normalise
 from ._fields import made_up_input
 from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown, wide
-from ._operators import base_name, bound, run, writes_in_place
-from ._rules import Call, propagate, sampled
+from ._operators import WEIGHTS, UnknownOperator, base_name, bound, run, writes_in_place
+from ._rules import Call, plain, propagate, sampled
 from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
-from ._unsure import WEIGHTS, unsure_after, unsure_behind
+from ._unsure import unsure_after, unsure_behind
 
 Rates = Mapping[int, float]
 _DRAWS = 16  # of noise that no rule is for
@@ -60,6 +60,11 @@ class TrainPass(Interpreter):
         self.sites = {site.node: (place, site) for place, site in enumerate(flow.noises)}
         self._signals, self._noisy_paths, self._random = _noisy_paths(flow)
 
+    @property
+    def _anchoring(self) -> bool:
+        """Whether anchors are made, for which it matters what is unsure."""
+        return bool(self.trusted) and not self.frozen
+
     def kept(self) -> set[int]:
         return {index for i in self._random | self._noisy_paths for index in self.flow.nodes[i].inputs}
 
@@ -76,23 +81,27 @@ class TrainPass(Interpreter):
         if node.index in self.norm_at and base_name(node) in BATCH_NORMS:
             return self._norm(node, *self.norm_at[node.index])
         args, kwargs = self.operands(node)
+        if base_name(node) == "getitem" and isinstance(args[0], (tuple, list)):
+            return args[0][args[1]]  # one of the results of an operation with several
+        call = Call(node, args, kwargs)
         if node.index not in self._signals:
-            return run(node, _plain(args), _plain(kwargs))  # random numbers in the shape of a signal, say
-        signals: list[Signal] = []
-        _collect((args, kwargs), signals)
-        if any(signal.noisy for signal in signals):
-            return propagate(node, args, kwargs)
-        args, kwargs = _plain(args), _plain(kwargs)
-        result = run(node, args, kwargs)
-        floating = bool(signals) and all(signal.floating for signal in signals)
-        doubts = frozenset().union(*(signal.doubts for signal in signals))
-        found = _wrap(result, floating, doubts)
-        if not isinstance(found, Signal) or not signals:
-            return found
-        named: dict[str, Any] = {}
-        if base_name(node) in WEIGHTS:
-            named = {key: self.fill(value) for key, value in bound(node).items()}
-        return found.but(unsure=unsure_after(base_name(node), named, signals, found))
+            return call.run(plain)  # random numbers in the shape of a signal, say
+        if any(signal.noisy for signal in call.signals):
+            return self._doubted(call, propagate(call))
+        floating = bool(call.signals) and call.floating()
+        return self._doubted(call, _wrap(call.run(plain), floating, call.doubts()))
+
+    def _doubted(self, call: Call, result: Any) -> Any:
+        """The result of a call with what is unsure of it."""
+        if not self._anchoring or not call.signals:
+            return result
+        if isinstance(result, tuple):
+            return tuple(self._doubted(call, part) for part in result)
+        if not isinstance(result, Signal):
+            return result
+        name = base_name(call.node)
+        named = call.named() if name in WEIGHTS else {}
+        return replace(result, unsure=unsure_after(name, named, call.signals, result))
 
     def _norm(self, node: Node, site: NormSite, call: int) -> Any:
         named = self.statistics(node)
@@ -140,12 +149,13 @@ class TrainPass(Interpreter):
             shape = _noise.factor_shape(site, x.mean.shape, _drawn_shape(site, mask))
             if _noise.multiplies(site):
                 mean: float | Tensor = _factor_mean(site, mask)
-                if site.kind != "drop_block" or mask is None or mask.dim() < 3:
-                    return _behind(x, _noise.multiply(x, site, rate, shape, mean))
-                if mask.shape[0] * mask.shape[1] >= _MANY:  # fewer blocks reach a border than the middle
-                    mean = mask.mean((0, 1), keepdim=True).clamp_min(TINY)
-                drawn = mask / (mean if isinstance(mean, Tensor) else mask.mean().clamp_min(TINY))
-                return _behind(x, _noise.multiply(x, site, rate, shape, mean, drawn))
+                drawn = None
+                if site.kind == "drop_block" and mask is not None and mask.dim() >= 3:
+                    if mask.shape[0] * mask.shape[1] >= _MANY:  # fewer blocks reach a border than the middle
+                        mean = mask.mean((0, 1), keepdim=True).clamp_min(TINY)
+                    drawn = mask / (mean if isinstance(mean, Tensor) else mask.mean().clamp_min(TINY))
+                result = _noise.multiply(x, site, rate, shape, mean, drawn)
+                return result.but(unsure=unsure_behind(x, result)) if self._anchoring else result
             if site.additive and site.kind in ("gaussian", "uniform"):
                 return _noise.add(x, site, rate)
             if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
@@ -158,7 +168,7 @@ class TrainPass(Interpreter):
         fitting = [signal for signal in signals if tuple(signal.mean.shape) == node.shape]
         if not fitting:
             args, kwargs = self.operands(node)
-            return _wrap(run(node, _plain(args), _plain(kwargs)), False, frozenset({site.kind}))
+            return _wrap(Call(node, args, kwargs).run(plain), False, frozenset({site.kind}))
         return fitting[0].but(mask=None, doubts=fitting[0].doubts | {site.kind})
 
     def _sampled(
@@ -250,36 +260,15 @@ class TrainPass(Interpreter):
     def _factor(self, node: Node, drawn: Tensor) -> Tensor | None:
         """What is left of ones: masks may say what to keep or what to drop, as numbers or as truth values."""
         try:
-            factor = _wrap(run(node, *(_ones(part) for part in self.operands(node))), False, frozenset()).mean
-        except (RuntimeError, TypeError, ValueError, AttributeError):
+            factor = Call(node, *self.operands(node)).run(lambda signal: torch.ones_like(signal.mean))
+        except (UnknownOperator, RuntimeError, TypeError, ValueError):
+            return None
+        if isinstance(factor, (tuple, list)):
+            factor = factor[0]
+        if not isinstance(factor, Tensor) or not factor.is_floating_point():
             return None
         sizes = (1,) * (factor.dim() - drawn.dim()) + tuple(drawn.shape)
         return factor[tuple(slice(None, 1 if size == 1 else None) for size in sizes)]
-
-
-def _behind(x: Signal, result: Signal) -> Signal:
-    return result.but(unsure=unsure_behind(x, result))
-
-
-def _collect(value: Any, found: list[Signal]) -> None:
-    if isinstance(value, Signal):
-        found.append(value)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Signal):
-        return value.mean
-    if isinstance(value, (tuple, list)):
-        return type(value)(_plain(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 def _drawn_shape(site: NoiseSite, mask: Tensor | None) -> tuple[int, ...] | None:
@@ -291,16 +280,6 @@ def _drawn_shape(site: NoiseSite, mask: Tensor | None) -> tuple[int, ...] | None
     repeated = [bool((mask == mask.narrow(axis, 0, 1)).all()) for axis in range(1, mask.dim())]
     rest = (1 if same else size for same, size in zip(repeated, mask.shape[1:], strict=True))
     return (mask.shape[0], *rest)
-
-
-def _ones(value: Any) -> Any:
-    if isinstance(value, Signal):
-        return torch.ones_like(value.mean)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_ones(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _ones(item) for key, item in value.items()}
-    return value
 
 
 def _wrap(result: Any, floating: bool, doubts: frozenset[str]) -> Any:

@@ -10,23 +10,11 @@ from torch import Tensor
 
 from varshift.flow._ops import CONCATENATIONS, SUMS
 
+from ._operators import MATRICES, WEIGHTS, weight_key
 from ._signal import TINY, Signal, Unsure, channel_mean, channel_variance
 
 _POSITIONS = 8  # along each axis: a spread over channels does not need more
 _DEAD = 1e-6  # of the average size: channels below say nothing
-_MATRICES = ("mm", "matmul", "addmm")
-WEIGHTS = (
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "convolution",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    *_MATRICES,
-)
-_KEYS = ("weight", "mat2", "other")
 
 
 def unsure_after(name: str, named: Mapping[str, Any], given: Sequence[Signal], result: Signal) -> Unsure:
@@ -53,7 +41,7 @@ def unsure_after(name: str, named: Mapping[str, Any], given: Sequence[Signal], r
         most = max(signal.mean.numel() for signal in given)
         given = [signal for signal in given if signal.mean.numel() == most]
         return sum(signal.unsure[0] for signal in given), sum(signal.unsure[1] for signal in given)
-    data = [channel_variance(thin(signal.mean)).mean() for signal in given]
+    data = [channel_variance(_thin(signal.mean)).mean() for signal in given]
     noise = [_noise(signal).mean() for signal in given]
     return (
         _average([signal.unsure[0] for signal in given], data),
@@ -64,13 +52,11 @@ def unsure_after(name: str, named: Mapping[str, Any], given: Sequence[Signal], r
 def unsure_behind(x: Signal, result: Signal) -> Unsure:
     """What is unsure behind a noise site: new noise is as large as the data say."""
     data, noise = x.unsure
-    if not isinstance(data, Tensor) and not isinstance(noise, Tensor):
-        return x.unsure
     old = (_noise(x).mean() / _noise(result).mean().clamp_min(TINY)).clamp_max(1)
     return data, old * noise + (1 - old) * data
 
 
-def thin(x: Tensor) -> Tensor:
+def _thin(x: Tensor) -> Tensor:
     """Some of the positions of a map."""
     steps = (slice(None, None, max(size // _POSITIONS, 1)) for size in x.shape[2:])
     return x[(slice(None), slice(None), *steps)] if x.dim() > 2 else x
@@ -82,17 +68,17 @@ def _average(values: Sequence[Tensor | float], sizes: Sequence[Tensor]) -> Tenso
 
 
 def _noise(x: Signal) -> Tensor:
-    return torch.zeros((), device=x.mean.device) if x.draw is None else channel_mean(thin(x.draw).square())
+    return torch.zeros((), device=x.mean.device) if x.draw is None else channel_mean(_thin(x.draw).square())
 
 
 def _of_weights(name: str, named: Mapping[str, Any], x: Signal, result: Signal) -> Unsure:
-    weight = next((named[key] for key in _KEYS if isinstance(named.get(key), Tensor)), None)
+    weight = named.get(weight_key(named) or "")
     # Where channels are not the second axis (tokens, samples without a batch), their spread says nothing.
     if weight is None or weight.dim() < 2 or weight.dim() != x.mean.dim():
         return 0.0, 0.0
     squares = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
     groups = int(named.get("groups", 1))
-    backward = name in _MATRICES or "transpose" in name or bool(named.get("transposed", False))
+    backward = name in MATRICES or "transpose" in name or bool(named.get("transposed", False))
     squares = squares.unflatten(0, (groups, -1))
     squares = squares.transpose(1, 2) if backward else squares
 
@@ -103,7 +89,7 @@ def _of_weights(name: str, named: Mapping[str, Any], x: Signal, result: Signal) 
         count = alive.sum().clamp_min(1)
         return ((apart - apart.sum() / count).square() * alive).sum() / count
 
-    data = spread(channel_variance(thin(x.mean)), channel_variance(thin(result.mean)))
+    data = spread(channel_variance(_thin(x.mean)), channel_variance(_thin(result.mean)))
     if x.draw is None or result.draw is None:
         return data, 0.0
     return data, spread(_noise(x), _noise(result))
