@@ -86,10 +86,12 @@ def test_a_mask_changes_with_the_noise():
         noisy.variance,
         noisy.draw,
         noisy.mask.added(trunk, None),
+        exact=noisy.exact,
         unsure=(torch.tensor(1.0), torch.tensor(1.0)),
     )
     wanted = 2 * (channel_variance(x.mean) + x.noise())
-    made, found = anchor("norm", x, torch.zeros(3), wanted, None)
+    made, given, line = anchor("norm", x, torch.zeros(3), wanted, None)
+    found = given.moved(line)
     assert made.louder.square().tolist() == pytest.approx([2.0] * 3, rel=1e-4)
     mask = found.mask
     middle = mask.factor_mean * mask.base.mean * mask.scale[:, None, None] + mask.shift
@@ -127,3 +129,34 @@ def test_data_unlike_those_made_up(seed):
         if layer.noise:
             truth = measured.layer(layer.name).local_ratio
             assert layer.local_ratio == pytest.approx(truth, rel=0.06), layer.name
+
+
+class Dense(nn.Module):
+    """Every layer reads the parts of all before it, which norms have read already."""
+
+    def __init__(self, growth, layers):
+        super().__init__()
+        self.stem = nn.Conv2d(3, growth, 3, padding=1)
+        widths = [growth * (layer + 1) for layer in range(layers)]
+        self.norms = nn.ModuleList(map(nn.BatchNorm2d, widths))
+        self.convs = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1) for width in widths)
+
+    def forward(self, x):
+        x = F.dropout(F.relu(self.stem(x)), 0.5, self.training)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            part = F.dropout(F.relu(conv(F.relu(norm(x)))), 0.5, self.training)
+            x = torch.cat([x, part], 1)
+        return x
+
+
+def test_parts_that_a_norm_has_read_already():
+    """Their dropout met them last, and still does behind the norm that knows their size."""
+    torch.manual_seed(0)
+    model = Dense(12, 5)
+    batch = torch.randn(128, 3, 12, 12).cumsum(-1) / 2
+    vs.recalibrate(model, [batch] * 32, noise=True)
+    measured = vs.check(model, [batch] * 4)
+    for layer in predict(model, batch).layers:
+        truth = measured.layer(layer.name)
+        assert layer.local_ratio == pytest.approx(truth.local_ratio, rel=5e-3), layer.name
+        assert layer.ratio == pytest.approx(truth.ratio, rel=5e-3), layer.name

@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ._signal import SURE, TINY, Mask, Signal, channel_mean, channel_variance, per_channel
+from ._signal import (
+    SURE,
+    TINY,
+    Line,
+    Mask,
+    Signal,
+    channel_mean,
+    channel_variance,
+    per_channel,
+    product_variance,
+)
 
 _TRUST = 0.01  # at least: squared error of the noise's size over that of the data's, both relative
 _STEPS = 6  # of Newton's method
@@ -49,6 +59,11 @@ class Anchor:
         gain = self.gain if self.scale is None else self.gain * self.scale
         return gain, self.channels_mean - self.centre * gain
 
+    def norm(self, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+        """Factor and term per channel of the norm in training."""
+        scale = (self.variance + eps).rsqrt() * (1 if weight is None else weight)
+        return scale, (0 if bias is None else bias) - self.channels_mean * scale
+
 
 def anchor(
     name: str,
@@ -56,7 +71,7 @@ def anchor(
     mean: Tensor | None,
     variance: Tensor | None,
     frozen: Anchor | None,
-) -> tuple[Anchor, Signal]:
+) -> tuple[Anchor, Signal, Line | None]:
     """Anchors the input of a norm on its running statistics.
 
     The noise of the propagated input is right, its data part has the right shape but not the right size:
@@ -72,12 +87,12 @@ def anchor(
         frozen: The anchor of an earlier pass whose gain is to be used, with new noise.
 
     Returns:
-        The anchor, and the input put right.
+        The anchor, a signal, and the line that makes it the input put right; None if it is that already.
     """
     mask = x.mask if x.mask is not None and x.mask.fresh else None
     target = x if mask is None else mask.base
-    data, noise = channel_variance(target.mean), target.noise()
     centre = channel_mean(target.mean)
+    data, noise = channel_variance(target.mean, centre), target.noise()
     scale = louder = None
     if frozen is not None:
         scale = frozen.scale
@@ -102,32 +117,16 @@ def anchor(
         louder = frozen.louder
     learned = data + noise if variance is None else variance
     made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale, louder)
-    target = _louder(target, louder)
-    term = fixed_mean - centre * gain
-    fixed = torch.addcmul(per_channel(term, target.mean), target.mean, per_channel(gain, target.mean))
-    if target.mask is not None:  # data and noise change by different factors: the rest is a term beside them
-        size = torch.ones_like(gain) if louder is None else louder
-        again = target.mask.moved(size, None)
-        target = target.but(mask=again.added(fixed - per_channel(size, fixed) * target.mean, None))
-    target = target.but(mean=fixed, floating=False, unsure=SURE)
-    signal = (target if mask is None else _masked_again(x, mask, target)).sized()
-    made.noise = signal.noise()
+    loudness = torch.ones_like(gain) if louder is None else louder
+    line: Line | None = Line(gain, fixed_mean - centre * gain, loudness)
+    target = target.but(floating=False, unsure=SURE, sized=target.sized)
+    data, made.noise = gain.square() * data, loudness.square() * noise
+    if mask is not None:
+        target = _masked_again(x, mask, target.moved(line))
+        data, made.noise, line = channel_variance(target.mean), target.noise(), None
     if variance is None or frozen is not None:
-        made.variance = channel_variance(signal.mean) + made.noise
-    return made, signal
-
-
-def normalise(x: Signal, made: Anchor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Signal:
-    """What a norm makes of its anchored input in training."""
-    scale = (made.variance + eps).rsqrt() * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - made.channels_mean * scale
-    wide, term = per_channel(scale, x.mean), per_channel(shift, x.mean)
-    return x.but(
-        mean=torch.addcmul(term, x.mean, wide),
-        variance=None if x.variance is None else x.variance * wide.square(),
-        draw=None if x.draw is None else x.draw * wide,
-        mask=None if x.mask is None else x.mask.moved(scale, shift),
-    )
+        made.variance = data + made.noise
+    return made, target, line
 
 
 def _trust(x: Signal) -> Tensor:
@@ -161,13 +160,6 @@ def _shares(data: Tensor, noise: Tensor, wanted: Tensor, trust: Tensor) -> tuple
     return torch.where(there, gain, one), torch.where(there & (noise > TINY), louder, one)
 
 
-def _louder(x: Signal, factor: Tensor | None) -> Signal:
-    if factor is None or x.draw is None or x.variance is None:
-        return x
-    wide = per_channel(factor, x.draw)
-    return x.but(variance=x.variance * wide.square(), draw=x.draw * wide)
-
-
 def _scaled(x: Signal, factor: Tensor, centre: Tensor) -> Signal:
     middle = per_channel(centre, x.mean)
     return x.but(
@@ -190,14 +182,16 @@ def _masked_again(x: Signal, mask: Mask, target: Signal) -> Signal:
         per_channel(figure, x.mean) if isinstance(figure, Tensor) else figure
         for figure in (mask.factor_noise, mask.factor_mean)
     )
-    old, total = mask.base.total, x.total
-    factor = torch.where(old.abs() > 1e-12, total / old, torch.zeros_like(old))
+    factor = (x.total / mask.base.total).nan_to_num_(0.0, 0.0, 0.0)
     mean = size * target.mean
-    return x.but(
+    again = x.but(
         mean=mean,
-        variance=size**2 * (target.spread() * (1 + nu) + nu * target.mean.square()),
-        draw=factor * target.total - mean,
+        variance=product_variance(mean, target.spread(), size, nu),
+        draw=factor.mul_(target.total).sub_(mean),
         mask=replace(mask, base=target),
         floating=False,
         unsure=SURE,
     )
+    if again.draw is None or not again.exact:
+        return again
+    return again.but(draw=again.draw * per_channel(again.chance(), mean), sized=True)

@@ -13,7 +13,7 @@ from varshift.flow import Flow, Node
 
 from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown
 from ._operators import base_name, run
-from ._signal import channel_mean, channel_variance, per_channel
+from ._signal import affine, channel_mean, channel_variance
 
 
 @dataclass(slots=True)
@@ -79,7 +79,8 @@ class CleanPass(Interpreter):
             x = made.stand_in
         if isinstance(x, Unknown):
             raise ValueError("an operand is unknown")
-        mean, variance = channel_mean(x), channel_variance(x)
+        mean = channel_mean(x)
+        variance = channel_variance(x, mean)
         gain, term = torch.ones_like(mean), torch.zeros_like(mean)
         if made is not None and made.stand_in is None:
             # What the anchor makes of values is linear, and so is the norm: its statistics follow.
@@ -89,13 +90,13 @@ class CleanPass(Interpreter):
         if self._parted is None and not seen.close_to(learned):
             self._parted = self._twin(node.index)
         source = node.inputs[0]
-        if x is self.values.get(source) and source not in self.last.get(node.index, ()):
-            self.values[source] = torch.addcmul(per_channel(term, x), x, per_channel(gain, x))
+        if x is self.values.get(source) and self.read_after(node, source):
+            self.values[source] = affine(x, gain, term)
         self.observed[site.name, call] = seen
         used = learned if self.norms_use == "running" else seen
         scale = (used.variance + float(named["eps"])).rsqrt()
         scale = scale if named["weight"] is None else scale * named["weight"]
         shift = (term - used.mean) * scale
         shift = shift if named["bias"] is None else shift + named["bias"]
-        result = torch.addcmul(per_channel(shift, x), x, per_channel(gain * scale, x))
+        result = affine(x, gain * scale, shift)
         return result if base_name(node) == "batch_norm" else (result, None, None)

@@ -25,7 +25,7 @@ Rule = Callable[[Tensor, Tensor, Arguments], Moments | None]
 
 CLOSED_FORMS: dict[str, Rule] = {}
 _IDENTITY: Polynomial = (0.0, 1.0)
-_PIECE = 2**16  # elements worked on at a time
+_PIECE = 2**17  # elements worked on at a time
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
@@ -166,7 +166,8 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
     moments = _in_pieces(whole) if apart else whole
     mean, variance = moments(x.mean, x.spread()) if x.mask is None else _mixture(x.mask, moments)
     total = function(x.total)
-    if mean.shape != total.shape or not bool(torch.isfinite(mean.sum() + variance.sum())):
+    # Where a mean does not exist, a variance does not either.
+    if mean.shape != total.shape or not bool(torch.isfinite(variance.sum())):
         return None
     # Behind a mask both values are known; elsewhere the Gaussian is an assumption.
     exact = x.mask is not None and not x.mask.base.noisy and x.mask.beside is None
@@ -198,17 +199,19 @@ def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moment
         per_channel(figure, spread) if isinstance(figure, Tensor) else figure
         for figure in (mask.probability, mask.low, mask.high)
     )
+    whole = torch.ones((), dtype=spread.dtype, device=spread.device)
+    scale = whole if mask.scale is None else per_channel(mask.scale, spread)
     parts = []
-    for factor, weight in ((small, rate), (large, 1 - rate)):
-        mean, variance = factor * base.mean, factor**2 * spread
-        if mask.scale is not None:
-            scale = per_channel(mask.scale, mean)
-            mean, variance = scale * mean, scale**2 * variance
+    for factor in (small, large):
+        mean, variance = factor * scale * base.mean, (factor * scale).square() * spread
         if mask.shift is not None:
-            mean = mean + per_channel(mask.shift, mean)
+            mean = mean.add_(per_channel(mask.shift, mean))
         if mask.beside is not None:
-            variance = variance + mask.beside
-        parts.append((weight, *moments(mean, variance)))
-    (low, low_mean, low_variance), (high, high_mean, high_variance) = parts
-    between = low * high * (high_mean - low_mean).square()
-    return low * low_mean + high * high_mean, low * low_variance + high * high_variance + between
+            variance = variance.add_(mask.beside)
+        parts.append(moments(mean, variance))
+    (low_mean, low_variance), (high_mean, high_variance) = parts
+    share = (1 - rate) * whole
+    between = (high_mean - low_mean).square_().mul_(share * (1 - share))
+    return torch.lerp(low_mean, high_mean, share), between.add_(
+        torch.lerp(low_variance, high_variance, share)
+    )

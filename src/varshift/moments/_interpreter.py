@@ -44,6 +44,7 @@ class Interpreter(ABC):
     watch: Callable[[Node], None] | None = None
     start: int = 0
     last: dict[int, list[int]] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.norm_at = {
@@ -52,7 +53,7 @@ class Interpreter(ABC):
 
     def run(self) -> None:
         """Runs all nodes, or those from `start` on."""
-        self.last, kept = _last_readers(self.flow), self.kept()
+        self.last, self.held = _last_readers(self.flow), self.kept()
         nodes = self.flow.nodes
         given = iter(self.inputs[sum(node.kind == "input" for node in nodes[: self.start]) :])
         for node in nodes[self.start :]:
@@ -67,12 +68,16 @@ class Interpreter(ABC):
             if self.watch is not None:
                 self.watch(node)
             for index in self.last.get(node.index, ()):
-                if index not in kept:
+                if index not in self.held:
                     self.values.pop(index, None)
 
     def kept(self) -> set[int]:
         """Nodes whose values are read later than the nodes say."""
         return set()
+
+    def read_after(self, node: Node, index: int) -> bool:
+        """Whether anybody reads a value once a node, the last to be called, has read it."""
+        return self.watch is not None or index in self.held or index not in self.last.get(node.index, ())
 
     def enter(self, x: Tensor | None) -> Any:
         """An input of the network."""

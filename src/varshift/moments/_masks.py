@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._signal import Mask, Signal, channel_mean, even, per_channel
+from ._signal import Mask, Signal, channel_mean, channel_power, even, per_channel, product_variance
 
 if TYPE_CHECKING:
     from ._rules import Call
@@ -93,18 +93,18 @@ def past_linear(call: Call, apply: Callable[[Tensor], Tensor]) -> Signal:
     if old.draw is not None:
         draw = apply(wide * old.draw)
         base = base.but(variance=even(draw), draw=draw)
-    factors = [
+    size, nu = (
         per_channel(figure, base.mean) if isinstance(figure, Tensor) else figure
         for figure in (mask.factor_mean, mask.factor_noise)
-    ]
-    middle, noise = factors[0], factors[1] * factors[0] ** 2
-    shift = result.mean - middle * base.mean
+    )
+    middle = size * base.mean
+    shift = result.mean - middle
     if mask.shift is None and call.named().get("bias") is None:
         shift = None
-    variance = noise * base.mean.square() + (noise + middle**2) * base.spread()
+    variance = product_variance(middle, base.spread(), size, nu)
     beside = None
     if mask.beside is not None and result.draw is not None:  # the rest of the draw
-        rest = channel_mean(result.draw.square()) - channel_mean(variance)
+        rest = channel_power(result.draw) - channel_mean(variance)
         beside = per_channel(rest.clamp_min(0), variance).expand_as(variance)
         variance = variance + beside
     exact = not base.noisy and beside is None

@@ -10,7 +10,7 @@ from torch import Tensor
 from varshift.flow import NoiseSite
 from varshift.theory import noise_variance
 
-from ._signal import Mask, Signal
+from ._signal import Mask, Signal, product_variance
 
 _TWO_POINT = ("dropout", "channel_dropout", "drop_path", "drop_block")
 _MULTIPLICATIVE = (*_TWO_POINT, "uniform", "gaussian")
@@ -68,14 +68,14 @@ def multiply(
         factor = _factor(site.kind, rate, shape, x.mean)
     else:
         factor, nu = _rescaled(drawn, nu / noise_variance(site.kind, site.rate or rate))
-    spread = x.spread()
     mask = None
     if site.kind in _TWO_POINT and site.kind != "drop_block":
         mask = Mask(0.0, float(mean) / (1 - rate), rate, x, shape=shape)
+    middle = mean * x.mean
     return x.but(
-        mean=mean * x.mean,
-        variance=mean**2 * (spread * (1 + nu) + nu * x.mean.square()),
-        draw=mean * (factor * x.total - x.mean),
+        mean=middle,
+        variance=product_variance(middle, x.spread(), mean, nu),
+        draw=(mean * factor * x.total).sub_(middle),
         mask=mask,
         exact=site.kind != "drop_block" and _exact(x),
         independent=_own(x, shape),

@@ -14,7 +14,7 @@ from varshift.flow import Node
 # Written in place in most networks; their twins take the same arguments.
 _PLAIN = frozenset(
     ["relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "elu", "leaky_relu", "sigmoid"]
-)
+) | frozenset(["add", "sub", "mul", "div"])
 MATRICES = ("mm", "matmul", "addmm")
 # Each reads one signal and weights.
 WEIGHTS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from varshift.flow._ops import (
 from . import _elementwise
 from ._masks import commutes, of_sum, past_linear, side_by_side
 from ._operators import WEIGHTS, base_name, bound, run, weight_key
-from ._signal import TINY, Signal, channel_mean, channel_variance, even, per_channel
+from ._signal import TINY, Signal, channel_mean, channel_power, channel_variance, even, per_channel
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
@@ -99,11 +100,11 @@ class Call:
             independent: Whether the noise of each element is its own.
         """
         mean = self.run(plain)
-        drawn: Tensor = self.run(lambda signal: signal.total) - mean if draw is None else draw
-        if variance is None or variance.shape != drawn.shape:
-            variance, exact = even(drawn), False
-        doubts = self.doubts()
-        return Signal(mean, variance, drawn, None, self.floating(), doubts, exact, independent)
+        if draw is None or draw.shape != mean.shape:
+            draw = torch.sub(self.run(_total), mean)
+        found = Signal(mean, variance, draw, None, self.floating(), self.doubts(), exact, independent)
+        known = variance is not None and variance.shape == mean.shape
+        return found if known else found.but(variance=even(draw), exact=False, sized=True)
 
     def one(self) -> Signal | None:
         """The noisy operand, if there is just one."""
@@ -187,7 +188,7 @@ def _view(node: Node, call: Call) -> Any:
     if isinstance(parts[0], (tuple, list)):
         return tuple(_part(call, *views) for views in zip(*parts, strict=True))
     same = name in _KEEPS_ELEMENTS and parts[0].shape == call.signals[0].mean.shape
-    return _part(call, *parts).but(mask=call.signals[0].mask if same else None)
+    return _part(call, *parts).but(mask=call.signals[0].mask if same else None, sized=same)
 
 
 def _part(call: Call, mean: Tensor, total: Tensor, spread: Tensor) -> Signal:
@@ -239,16 +240,22 @@ def _sum(node: Node, call: Call) -> Signal:
     if named.get("alpha", 1) != 1:
         return call.linear(None)
     shape = torch.broadcast_shapes(*(signal.mean.shape for signal in call.signals))
-    spread = sum(
-        (signal.spread().expand(shape) for signal in call.signals),
-        torch.zeros((), device=call.signals[0].mean.device),
+    noisy = [signal for signal in call.signals if signal.noisy]
+    plus = base_name(node) == "add"
+    given = noisy[0] if len(noisy) == 1 and noisy[0].mean.shape == shape else None
+    result = call.linear(
+        _total_of([signal.spread().expand(shape) for signal in noisy]),
+        draw=_total_of([signal.draw.expand(shape) for signal in noisy if signal.draw is not None])
+        if plus
+        else None,
+        exact=given is not None and given.exact,
+        independent=given is not None and given.independent,
     )
-    given = call.one()
-    if given is None or given.mean.shape != shape:
-        result = call.linear(spread)
-    else:
-        result = call.linear(spread, exact=given.exact, independent=given.independent)
-    return result.but(mask=of_sum(named, shape)) if base_name(node) == "add" else result
+    return result.but(mask=of_sum(named, shape), sized=given is not None) if plus else result
+
+
+def _total_of(terms: Sequence[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
 
 
 @rule("mul", "multiply", "div", "divide", "true_divide")
@@ -314,7 +321,8 @@ def _activation(node: Node, call: Call) -> Any:
     result = _elementwise.apply(base_name(node), function, call.named(), call.signals[0])
     if result is None:
         return _by_difference(node, call)
-    return result.but(source=(call.signals[0].but(), function))
+    given = call.signals[0]
+    return result.but(source=(given.but(sized=given.sized), function))
 
 
 def sampled(
@@ -364,5 +372,5 @@ def _over_draws(values: Sequence[Any], floating: bool, doubts: frozenset[str]) -
         shrink = (1 - left / seen.clamp_min(TINY)).clamp(0.25, 1).sqrt()
         middle = per_channel(channel_mean(mean), mean)
         mean = middle + (mean - middle) * per_channel(shrink, mean)
-        draw = draw * per_channel((noise / channel_mean(draw.square()).clamp_min(TINY)).sqrt(), draw)
+        draw = draw * per_channel((noise / channel_power(draw).clamp_min(TINY)).sqrt(), draw)
     return Signal(mean, variance, draw, None, floating, doubts)

@@ -13,12 +13,12 @@ from varshift.flow import Flow, Node, NoiseSite, NormSite, Ref
 from varshift.flow._ops import DROPOUT, PRODUCTS
 
 from . import _noise
-from ._anchor import Anchor, anchor, normalise
+from ._anchor import Anchor, anchor
 from ._fields import made_up_input
 from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown, wide
 from ._operators import WEIGHTS, UnknownOperator, base_name, bound, run, writes_in_place
 from ._rules import Call, plain, propagate, sampled
-from ._signal import TINY, Signal, channel_mean, channel_variance, per_channel
+from ._signal import TINY, Line, Signal, channel_mean, channel_variance, per_channel
 from ._unsure import unsure_after, unsure_behind
 
 Rates = Mapping[int, float]
@@ -113,13 +113,15 @@ class TrainPass(Interpreter):
         if isinstance(x, Unknown):
             stand_in = self._stand_in(node, site, call, mean, variance)
             x = Signal(stand_in, doubts=frozenset({"unknown"}))
-        made, x = anchor(site.name, x, mean, variance, self.frozen.get(key))
+        made, x, line = anchor(site.name, x, mean, variance, self.frozen.get(key))
         made.stand_in = stand_in
         self.anchors[key] = made
         source = next((i for i in node.inputs if isinstance(self.values.get(i), Signal)), None)
-        if source is not None:
-            self.values[source] = x  # a sum that the norm reads goes on with the size that the norm knows
-        result = normalise(x, made, named["weight"], named["bias"], float(named["eps"]))
+        if source is not None and self.read_after(node, source):
+            # A sum goes on with the size that the norm knows.
+            self.values[source] = x if line is None else x.moved(line)
+        scale, shift = made.norm(named["weight"], named["bias"], float(named["eps"]))
+        result = x.moved(Line(scale, shift, scale) if line is None else line.then(scale, shift))
         return result if base_name(node) == "batch_norm" else (result, None, None)
 
     def _stand_in(

@@ -11,7 +11,7 @@ from torch import Tensor
 from varshift.flow._ops import CONCATENATIONS, SUMS
 
 from ._operators import MATRICES, WEIGHTS, weight_key
-from ._signal import TINY, Signal, Unsure, channel_mean, channel_variance
+from ._signal import TINY, Signal, Unsure, channel_power, channel_variance
 
 _POSITIONS = 8  # along each axis: a spread over channels does not need more
 _DEAD = 1e-6  # of the average size: channels below say nothing
@@ -68,7 +68,7 @@ def _average(values: Sequence[Tensor | float], sizes: Sequence[Tensor]) -> Tenso
 
 
 def _noise(x: Signal) -> Tensor:
-    return torch.zeros((), device=x.mean.device) if x.draw is None else channel_mean(_thin(x.draw).square())
+    return torch.zeros((), device=x.mean.device) if x.draw is None else channel_power(_thin(x.draw))
 
 
 def _of_weights(name: str, named: Mapping[str, Any], x: Signal, result: Signal) -> Unsure:
