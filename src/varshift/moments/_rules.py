@@ -188,7 +188,9 @@ def _view(node: Node, call: Call) -> Any:
     if isinstance(parts[0], (tuple, list)):
         return tuple(_part(call, *views) for views in zip(*parts, strict=True))
     same = name in _KEEPS_ELEMENTS and parts[0].shape == call.signals[0].mean.shape
-    return _part(call, *parts).but(mask=call.signals[0].mask if same else None, sized=same)
+    return _part(call, *parts).but(
+        mask=call.signals[0].mask if same else None, sized=same and call.signals[0].spread_is_sized
+    )
 
 
 def _part(call: Call, mean: Tensor, total: Tensor, spread: Tensor) -> Signal:
@@ -251,7 +253,11 @@ def _sum(node: Node, call: Call) -> Signal:
         exact=given is not None and given.exact,
         independent=given is not None and given.independent,
     )
-    return result.but(mask=of_sum(named, shape), sized=given is not None) if plus else result
+    return (
+        result.but(mask=of_sum(named, shape), sized=given is not None and given.spread_is_sized)
+        if plus
+        else result
+    )
 
 
 def _total_of(terms: Sequence[Tensor]) -> Tensor:

@@ -147,6 +147,11 @@ class Signal:
             return self.variance
         return self.variance * per_channel(self.level(), self.variance)
 
+    @property
+    def spread_is_sized(self) -> bool:
+        """Whether `spread` is as large as the draw: it was put there, or the draw is all that tells."""
+        return self.sized or not self.exact
+
     def level(self) -> Tensor:
         """What `variance` has to be multiplied with to be as large as the draw; 1 without noise."""
         if self.draw is None or self.variance is None:
