@@ -204,7 +204,7 @@ def run_cost(quick: bool) -> list[list[str]]:
             "first": first,
             "what_if": lambda: prediction.what_if({site: 0.1}),
         },
-        1 if quick else 3,
+        1 if quick else 7,
     )
     row = [net.default_cfg["architecture"], f"{statistics.median(seconds['forward']):.2f} s"]
     row += [show(ratio(seconds, above, "forward")) for above in ("predict", "first", "what_if")]

@@ -50,9 +50,9 @@ def test_how_unsure_noise_is(groups, transposed):
     for name, draw in drawn.items():
         given = Signal(x, draw.square(), draw)
         result = Signal(layer(x).detach(), None, layer(draw).detach())
-        named = {"weight": layer.weight.detach(), "groups": groups}
+        squares = layer.weight.detach().square()
         operator = "conv_transpose2d" if transposed else "conv2d"
-        data, noise = unsure_after(operator, named, [given], result)
+        data, noise = unsure_after(operator, {"groups": groups}, squares, [given], result)
         found[name] = float(noise / data)
     assert found["own"] < 0.1
     assert 0.5 < found["shared"] < 2
@@ -62,7 +62,7 @@ def test_sums_are_as_unsure_as_their_terms():
     x, y = torch.randn(64, 4, 5, 5), 3 * torch.randn(64, 4, 5, 5)
     first = Signal(x, x.square(), 2 * torch.randn_like(x), unsure=(torch.tensor(1.0), torch.tensor(0.5)))
     second = Signal(y)
-    data, noise = unsure_after("add", {}, [first, second], Signal(x + y))
+    data, noise = unsure_after("add", {}, None, [first, second], Signal(x + y))
     assert float(data) == pytest.approx(0.1, rel=0.1)
     assert float(noise) == pytest.approx(0.5)
 
@@ -71,8 +71,8 @@ def test_gates_leave_it_as_it_is():
     x = Signal(torch.randn(64, 4, 5, 5), unsure=(torch.tensor(1.0), torch.tensor(0.5)))
     gate = Signal(torch.rand(64, 4, 1, 1), unsure=(torch.tensor(2.0), torch.tensor(0.1)))
     other = Signal(torch.randn(64, 4, 5, 5), unsure=(torch.tensor(2.0), torch.tensor(0.1)))
-    assert unsure_after("mul", {}, [x, gate], x) == x.unsure
-    assert [float(part) for part in unsure_after("mul", {}, [x, other], x)] == pytest.approx([3.0, 0.6])
+    assert unsure_after("mul", {}, None, [x, gate], x) == x.unsure
+    assert [float(part) for part in unsure_after("mul", {}, None, [x, other], x)] == pytest.approx([3.0, 0.6])
 
 
 def test_a_mask_changes_with_the_noise():

@@ -25,7 +25,7 @@ Rule = Callable[[Tensor, Tensor, Arguments], Moments | None]
 
 CLOSED_FORMS: dict[str, Rule] = {}
 _IDENTITY: Polynomial = (0.0, 1.0)
-_PIECE = 2**17  # elements worked on at a time
+_PIECE = 2**17  # elements that a thread works on at a time
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
@@ -171,22 +171,21 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
         return None
     # Behind a mask both values are known; elsewhere the Gaussian is an assumption.
     exact = x.mask is not None and not x.mask.base.noisy and x.mask.beside is None
-    return x.but(mean=mean, variance=variance, draw=total - mean, mask=None, exact=exact)
+    return x.but(mean=mean, variance=variance, draw=total.sub_(mean), mask=None, exact=exact)
 
 
 def _in_pieces(moments: Callable[[Tensor, Tensor], Moments]) -> Callable[[Tensor, Tensor], Moments]:
     """The same for large tensors piece by piece: what lies in between then stays in the processor's cache."""
 
     def found(mean: Tensor, variance: Tensor) -> Moments:
-        count = mean.numel()
-        if count < 2 * _PIECE or not mean.is_cpu or mean.shape != variance.shape:
+        count, size = mean.numel(), _PIECE * torch.get_num_threads()
+        if count < 2 * size or not mean.is_cpu or mean.shape != variance.shape:
             return moments(mean, variance)
         first, second = (torch.empty(mean.shape, dtype=mean.dtype) for _ in range(2))
-        columns = [part.reshape(-1).split(_PIECE) for part in (mean, variance)]
-        whole = first.view(-1), second.view(-1)
-        for start, *given in zip(range(0, count, _PIECE), *columns, strict=True):
-            for into, part in zip(whole, moments(*given), strict=True):
-                into[start : start + _PIECE] = part
+        pieces = [part.reshape(-1).split(size) for part in (mean, variance, first, second)]
+        for *given, into, beside in zip(*pieces, strict=True):
+            for target, part in zip((into, beside), moments(*given), strict=True):
+                target.copy_(part)
         return first, second
 
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,23 +36,52 @@ class UnknownOperator(Exception):  # noqa: N818 - carries a name
     """An operation that cannot be run from its name."""
 
 
+class _Argument(NamedTuple):
+    name: str
+    written: bool
+    optional: bool
+    default: Any
+
+
 def function_of(node: Node) -> Callable[..., Any]:
     """The function of a call node.
 
     Raises:
         UnknownOperator: If there is none of this name.
     """
-    if node.op == "getitem" or node.op.endswith(".getitem"):
+    return _function(node.op)
+
+
+@cache
+def _function(op: str) -> Callable[..., Any]:
+    if op == "getitem" or op.endswith(".getitem"):
         return operator.getitem
     found: Any = torch.ops
     try:
-        for part in node.op.split("."):
+        for part in op.split("."):
             found = getattr(found, part)
     except (AttributeError, RuntimeError):
-        raise UnknownOperator(node.op) from None
+        raise UnknownOperator(op) from None
     if not callable(found):
-        raise UnknownOperator(node.op)
+        raise UnknownOperator(op)
     return found
+
+
+@cache
+def _arguments(op: str) -> tuple[_Argument, ...] | None:
+    """What an operation takes, in order; None for one without a schema."""
+    schema = getattr(_function(op), "_schema", None)
+    if schema is None:
+        return None
+    return tuple(
+        _Argument(
+            argument.name,
+            argument.alias_info is not None and argument.alias_info.is_write,
+            argument.has_default_value(),
+            argument.default_value,
+        )
+        for argument in schema.arguments
+    )
 
 
 def base_name(node: Node) -> str:
@@ -68,18 +98,18 @@ def writes_in_place(node: Node) -> bool:
 
 
 def bound(node: Node) -> dict[str, Any]:
-    """The arguments of a call by name, defaults included."""
-    schema = getattr(function_of(node), "_schema", None)
-    if schema is None:
+    """The arguments of a call by name and in order, defaults included."""
+    arguments = _arguments(node.op)
+    if arguments is None:
         return {str(position): value for position, value in enumerate(node.args)} | dict(node.kwargs)
     named: dict[str, Any] = {}
-    for position, argument in enumerate(schema.arguments):
+    for position, argument in enumerate(arguments):
         if position < len(node.args):
             named[argument.name] = node.args[position]
         elif argument.name in node.kwargs:
             named[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            named[argument.name] = argument.default_value
+        elif argument.optional:
+            named[argument.name] = argument.default
     return named
 
 
@@ -90,17 +120,15 @@ def weight_key(named: Mapping[str, Any]) -> str | None:
 
 def run(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Runs a call on tensors without changing any of them."""
-    function = function_of(node)
-    schema = getattr(function, "_schema", None)
-    if schema is not None and schema.is_mutable:
+    function, arguments = function_of(node), _arguments(node.op) or ()
+    if any(argument.written for argument in arguments):
         twin = _without_writing(node)
         if twin is not None:
             return twin(*args, **kwargs)
         copied = list(args)
-        for position, argument in enumerate(schema.arguments):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and position < len(copied) and isinstance(copied[position], Tensor):
-                copied[position] = copied[position].clone()
+        for position, (value, argument) in enumerate(zip(args, arguments, strict=False)):
+            if argument.written and isinstance(value, Tensor):
+                copied[position] = value.clone()
         args = tuple(copied)
     return function(*args, **kwargs)
 

@@ -62,6 +62,7 @@ class Call:
     def __init__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.node, self.args, self.kwargs = node, args, kwargs
         self.signals: list[Signal] = []
+        self._squares: Tensor | None = None
         _visit((args, kwargs), self.signals.append)
 
     def run(self, pick: Callable[[Signal], Any]) -> Any:
@@ -74,6 +75,13 @@ class Call:
         names = list(bound(self.node))
         given = dict(zip(names, self.args, strict=False)) | self.kwargs
         return bound(self.node) | given
+
+    def squares(self) -> Tensor | None:
+        """Squares of the weights, if it has any."""
+        key = weight_key(self.named())
+        if self._squares is None and key is not None:
+            self._squares = self.named()[key].square()
+        return self._squares
 
     def doubts(self) -> frozenset[str]:
         """The doubts of all operands."""
@@ -160,7 +168,7 @@ def _weight(node: Node, call: Call) -> Signal:
     the channel. To take it as the same everywhere makes ratios of trained networks several times as wrong.
     """
     named = call.named()
-    weight = weight_key(named)
+    weight, squares = weight_key(named), call.squares()
     if weight is None or len(call.signals) != 1:
         return call.linear(None) if len(call.signals) == 1 else _by_difference(node, call)
     plain = Call(node, (), {key: value for key, value in named.items() if value is not None})
@@ -171,7 +179,7 @@ def _weight(node: Node, call: Call) -> Signal:
     mixes = groups == 1 or groups != given.mean.shape[1] or named[weight].shape[1] != 1
     if commutes(given, mixes):
         return past_linear(call, lambda x: plain.run(lambda _: x))
-    squared = Call(node, (), plain.kwargs | {weight: named[weight].square()})
+    squared = Call(node, (), plain.kwargs | {weight: squares})
     exact = given.exact and given.independent
     draw = plain.run(lambda signal: signal.draw)
     return call.linear(squared.run(lambda signal: signal.spread()), draw=draw, exact=exact)

@@ -100,8 +100,8 @@ class TrainPass(Interpreter):
         if not isinstance(result, Signal):
             return result
         name = base_name(call.node)
-        named = call.named() if name in WEIGHTS else {}
-        return replace(result, unsure=unsure_after(name, named, call.signals, result))
+        named, squares = (call.named(), call.squares()) if name in WEIGHTS else ({}, None)
+        return replace(result, unsure=unsure_after(name, named, squares, call.signals, result))
 
     def _norm(self, node: Node, site: NormSite, call: int) -> Any:
         named = self.statistics(node)

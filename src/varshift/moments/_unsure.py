@@ -10,14 +10,16 @@ from torch import Tensor
 
 from varshift.flow._ops import CONCATENATIONS, SUMS
 
-from ._operators import MATRICES, WEIGHTS, weight_key
+from ._operators import MATRICES
 from ._signal import TINY, Signal, Unsure, channel_power, channel_variance
 
 _POSITIONS = 8  # along each axis: a spread over channels does not need more
 _DEAD = 1e-6  # of the average size: channels below say nothing
 
 
-def unsure_after(name: str, named: Mapping[str, Any], given: Sequence[Signal], result: Signal) -> Unsure:
+def unsure_after(
+    name: str, named: Mapping[str, Any], squares: Tensor | None, given: Sequence[Signal], result: Signal
+) -> Unsure:
     """What is unsure of the result of an operation.
 
     Were all units that a weight reads independent, squared weights would tell the size of what comes out.
@@ -28,11 +30,12 @@ def unsure_after(name: str, named: Mapping[str, Any], given: Sequence[Signal], r
     Args:
         name: The operation.
         named: Its arguments by name.
-        given: The signals among them.
+        squares: Squares of its weights, None for an operation without weights.
+        given: The signals among its arguments.
         result: What comes out.
     """
-    if name in WEIGHTS and len(given) == 1:
-        more = _of_weights(name, named, given[0], result)
+    if squares is not None and len(given) == 1:
+        more = _of_weights(name, named, squares, given[0], result)
         return given[0].unsure[0] + more[0], given[0].unsure[1] + more[1]
     if len(given) == 1:
         return given[0].unsure
@@ -71,25 +74,23 @@ def _noise(x: Signal) -> Tensor:
     return torch.zeros((), device=x.mean.device) if x.draw is None else channel_power(_thin(x.draw))
 
 
-def _of_weights(name: str, named: Mapping[str, Any], x: Signal, result: Signal) -> Unsure:
-    weight = named.get(weight_key(named) or "")
+def _of_weights(name: str, named: Mapping[str, Any], squares: Tensor, x: Signal, result: Signal) -> Unsure:
     # Where channels are not the second axis (tokens, samples without a batch), their spread says nothing.
-    if weight is None or weight.dim() < 2 or weight.dim() != x.mean.dim():
+    if squares.dim() < 2 or squares.dim() != x.mean.dim():
         return 0.0, 0.0
-    squares = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
+    squares = squares.flatten(2).sum(2) if squares.dim() > 2 else squares
     groups = int(named.get("groups", 1))
     backward = name in MATRICES or "transpose" in name or bool(named.get("transposed", False))
     squares = squares.unflatten(0, (groups, -1))
     squares = squares.transpose(1, 2) if backward else squares
-
-    def spread(before: Tensor, after: Tensor) -> Tensor:
-        expected = (squares @ before.reshape(groups, -1, 1)).flatten()
-        alive = (expected > _DEAD * expected.mean()) & (after > _DEAD * after.mean())
-        apart = torch.where(alive, (after / expected.clamp_min(TINY)).clamp_min(TINY).log(), 0.0)
-        count = alive.sum().clamp_min(1)
-        return ((apart - apart.sum() / count).square() * alive).sum() / count
-
-    data = spread(channel_variance(_thin(x.mean)), channel_variance(_thin(result.mean)))
-    if x.draw is None or result.draw is None:
-        return data, 0.0
-    return data, spread(_noise(x), _noise(result))
+    noisy = x.draw is not None and result.draw is not None
+    before, after = (
+        torch.stack([channel_variance(_thin(signal.mean)), *([_noise(signal)] if noisy else [])], 1)
+        for signal in (x, result)
+    )
+    expected = (squares @ before.unflatten(0, (groups, -1))).flatten(0, 1)
+    alive = (expected > _DEAD * expected.mean(0)) & (after > _DEAD * after.mean(0))
+    apart = torch.where(alive, (after / expected.clamp_min(TINY)).clamp_min(TINY).log(), 0.0)
+    count = alive.sum(0).clamp_min(1)
+    spread = ((apart - apart.sum(0) / count).square() * alive).sum(0) / count
+    return spread[0], spread[1] if noisy else 0.0
