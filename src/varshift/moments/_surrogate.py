@@ -85,16 +85,19 @@ def nearness(level: Tensor, points: Tensor) -> Tensor:
     Returns:
         One row of weights that add up to 1 for each row of `level`.
     """
-    lower = torch.zeros(len(level), dtype=torch.long)
-    for place in range(1, len(points) - 1):
-        if float(points[place + 1] - points[place]) > _LEAST_STEP:
-            lower = torch.where(level > points[place], place, lower)
-    low, apart = points[lower], points[lower + 1] - points[lower]
-    along = torch.where(apart > _LEAST_STEP, (level - low) / apart.clamp_min(_LEAST_STEP), 1.0)
-    along = along.clamp(_LEAST, _MOST)[:, None]
-    weights = torch.zeros(len(level), len(points), dtype=torch.float64)
-    weights.scatter_(1, lower[:, None], 1 - along)
-    return weights.scatter_(1, lower[:, None] + 1, along)
+    at, rows = points.tolist(), []
+    for value in level.tolist():  # few: as tensors they would cost more than what is done with them
+        lower = 0
+        for place in range(1, len(at) - 1):
+            if value > at[place] and at[place + 1] - at[place] > _LEAST_STEP:
+                lower = place
+        apart = at[lower + 1] - at[lower]
+        along = (value - at[lower]) / apart if apart > _LEAST_STEP else 1.0
+        along = min(max(along, _LEAST), _MOST)
+        row = [0.0] * len(at)
+        row[lower], row[lower + 1] = 1 - along, along
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
