@@ -89,7 +89,7 @@ def anchor(
     Returns:
         The anchor, a signal, and the line that makes it the input put right; None if it is that already.
     """
-    mask = x.mask if x.mask is not None and x.mask.fresh else None
+    mask = x.mask if x.mask is not None and x.mask.fresh and not x.mask.uneven else None
     target = x if mask is None else mask.base
     centre = channel_mean(target.mean)
     data, noise = channel_variance(target.mean, centre), target.noise()

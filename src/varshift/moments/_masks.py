@@ -21,7 +21,7 @@ def side_by_side(call: Call, result: Signal) -> Mask | None:
     masks = [part.mask if isinstance(part, Signal) else None for part in parts]
     if result.mean.dim() < 2 or dim not in (1, 1 - result.mean.dim()) or not any(masks):
         return None
-    if any(mask is not None and not mask.fresh for mask in masks):
+    if any(mask is not None and (mask.uneven or not mask.fresh) for mask in masks):
         return None
 
     def figures(name: str, otherwise: float) -> Tensor:

@@ -10,12 +10,14 @@ from torch import Tensor
 from varshift.flow import NoiseSite
 from varshift.theory import noise_variance
 
-from ._signal import Mask, Signal, product_variance
+from ._signal import TINY, Mask, Signal, product_variance
 
 _TWO_POINT = ("dropout", "channel_dropout", "drop_path", "drop_block")
 _MULTIPLICATIVE = (*_TWO_POINT, "uniform", "gaussian")
 ALPHA = -1.7580993408473766  # what alpha dropout puts in place of a dropped unit
-_MANY = 64  # values of one draw from which chance needs no help
+_FEW = 64  # values of one draw from which chance needs no help
+_MANY = 256  # draws from which every position has an average of its own
+_ALIKE = 0.1  # relative deviation of values that count as one
 
 
 def multiplies(site: NoiseSite) -> bool:
@@ -46,8 +48,7 @@ def multiply(
     site: NoiseSite,
     rate: float,
     shape: tuple[int, ...],
-    mean: float | Tensor,
-    drawn: Tensor | None = None,
+    mean: float,
 ) -> Signal:
     """Multiplies a signal by noise: ``nu`` is the variance of the factor relative to its mean.
 
@@ -58,27 +59,59 @@ def multiply(
         site: The noise site.
         rate: Its rate, which may differ from the network's.
         shape: Shape of the noise.
-        mean: Mean ``mu`` of the factor, one number or a map.
-        drawn: The factor as the network itself draws it over its mean, for noise whose neighbours are alike.
+        mean: Mean ``mu`` of the factor.
     """
     if rate <= 0:
         return x.but(mean=mean * x.mean, draw=None if x.draw is None else mean * x.draw, mask=None)
-    nu = noise_variance(site.kind, rate)
-    if drawn is None:
-        factor = _factor(site.kind, rate, shape, x.mean)
-    else:
-        factor, nu = _rescaled(drawn, nu / noise_variance(site.kind, site.rate or rate))
+    mask = Mask(0.0, mean / (1 - rate), rate, x, shape=shape) if site.kind in _TWO_POINT else None
+    factor = _factor(site.kind, rate, shape, x.mean)
+    result = _product(x, mean, noise_variance(site.kind, rate), factor, mask)
+    return result.but(independent=_own(x, shape))
+
+
+def drop_blocks(x: Signal, site: NoiseSite, rate: float, drawn: Tensor, draws: Tensor) -> Signal:
+    """Multiplies a signal by noise whose neighbours are alike, which the network itself has to draw.
+
+    Blocks are cut off at borders and overlap: neither mean nor variance is that of their nominal rate.
+
+    Args:
+        x: The signal.
+        site: The noise site.
+        rate: Its rate, which may differ from the network's.
+        drawn: The factor of one pass.
+        draws: Those of several.
+    """
+    axes = (
+        (0, 1) if draws.dim() > 2 and draws.shape[0] * draws.shape[1] >= _MANY else tuple(range(draws.dim()))
+    )
+    mean = draws.mean(axes, keepdim=True).clamp_min(TINY)
+    if rate <= 0:
+        return x.but(mean=mean * x.mean, draw=None if x.draw is None else mean * x.draw, mask=None)
+    louder = noise_variance(site.kind, rate) / noise_variance(site.kind, site.rate or rate)
+    nu = (draws / mean - 1).square().mean(axes, keepdim=True) * louder
+    relative = drawn / mean - 1
+    relative = relative - relative.mean()
+    # One draw of few samples drops more or less than the average.
+    relative = relative * (nu.mean() / relative.square().mean().clamp_min(TINY)).sqrt()
+    kept = draws[draws != 0]
     mask = None
-    if site.kind in _TWO_POINT and site.kind != "drop_block":
-        mask = Mask(0.0, float(mean) / (1 - rate), rate, x, shape=shape)
+    if len(kept) and bool(kept.std() < _ALIKE * kept.mean().abs()):
+        share = (draws == 0).to(mean.dtype).mean(axes, keepdim=True)
+        low, high = (mean + (value - mean) * louder**0.5 for value in (0.0, kept.mean()))
+        mask = Mask(low, high, share, x)
+    return _product(x, mean, nu, 1 + relative, mask).but(independent=False)
+
+
+def _product(
+    x: Signal, mean: float | Tensor, nu: float | Tensor, factor: Tensor, mask: Mask | None
+) -> Signal:
     middle = mean * x.mean
     return x.but(
         mean=middle,
         variance=product_variance(middle, x.spread(), mean, nu),
         draw=(mean * factor * x.total).sub_(middle),
         mask=mask,
-        exact=site.kind != "drop_block" and _exact(x),
-        independent=_own(x, shape),
+        exact=_exact(x),
     )
 
 
@@ -128,15 +161,6 @@ def _own(x: Signal, shape: tuple[int, ...]) -> bool:
     return (x.independent or not x.noisy) and math.prod(shape) == x.mean.numel()
 
 
-def _rescaled(drawn: Tensor, ratio: float) -> tuple[Tensor, float]:
-    """The network's own draw, with mean 1 and its variance times `ratio`; and that variance.
-
-    Blocks are cut off at borders and overlap, so that their variance is not that of their nominal rate.
-    """
-    relative = drawn - 1
-    return 1 + relative * ratio**0.5, ratio * float(relative.square().mean())
-
-
 def _factor(kind: str, rate: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """One draw of the factor, with mean 1."""
     options = {"dtype": like.dtype, "device": like.device}
@@ -145,7 +169,7 @@ def _factor(kind: str, rate: float, shape: tuple[int, ...], like: Tensor) -> Ten
     if kind == "uniform":
         return 1 + rate * (2 * torch.rand(shape, **options) - 1)
     samples, others = shape[0], math.prod(shape[1:])
-    if others >= _MANY * 64 or samples < 2:
+    if others >= _FEW * 64 or samples < 2:
         return (torch.rand(shape, **options) < 1 - rate) / (1 - rate)
     # Few draws: every unit is dropped in the same share of the samples, and the two values are set so that
     # mean and variance are exact.

@@ -23,7 +23,7 @@ class Mask:
     the next operation that mixes units is computed on both parts by themselves.
 
     Attributes:
-        low: The smaller value of the factor (0 for dropout), one for all or one per channel.
+        low: The smaller value of the factor (0 for dropout), one for all, one per channel, or a map.
         high: The larger value (``1 / keep`` for dropout), likewise.
         probability: Probability of the smaller value, likewise.
         base: The signal before the noise.
@@ -46,6 +46,13 @@ class Mask:
     def fresh(self) -> bool:
         """Whether nothing has happened to the signal since."""
         return self.scale is None and self.shift is None and self.beside is None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the noise differs from position to position."""
+        return any(
+            isinstance(part, Tensor) and part.dim() > 1 for part in (self.low, self.high, self.probability)
+        )
 
     @property
     def factor_mean(self) -> Tensor | float:

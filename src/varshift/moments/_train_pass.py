@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from ._unsure import unsure_after, unsure_behind
 
 Rates = Mapping[int, float]
 _DRAWS = 16  # of noise that no rule is for
-_MANY = 256  # draws from which their average is taken for the mean of each position
+_SAMPLES = 4096  # draws of a mask whose rate does not tell how much it drops
 _MOST_STEPS = 64  # of one hand-written noise
 _RATES = ("dropout_p", "dropout")
 
@@ -150,13 +151,10 @@ class TrainPass(Interpreter):
             mask = None if explicit else self._mask(node)
             shape = _noise.factor_shape(site, x.mean.shape, _drawn_shape(site, mask))
             if _noise.multiplies(site):
-                mean: float | Tensor = _factor_mean(site, mask)
-                drawn = None
                 if site.kind == "drop_block" and mask is not None and mask.dim() >= 3:
-                    if mask.shape[0] * mask.shape[1] >= _MANY:  # fewer blocks reach a border than the middle
-                        mean = mask.mean((0, 1), keepdim=True).clamp_min(TINY)
-                    drawn = mask / (mean if isinstance(mean, Tensor) else mask.mean().clamp_min(TINY))
-                result = _noise.multiply(x, site, rate, shape, mean, drawn)
+                    result = _noise.drop_blocks(x, site, rate, mask, self._masks(node, mask))
+                else:
+                    result = _noise.multiply(x, site, rate, shape, _factor_mean(site, mask))
                 return result.but(unsure=unsure_behind(x, result)) if self._anchoring else result
             if site.additive and site.kind in ("gaussian", "uniform"):
                 return _noise.add(x, site, rate)
@@ -195,27 +193,27 @@ class TrainPass(Interpreter):
         steps = self._steps(node)
         if steps is None:
             return None
+        return sampled(site.kind, signals, lambda pick: self._replay(steps, pick), _DRAWS)
 
-        def replay(pick: Callable[[Signal], Any]) -> Any:
-            local: dict[int, Any] = {}
+    def _replay(self, steps: Sequence[int], pick: Callable[[Signal], Any]) -> Any:
+        """The result of the last of some nodes, on one view of every signal."""
+        local: dict[int, Any] = {}
 
-            def fill(value: Any) -> Any:
-                if isinstance(value, Ref):
-                    found = local[value.index] if value.index in local else self.fill(value)
-                    return pick(found) if isinstance(found, Signal) else found
-                if isinstance(value, (tuple, list)):
-                    return type(value)(fill(item) for item in value)
-                return value
+        def fill(value: Any) -> Any:
+            if isinstance(value, Ref):
+                found = local[value.index] if value.index in local else self.fill(value)
+                return pick(found) if isinstance(found, Signal) else found
+            if isinstance(value, (tuple, list)):
+                return type(value)(fill(item) for item in value)
+            return value
 
-            for index in steps:
-                step = self.flow.nodes[index]
-                kwargs = {key: fill(value) for key, value in step.kwargs.items()}
-                local[index] = wide(run(step, fill(step.args), kwargs))
-                if writes_in_place(step) and step.args and isinstance(step.args[0], Ref):
-                    local[step.args[0].index] = local[index]
-            return local[node.index]
-
-        return sampled(site.kind, signals, replay, _DRAWS)
+        for index in steps:
+            step = self.flow.nodes[index]
+            kwargs = {key: fill(value) for key, value in step.kwargs.items()}
+            local[index] = wide(run(step, fill(step.args), kwargs))
+            if writes_in_place(step) and step.args and isinstance(step.args[0], Ref):
+                local[step.args[0].index] = local[index]
+        return local[steps[-1]]
 
     def _steps(self, node: Node) -> list[int] | None:
         """What has to run again for another draw of a hand-written noise; None if that is too much."""
@@ -258,6 +256,18 @@ class TrainPass(Interpreter):
             if value.is_floating_point() or index in self._random:
                 return self._factor(node, value)
         return None
+
+    def _masks(self, node: Node, mask: Tensor) -> Tensor:
+        """Further draws of a hand-written mask, one behind the other, so that its rate is known."""
+        index = next((i for i in node.inputs if self.values.get(i) is mask), None)
+        steps = None if index is None else self._steps(self.flow.nodes[index])
+        if steps is None:
+            return mask
+        count = min(math.ceil(_SAMPLES / max(mask.shape[0] * mask.shape[1], 1)), _MOST_STEPS)
+        try:
+            return torch.cat([mask, *(self._replay(steps, plain) for _ in range(count - 1))])
+        except (UnknownOperator, RuntimeError, TypeError, ValueError):
+            return mask
 
     def _factor(self, node: Node, drawn: Tensor) -> Tensor | None:
         """What is left of ones: masks may say what to keep or what to drop, as numbers or as truth values."""
