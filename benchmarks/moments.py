@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from varshift.integrations import declare_torchvision_operators
 from varshift_lab.data import cifar10, digits
 
 DRAWS = 8  # of the noise, for the truth
+SEEDS = 3  # of the made-up inputs and their noise: the errors of `anchored` are those of all together
 HEADER = [
     "network",
     "norms",
@@ -59,24 +60,27 @@ def compare(name: str, net: nn.Module, truth: Tensor, few: Tensor) -> list[str]:
     sampled = observed(name, net, few, 1)["figures"]
     seen = observed(name, net, truth, DRAWS)
     measured = seen["figures"]
-    anchored = vs.predict(net, shape=tuple(truth.shape[1:]))
+    anchored = [vs.predict(net, shape=tuple(truth.shape[1:]), seed=seed) for seed in range(SEEDS)]
     hybrid = vs.predict(net, few)
-    noisy = [layer.name for layer in anchored.layers if layer.noise and layer.name in measured]
-    flow = session_of(anchored).train
+    noisy = [layer.name for layer in hybrid.layers if layer.noise and layer.name in measured]
+    flow = session_of(hybrid).train
     first = {site.nearest for site in flow.noises}
     row = [
         name,
         str(len(noisy)),
         f"{min(measured[n][0] for n in noisy):.2f} to {max(measured[n][0] for n in noisy):.2f}",
-        errors(*seen["halves"], noisy, 0, share=0.5),
+        errors(seen["halves"][:1], seen["halves"][1], noisy, 0, share=0.5),
     ]
-    for prediction in (anchored, hybrid):
-        figures = {layer.name: (layer.ratio, layer.local_ratio) for layer in prediction.layers}
+    for predictions in (anchored, [hybrid]):
+        figures = [
+            {layer.name: (layer.ratio, layer.local_ratio) for layer in prediction.layers}
+            for prediction in predictions
+        ]
         row += [errors(figures, measured, noisy, 0), errors(figures, measured, noisy, 1)]
         row.append(errors(figures, measured, [n for n in noisy if n in first], 1))
-    row += [errors(sampled, measured, noisy, 0), errors(sampled, measured, noisy, 1)]
+    row += [errors([sampled], measured, noisy, 0), errors([sampled], measured, noisy, 1)]
     try:
-        row.append(errors(Diagonal(net, flow, truth).run(), measured, noisy, 0))
+        row.append(errors([Diagonal(net, flow, truth).run()], measured, noisy, 0))
     except (KeyError, ValueError, RuntimeError, TypeError, IndexError):
         row.append("cannot")
     print(" | ".join(row), flush=True)
@@ -89,11 +93,14 @@ def session_of(prediction: vs.Prediction) -> Any:
 
 
 def errors(
-    figures: Figures, measured: Figures, names: Iterable[str], which: int, *, share: float = 1.0
+    predicted: Sequence[Figures], measured: Figures, names: Iterable[str], which: int, *, share: float = 1.0
 ) -> str:
     """Median and 95th percentile of the relative errors, or of a share of them."""
     found = [
-        share * abs(figures[name][which] / measured[name][which] - 1) for name in names if name in figures
+        share * abs(figures[name][which] / measured[name][which] - 1)
+        for name in names
+        for figures in predicted
+        if name in figures
     ]
     return f"{np.median(found):.1%} / {np.quantile(found, 0.95):.1%}" if found else "none"
 
@@ -136,7 +143,13 @@ AS_BUILT: dict[str, dict[str, float]] = {  # with the norms that timm gives them
     "efficientnet_b0": {"drop_path_rate": 0.2},
     "densenet121": {"proj_drop_rate": 0.3},
 }
-_SIZE, _LARGE = 64, 128  # pixels: of most rows, and of the last one
+_SIZE = 64  # pixels, of all rows but these
+LARGE = [
+    ("efficientnet_b0", 128),
+    ("efficientnet_b0", 224),
+    ("mobilenetv3_large_100", 224),
+    ("resnet18", 224),
+]
 
 
 def _spread_norms(net: nn.Module) -> None:
@@ -155,7 +168,7 @@ def run_zoo(quick: bool) -> Iterator[list[str]]:
     small = cifar10(folder(), batches=1).normalised()[:512]
     rows = [(name, noise, True, _SIZE) for name, noise in ZOO.items()]
     rows += [(name, noise, False, _SIZE) for name, noise in AS_BUILT.items()]
-    rows.append(("efficientnet_b0", ZOO["efficientnet_b0"], True, _LARGE))
+    rows += [(name, ZOO[name], True, size) for name, size in LARGE]
     for name, noise, spread, size in rows[: 2 if quick else None]:
         images = F.interpolate(small, size=size, mode="bilinear")
         torch.manual_seed(0)
@@ -239,9 +252,9 @@ TEXT = (
     "Relative errors, median / 95th percentile over all norms that noise reaches. `ratio` is deployed over "
     "learned, `local` is clean over learned, `first` is the local ratio at the first norm behind each noise "
     "site. `its own error` is that of the measured ratio: half the difference between the two halves of the "
-    "draws. `anchored` uses no data; `hybrid` and sampling (one batch in training, one in evaluation) use "
-    "the same 256 images, which are not among those measured; `diagonal` is the papers' propagation of one "
-    "mean and one variance per channel."
+    "draws. `anchored` uses no data, and its errors are those of three seeds together; `hybrid` and sampling "
+    "(one batch in training, one in evaluation) use the same 256 images, which are not among those measured; "
+    "`diagonal` is the papers' propagation of one mean and one variance per channel."
 )
 
 

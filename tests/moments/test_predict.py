@@ -509,3 +509,74 @@ def test_statistics_by_another_name_are_anchors_too():
     expected, layer = (predict(each, shape=(3, 8, 8)).layer("3") for each in (plain, renamed))
     assert layer.confidence == expected.confidence == "high"
     assert layer.ratio == pytest.approx(expected.ratio, rel=1e-5)
+
+
+class Gated(nn.Module):
+    """A branch that is scaled by a gate, by a number per channel that is learned, or not at all."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.gate = kind, nn.Conv2d(8, 8, 1)
+        self.first, self.second = nn.Conv2d(3, 8, 3, stride=4), nn.Conv2d(8, 8, 1)
+        self.drop, self.norm = nn.Dropout2d(0.2), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        x = self.drop(F.relu(self.first(x)))
+        if self.kind == "gate":
+            x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        elif self.kind == "path" and self.training:
+            x = x * (torch.rand(len(x), 1, 1, 1) < 0.5)
+        elif self.kind == "number":
+            x = x * self.gate.bias[:, None, None]
+        return self.norm(self.second(x))
+
+
+@pytest.mark.parametrize("kind", ["gate", "path", "number", "square", "none"])
+def test_gates_need_more_samples(kind):
+    """A gate has one value per sample, and of few samples nobody can tell what gates do."""
+    net = Gated(kind)
+    net(torch.randn(16, 3, 224, 224))
+    prediction = predict(net, shape=(3, 224, 224))
+    assert len(prediction._source.inputs[0]) == (24 if kind == "gate" else 3)
+    assert prediction.layer("norm").confidence != "low"
+    assert len(predict(net, torch.randn(32, 3, 224, 224))._source.inputs[0]) == (24 if kind == "gate" else 12)
+    few = predict(net, torch.randn(8, 3, 64, 64), method="anchored")
+    assert (few.layer("norm").confidence == "low") == (kind == "gate")
+
+
+def test_more_variance_than_was_learned_is_not_to_be_relied_upon():
+    """Noise that drowns the signal in front of an operation without a rule, and an average of many."""
+
+    class Drowned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+            self.norm, self.other, self.drop = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.Dropout(0.5)
+
+        def forward(self, x):
+            x = self.drop(5 * self.first(x))
+            return self.other(self.last(self.norm(F.avg_pool2d(torch.softmax(x, 1), 4))))
+
+    model = Drowned()
+    vs.recalibrate(model, [torch.randn(64, 3, 14, 14).cumsum(-1)] * 4, noise=True)
+    prediction = predict(model, shape=(3, 14, 14))
+    assert prediction.layer("norm").local_ratio > 1.3
+    assert [layer.confidence for layer in prediction.layers] == ["low", "low"]
+
+
+def test_attention_of_made_up_inputs_is_not_to_be_relied_upon():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.qkv = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 24)
+            self.drop, self.norm = nn.Dropout(0.2), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            x = self.drop(self.embed(x).flatten(2).transpose(1, 2))
+            query, key, value = self.qkv(x).chunk(3, -1)
+            return self.norm((torch.softmax(query @ key.transpose(1, 2), -1) @ value).transpose(1, 2))
+
+    model, batch = Tokens(), torch.randn(64, 3, 16, 16).cumsum(-1)
+    model(batch)
+    assert predict(model, shape=(3, 16, 16)).layer("norm").confidence == "low"
+    assert predict(model, batch).layer("norm").confidence == "medium"

@@ -25,15 +25,20 @@ from ._noise import multiplies
 from ._operators import UnknownOperator, bound
 from ._outcome import Outcome, Watch
 from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
-from ._train_pass import TrainPass
+from ._train_pass import TrainPass, gated
 
 _PIXELS = 3 * 224 * 224  # positions of an input, all samples together, that a pass works on
 _FEW, _MANY = 3, 256
+_GATED = 24  # samples of a network with gates, which have one value per sample, where maps are not too large
+_GATED_FEW = 16  # samples below which what gates do is not known
+_IMPLAUSIBLE = 1.3  # times the learned variance: without its noise a signal has less, and hardly ever more
 _FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
 # Operations that no average over draws settles: a noisy denominator, as in a norm per sample written by hand.
 _WEAK = frozenset(
     ["div", "divide", "true_divide", "reciprocal", "pow", "sqrt", "rsqrt", "log", "log2", "log10", "log1p"]
 )
+# Which tokens attend to which, made-up inputs do not tell.
+_ATTENTION = frozenset(["matmul", "bmm", "baddbmm", "scaled_dot_product_attention"])
 _SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout")
 
 _NORMS_USE: dict[str, Literal["running", "batch"]] = {"eval": "running", "clean": "batch"}
@@ -103,6 +108,11 @@ def predict(
     if real:
         map_tensors(take_samples(batch, count), _require_finite)
     captured = capture(network, batch, forward=forward, samples=count)
+    if captured.train is not None and gated(captured.train) and sample_count(batch, real, gates=True) > count:
+        count = sample_count(batch, real, gates=True)
+        if real:
+            map_tensors(take_samples(batch, count), _require_finite)
+        captured = capture(network, batch, forward=forward, samples=count)
     if captured.train is None or captured.eval is None:
         raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
     inputs = input_tensors(take_samples(batch, count))
@@ -262,7 +272,7 @@ def _shapes(shape: Any) -> list[tuple[int, ...]]:
 def _examples(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Any:
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    count = min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes]))
+    count = min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes], gates=True))
     examples = tuple(torch.randn(count, *sizes).to(dtype) for sizes in shapes)
     return examples[0] if len(examples) == 1 else examples
 
@@ -300,17 +310,19 @@ def _require_finite(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sample_count(batch: Any, real: bool) -> int:
-    """How many samples of a batch a prediction follows: few of large inputs."""
+def sample_count(batch: Any, real: bool, *, gates: bool = False) -> int:
+    """How many samples of a batch a prediction follows: few of large inputs, more where there are gates."""
     positions: list[int] = []
     map_tensors(batch, lambda x: positions.append(math.prod(x.shape[2:])) or x)
-    fitting = _fitting(positions, 4 if real else 1)
+    fitting = _fitting(positions, 4 if real else 1, gates=gates)
     return min(fitting, _MANY, max(batch_size(batch), 2))
 
 
-def _fitting(positions: Sequence[int], times: int = 1) -> int:
+def _fitting(positions: Sequence[int], times: int = 1, *, gates: bool = False) -> int:
     """How many samples of inputs with so many positions are enough: few of large ones."""
-    return max(times * round(_PIXELS / max(max(positions, default=1), 1)), _FEW)
+    fitting = round(_PIXELS / max(max(positions, default=1), 1))
+    found = max(times * fitting, _FEW)
+    return max(found, min(_GATED, _GATED // _FEW * fitting)) if gates else found
 
 
 def input_tensors(batch: Any) -> list[Tensor]:
@@ -367,8 +379,10 @@ def _buffer(flow: Flow, site: NormSite, argument: str) -> str:
 
 
 def _layers(flow: Flow, names: Sequence[str], found: Outcome, *, real: bool) -> tuple[LayerPrediction, ...]:
-    layers = []
+    layers: list[LayerPrediction] = []
     observed = found.observed
+    gates = gated(flow)
+    implausible = False
     for site in flow.norms:
         keys = [(site.name, call) for call in range(len(site.calls))]
         keys = [
@@ -388,16 +402,23 @@ def _layers(flow: Flow, names: Sequence[str], found: Outcome, *, real: bool) -> 
         mean = {state: _average([o.mean for o in calls]) for state, calls in seen.items()}
         offset = (mean["eval"] - centre) / learned.clamp_min(1e-20).sqrt()
         training = State(float(centre.mean()), float(learned.mean()))
+        ratio, local = (float(variance[state].mean() / learned.mean()) for state in ("eval", "clean"))
         upstream = tuple(
             name for name, noisy in zip(names, flow.noises, strict=True) if site.name in noisy.reaches
         )
+        # Noise that is not scaled does it, too, but behind operations without a rule it is likely an error,
+        # and what is wrong at one norm is so at all behind it.
+        unruled = bool(upstream) and any(anchor.doubts for anchor in anchors)
+        implausible = implausible or (unruled and max(ratio, local) > _IMPLAUSIBLE)
+        samples = site.shapes[0][0] if site.shapes and site.shapes[0] else 0
+        doubtful = bool(upstream) and (implausible or (gates and samples < _GATED_FEW))
         layers.append(
             LayerPrediction(
                 name=site.name,
                 cls=site.cls,
                 source=site.source,
-                ratio=float(variance["eval"].mean() / learned.mean()),
-                local_ratio=float(variance["clean"].mean() / learned.mean()),
+                ratio=ratio,
+                local_ratio=local,
                 mean_offset=float(offset.square().mean().sqrt()),
                 noise_share=float(noise.mean() / learned.mean()),
                 states={
@@ -406,7 +427,7 @@ def _layers(flow: Flow, names: Sequence[str], found: Outcome, *, real: bool) -> 
                     "sampling": training,
                     "eval": State(float(mean["eval"].mean()), float(variance["eval"].mean())),
                 },
-                confidence=_confidence(site, flow, found, anchors, real=real),
+                confidence="low" if doubtful else _confidence(site, flow, found, anchors, real=real),
                 noise=upstream,
             )
         )
@@ -431,7 +452,7 @@ def _confidence(
     unknown = unknown or any(a.stand_in is not None for a in anchors)
     if not site.batch_statistics:  # frozen: what it holds was learned in another training
         unknown = True
-    unknown = unknown or any(a.doubts & _WEAK for a in anchors)
+    unknown = unknown or any(a.doubts & (_WEAK if real else _WEAK | _ATTENTION) for a in anchors)
     if unknown or not (real or all(a.anchored for a in anchors)):
         return "low"
     shape = site.shapes[0] if site.shapes else ()

@@ -59,7 +59,7 @@ class TrainPass(Interpreter):
         self.anchors: dict[tuple[str, int], Anchor] = {}
         self.untreated: dict[int, NoiseSite] = {}
         self.sites = {site.node: (place, site) for place, site in enumerate(flow.noises)}
-        self._signals, self._noisy_paths, self._random = _noisy_paths(flow)
+        self._signals, self._noisy_paths, self._random = noisy_paths(flow)
 
     @property
     def _anchoring(self) -> bool:
@@ -302,7 +302,7 @@ def _wrap(result: Any, floating: bool, doubts: frozenset[str]) -> Any:
     return result
 
 
-def _noisy_paths(flow: Flow) -> tuple[set[int], set[int], set[int]]:
+def noisy_paths(flow: Flow) -> tuple[set[int], set[int], set[int]]:
     """Nodes that derive from the inputs, those that mix them with noise ahead of its site, and the noise."""
     sites = {site.node for site in flow.noises}
     signal: set[int] = set()
@@ -320,6 +320,22 @@ def _noisy_paths(flow: Flow) -> tuple[set[int], set[int], set[int]]:
             ahead.add(index)
             open_.extend(flow.nodes[index].inputs)
     return signal, random & signal & ahead, random
+
+
+def gated(flow: Flow) -> bool:
+    """Whether signals are multiplied by others that have one value for several of their elements."""
+    signal, _, random = noisy_paths(flow)
+    sites = {site.node for site in flow.noises}
+
+    def size(index: int) -> int:
+        return math.prod(flow.nodes[index].shape or ())
+
+    for node in flow.nodes:
+        if base_name(node) in ("mul", "multiply") and node.index not in sites | random:
+            sizes = {size(index) for index in node.inputs if index in signal - random and size(index) > 1}
+            if len(sizes) > 1:
+                return True
+    return False
 
 
 def _factor_mean(site: NoiseSite, mask: Tensor | None) -> float:
