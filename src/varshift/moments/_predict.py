@@ -29,7 +29,8 @@ from ._train_pass import TrainPass, gated
 
 _PIXELS = 3 * 224 * 224  # positions of an input, all samples together, that a pass works on
 _FEW, _MANY = 3, 256
-_GATED = 24  # samples of a network with gates, which have one value per sample, where maps are not too large
+# Gates have one value per sample: so many samples, as long as their positions are not so many times as many.
+_GATED, _GATED_TIMES = 96, 8
 _GATED_FEW = 16  # samples below which what gates do is not known
 _IMPLAUSIBLE = 1.3  # times the learned variance: without its noise a signal has less, and hardly ever more
 _FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
@@ -322,7 +323,7 @@ def _fitting(positions: Sequence[int], times: int = 1, *, gates: bool = False) -
     """How many samples of inputs with so many positions are enough: few of large ones."""
     fitting = round(_PIXELS / max(max(positions, default=1), 1))
     found = max(times * fitting, _FEW)
-    return max(found, min(_GATED, _GATED // _FEW * fitting)) if gates else found
+    return max(found, min(_GATED, _GATED_TIMES * fitting)) if gates else found
 
 
 def input_tensors(batch: Any) -> list[Tensor]:
