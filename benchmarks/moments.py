@@ -144,12 +144,7 @@ AS_BUILT: dict[str, dict[str, float]] = {  # with the norms that timm gives them
     "densenet121": {"proj_drop_rate": 0.3},
 }
 _SIZE = 64  # pixels, of all rows but these
-LARGE = [
-    ("efficientnet_b0", 128),
-    ("efficientnet_b0", 224),
-    ("mobilenetv3_large_100", 224),
-    ("resnet18", 224),
-]
+LARGE = [("efficientnet_b0", 128), ("efficientnet_b0", 224)]
 
 
 def _spread_norms(net: nn.Module) -> None:

@@ -25,12 +25,11 @@ from varshift_lab.studies import (
 
 @dataclass(frozen=True)
 class Walk(Trial):
-    """A random walk of so many steps, with a checkpoint after each, and a long rest behind one of them."""
+    """A random walk of so many steps, with a checkpoint after each."""
 
     steps: int = 5
     drift: float = 0.0
     pause: float = 0.0
-    rest: int = -1
 
     def run(self, workbench):
         done, place, path = 0, 0.0, []
@@ -46,9 +45,22 @@ class Walk(Trial):
                 part.write_text(json.dumps([step + 1, place, path]))
                 part.replace(checkpoint)
             workbench.record({"event": "step", "step": step, "steps": self.steps, "place": place})
-            if step == self.rest:
-                time.sleep(60)
+            self.told(step)
         return {"place": place, "path": path, "pflop": self.steps * 1e-9}
+
+    def told(self, step):
+        """What happens once a step is saved and told."""
+
+
+@dataclass(frozen=True)
+class RestingWalk(Walk):
+    """A walk with a long rest behind one of its steps."""
+
+    rest: int = 2
+
+    def told(self, step):
+        if step == self.rest:
+            time.sleep(60)
 
 
 @dataclass(frozen=True)

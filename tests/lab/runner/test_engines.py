@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_trials import Fault, walks
+from toy_trials import Fault, RestingWalk, walks
 
 from varshift_lab.runner import RunnerError, executor, run
 from varshift_lab.store import Store, read_log
@@ -79,7 +79,7 @@ def test_slurm_jobs_put_their_trials_back_when_the_sweep_is_interrupted(sweeps):
 @needs_submitit
 def test_a_job_whose_time_is_up_is_followed_by_another(sweeps):
     """Submitit announces the end of a job by a signal; the trial is no failure."""
-    (walk,) = walks(1, steps=40, rest=2)
+    walk = RestingWalk(0, steps=40)
     assignment = sweeps.add([walk])
     engine = executor("slurm", {"cluster": "local", "timeout_min": 5})
     announced = []
