@@ -105,14 +105,12 @@ def predict(
     real = data is not None and method != "anchored"
     with torch.random.fork_rng(devices=[]):
         batch = _examples(network, _shapes(shape)) if data is None else _gather(data, _MANY)
-    count = sample_count(batch, real)
+    count, most = (sample_count(batch, real, gates=gates) for gates in (False, True))
     if real:
-        map_tensors(take_samples(batch, count), _require_finite)
+        map_tensors(take_samples(batch, most), _require_finite)
     captured = capture(network, batch, forward=forward, samples=count)
-    if captured.train is not None and gated(captured.train) and sample_count(batch, real, gates=True) > count:
-        count = sample_count(batch, real, gates=True)
-        if real:
-            map_tensors(take_samples(batch, count), _require_finite)
+    if captured.train is not None and count < most and gated(captured.train):
+        count = most
         captured = capture(network, batch, forward=forward, samples=count)
     if captured.train is None or captured.eval is None:
         raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
