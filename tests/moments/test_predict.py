@@ -580,3 +580,22 @@ def test_attention_of_made_up_inputs_is_not_to_be_relied_upon():
     model(batch)
     assert predict(model, shape=(3, 16, 16)).layer("norm").confidence == "low"
     assert predict(model, batch).layer("norm").confidence == "medium"
+
+
+@pytest.mark.parametrize("samples", ["one", "all"])
+def test_noise_that_a_whole_batch_shares_is_not_to_be_relied_upon(samples):
+    class Depth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            branch = F.relu(self.conv(x))[:, :3]
+            if self.training:
+                shape = [len(x) if samples == "one" else 1, 1, 1, 1]
+                branch = branch * torch.empty(shape).bernoulli_(0.7) / 0.7
+            return self.norm(x + branch)
+
+    model = learned(Depth(), lambda: torch.randn(32, 3, 10, 10).cumsum(-1))
+    layer = predict(model, shape=(3, 10, 10)).layer("norm")
+    assert (layer.confidence == "low") == (samples == "all")

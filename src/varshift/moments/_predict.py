@@ -25,7 +25,7 @@ from ._noise import multiplies
 from ._operators import UnknownOperator, bound
 from ._outcome import Outcome, Watch
 from ._prediction import Confidence, LayerPrediction, Method, Prediction, State
-from ._train_pass import TrainPass, gated
+from ._train_pass import ONE_DRAW, TrainPass, gated
 
 _PIXELS = 3 * 224 * 224  # positions of an input, all samples together, that a pass works on
 _FEW, _MANY = 3, 256
@@ -37,7 +37,7 @@ _FEW_VALUES = 256  # values per channel below which an estimate is called uncert
 # Operations that no average over draws settles: a noisy denominator, as in a norm per sample written by hand.
 _WEAK = frozenset(
     ["div", "divide", "true_divide", "reciprocal", "pow", "sqrt", "rsqrt", "log", "log2", "log10", "log1p"]
-)
+) | {ONE_DRAW}
 # Which tokens attend to which, made-up inputs do not tell.
 _ATTENTION = frozenset(["matmul", "bmm", "baddbmm", "scaled_dot_product_attention"])
 _SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout")

@@ -26,6 +26,8 @@ Rates = Mapping[int, float]
 _DRAWS = 16  # of noise that no rule is for
 _SAMPLES = 4096  # draws of a mask whose rate does not tell how much it drops
 _MOST_STEPS = 64  # of one hand-written noise
+# A doubt: batch statistics follow noise that a whole batch shares, and the variance in it has none of that.
+ONE_DRAW = "one draw per batch"
 _RATES = ("dropout_p", "dropout")
 
 
@@ -155,7 +157,9 @@ class TrainPass(Interpreter):
                     result = _noise.drop_blocks(x, site, rate, mask, self._masks(node, mask))
                 else:
                     result = _noise.multiply(x, site, rate, shape, _factor_mean(site, mask))
-                return result.but(unsure=unsure_behind(x, result)) if self._anchoring else result
+                if mask is not None and mask.numel() == 1 < len(x.mean):
+                    result = replace(result, doubts=result.doubts | {ONE_DRAW})
+                return replace(result, unsure=unsure_behind(x, result)) if self._anchoring else result
             if site.additive and site.kind in ("gaussian", "uniform"):
                 return _noise.add(x, site, rate)
             if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
