@@ -134,7 +134,7 @@ ZOO: dict[str, dict[str, float]] = {
     "seresnet18": {"drop_path_rate": 0.2},
     "mixnet_s": {"drop_path_rate": 0.2},
     "resnext26ts": {"drop_path_rate": 0.2},
-    # Added late: of the method only how gates are dealt with came after them.
+    # Added late, when most of the method was as it is.
     "tf_efficientnetv2_b0": {"drop_path_rate": 0.2},
     "cspresnet50": {"drop_path_rate": 0.2},
     "gernet_s": {"drop_path_rate": 0.2},

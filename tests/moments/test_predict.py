@@ -512,7 +512,7 @@ def test_statistics_by_another_name_are_anchors_too():
 
 
 class Gated(nn.Module):
-    """A branch that is scaled by a gate, by a number per channel that is learned, or not at all."""
+    """A signal times a gate, a mask, a function of itself, learned numbers per channel, or nothing."""
 
     def __init__(self, kind):
         super().__init__()
@@ -526,6 +526,8 @@ class Gated(nn.Module):
             x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
         elif self.kind == "path" and self.training:
             x = x * (torch.rand(len(x), 1, 1, 1) < 0.5)
+        elif self.kind == "square":
+            x = x * torch.sigmoid(x)
         elif self.kind == "number":
             x = x * self.gate.bias[:, None, None]
         return self.norm(self.second(x))

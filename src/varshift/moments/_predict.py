@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -133,6 +134,11 @@ class Session:
     base: Outcome | None = None
     answers: Answers | None = None
 
+    @cached_property
+    def gates(self) -> bool:
+        """Whether the network has gates."""
+        return gated(self.train)
+
     def predict(self, rates: Mapping[str, float]) -> Prediction:
         """The prediction at the network's own rates, or at others with the gains of the first run."""
         changed = self._changed(rates)
@@ -216,7 +222,7 @@ class Session:
 
     def _prediction(self, found: Outcome, changed: Mapping[int, float]) -> Prediction:
         names = _site_names(self.train)
-        layers = _layers(self.train, names, found, real=self.real)
+        layers = _layers(self.train, names, found, real=self.real, gates=self.gates)
         known = {
             name: changed.get(place, site.rate)
             for place, (name, site) in enumerate(zip(names, self.train.noises, strict=True))
@@ -377,10 +383,11 @@ def _buffer(flow: Flow, site: NormSite, argument: str) -> str:
     return target or (f"{site.name}.{argument}" if site.name else argument)
 
 
-def _layers(flow: Flow, names: Sequence[str], found: Outcome, *, real: bool) -> tuple[LayerPrediction, ...]:
+def _layers(
+    flow: Flow, names: Sequence[str], found: Outcome, *, real: bool, gates: bool
+) -> tuple[LayerPrediction, ...]:
     layers: list[LayerPrediction] = []
     observed = found.observed
-    gates = gated(flow)
     implausible = False
     for site in flow.norms:
         keys = [(site.name, call) for call in range(len(site.calls))]

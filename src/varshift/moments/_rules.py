@@ -78,9 +78,10 @@ class Call:
 
     def squares(self) -> Tensor | None:
         """Squares of the weights, if it has any."""
-        key = weight_key(self.named())
-        if self._squares is None and key is not None:
-            self._squares = self.named()[key].square()
+        if self._squares is None:
+            named = self.named()
+            key = weight_key(named)
+            self._squares = None if key is None else named[key].square()
         return self._squares
 
     def doubts(self) -> frozenset[str]:
@@ -168,7 +169,7 @@ def _weight(node: Node, call: Call) -> Signal:
     the channel. To take it as the same everywhere makes ratios of trained networks several times as wrong.
     """
     named = call.named()
-    weight, squares = weight_key(named), call.squares()
+    weight = weight_key(named)
     if weight is None or len(call.signals) != 1:
         return call.linear(None) if len(call.signals) == 1 else _by_difference(node, call)
     plain = Call(node, (), {key: value for key, value in named.items() if value is not None})
@@ -179,7 +180,7 @@ def _weight(node: Node, call: Call) -> Signal:
     mixes = groups == 1 or groups != given.mean.shape[1] or named[weight].shape[1] != 1
     if commutes(given, mixes):
         return past_linear(call, lambda x: plain.run(lambda _: x))
-    squared = Call(node, (), plain.kwargs | {weight: squares})
+    squared = Call(node, (), plain.kwargs | {weight: call.squares()})
     exact = given.exact and given.independent
     draw = plain.run(lambda signal: signal.draw)
     return call.linear(squared.run(lambda signal: signal.spread()), draw=draw, exact=exact)

@@ -279,8 +279,6 @@ class TrainPass(Interpreter):
             factor = Call(node, *self.operands(node)).run(lambda signal: torch.ones_like(signal.mean))
         except (UnknownOperator, RuntimeError, TypeError, ValueError):
             return None
-        if isinstance(factor, (tuple, list)):
-            factor = factor[0]
         if not isinstance(factor, Tensor) or not factor.is_floating_point():
             return None
         sizes = (1,) * (factor.dim() - drawn.dim()) + tuple(drawn.shape)
@@ -329,17 +327,13 @@ def noisy_paths(flow: Flow) -> tuple[set[int], set[int], set[int]]:
 def gated(flow: Flow) -> bool:
     """Whether signals are multiplied by others that have one value for several of their elements."""
     signal, _, random = noisy_paths(flow)
-    sites = {site.node for site in flow.noises}
+    free, noise = signal - random, random | {site.node for site in flow.noises}
 
-    def size(index: int) -> int:
-        return math.prod(flow.nodes[index].shape or ())
+    def sizes(node: Node) -> set[int]:
+        return {math.prod(flow.nodes[index].shape or ()) for index in node.inputs if index in free} - {1}
 
-    for node in flow.nodes:
-        if base_name(node) in ("mul", "multiply") and node.index not in sites | random:
-            sizes = {size(index) for index in node.inputs if index in signal - random and size(index) > 1}
-            if len(sizes) > 1:
-                return True
-    return False
+    products = (node for node in flow.nodes if base_name(node) in PRODUCTS and node.index not in noise)
+    return any(len(sizes(node)) > 1 for node in products)
 
 
 def _factor_mean(site: NoiseSite, mask: Tensor | None) -> float:
