@@ -8,23 +8,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from varshift._batches import Forward, batch_size
 from varshift.flow import Capture, capture
-from varshift.moments import Prediction, predict_captured, samples_for_prediction
-from varshift.probe import (
-    Measurement,
-    ModeFacts,
+from varshift.model import (
+    Forward,
     NormFacts,
-    draw_batches,
+    batch_size,
     find_norms,
-    loader_facts,
-    measure,
-    mode_facts,
-    model_device,
     network_of,
     norm_facts,
     preserved,
     require_values,
+)
+from varshift.moments import Prediction, predict_captured, samples_for_prediction
+from varshift.probe import (
+    Measurement,
+    ModeFacts,
+    draw_batches,
+    loader_facts,
+    measure,
+    mode_facts,
+    model_device,
 )
 from varshift.report import Report, build_report
 from varshift.rules import Evidence, run_rules

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import varshift as vs
-from varshift._batches import batch_size, map_tensors, take_samples
+from varshift.model import batch_size, map_tensors, take_samples
 
 X, Y = torch.randn(12, 3, 10, 10), torch.arange(12) % 5
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import varshift as vs
-from varshift.probe import draw_batches, find_norms, measure, mode_facts, preserved
+from varshift.model import find_norms, preserved
+from varshift.probe import draw_batches, measure, mode_facts
 
 
 class HandWritten(nn.Module):

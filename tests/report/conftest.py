@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 
 from varshift.flow import Flow, NoiseSite, NormSite
-from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement, NormFacts
+from varshift.model import NormFacts
+from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 from varshift.report import build_report
 from varshift.rules import Cure, Evidence, Finding
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from varshift.flow import Flow, Node, NoiseSite, NormSite
-from varshift.probe import Gap, GapStep, LayerMeasurement, LoaderFacts, Measurement, ModeFacts, NormFacts
+from varshift.model import NormFacts
+from varshift.probe import Gap, GapStep, LayerMeasurement, LoaderFacts, Measurement, ModeFacts
 from varshift.rules import Evidence, run_rules
 
 CAUSES = ("noise", "small-batch", "variance-shift", "statistics")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varshift._batches import samples_in_lists
 from varshift._errors import DataError
+from varshift.model import samples_in_lists
 
 _SCALARS = (str, bytes, bool, int, float, complex, np.generic)
 

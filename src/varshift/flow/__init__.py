@@ -9,5 +9,3 @@ from varshift.flow._types import NoiseSite as NoiseSite
 from varshift.flow._types import NormSite as NormSite
 from varshift.flow._types import Path as Path
 from varshift.flow._types import Ref as Ref
-from varshift.flow._unwrap import canonical_names as canonical_names
-from varshift.flow._unwrap import unwrap as unwrap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from torch import Tensor, nn
@@ -177,9 +178,11 @@ class _Builder:
         pools = self._pools()
         drops: DropAnalysis | None = None
         built = []
+        counts: Counter[tuple[str, str]] = Counter()
         for position, site in enumerate(self._sites):
             raw = self._graph.nodes[site.node]
             name = raw.module
+            counts[name, site.kind] += 1
             ways = near[position]
             best = min(ways, key=lambda norm: _CLASSES.index(ways[norm]), default=None)
             dropped = None
@@ -201,6 +204,7 @@ class _Builder:
                     pools=pools[position],
                     drops=dropped,
                     additive=site.additive,
+                    ordinal=counts[name, site.kind],
                 )
             )
         return tuple(built)

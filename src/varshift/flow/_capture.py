@@ -15,14 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from varshift._batches import Forward, batch_size, default_forward, map_tensors, move, take_samples
 from varshift._errors import ModelError, VarshiftError
 from varshift.flow._build import build_flow
 from varshift.flow._dispatch import dispatch_nodes
 from varshift.flow._export import export_nodes
 from varshift.flow._raw import RawNode
 from varshift.flow._types import Capture, CaptureMethod, Flow
-from varshift.flow._unwrap import canonical_names, copy_model, switches_quietly, unwrap
+from varshift.model import (
+    Forward,
+    batch_size,
+    canonical_names,
+    copy_model,
+    default_forward,
+    map_tensors,
+    move,
+    switches_quietly,
+    take_samples,
+    unwrap,
+)
 
 Method = Literal["auto", "export", "dispatch"]
 Mode = Literal["train", "eval"]
@@ -46,7 +56,7 @@ def capture(
     Args:
         model: The network; wrappers of `torch.compile` and of data parallelism are looked through.
         batch: One batch as a loader yields it, or example inputs. A few samples of it are used.
-        forward: How the model is called with a batch; see `varshift._batches.default_forward`.
+        forward: How the model is called with a batch; see `varshift.model.default_forward`.
         method: ``"auto"`` exports and falls back to recording a real forward pass per mode, ``"export"``
             and ``"dispatch"`` use one of the two only.
         samples: How many samples of the batch to use; the shapes in the flows are for so many.

@@ -16,7 +16,7 @@ from varshift.flow._export import output_tensors
 from varshift.flow._raw import Frame, RawNode, Role, first_shape
 from varshift.flow._source import is_foreign
 from varshift.flow._types import Ref
-from varshift.flow._unwrap import canonical_tensor
+from varshift.model import canonical_tensor
 
 _SCALAR_READS = ("_local_scalar_dense", "is_nonzero", "item", "equal")
 

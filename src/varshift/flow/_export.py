@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TracerBase
 
-from varshift._batches import map_tensors
 from varshift.flow._raw import RawNode, Role, first_shape
 from varshift.flow._source import is_foreign
 from varshift.flow._types import Ref
-from varshift.flow._unwrap import canonical_tensor
+from varshift.model import canonical_tensor, map_tensors
 
 _MODEL = "model"
 _REPEATED_CALL = re.compile(r"@\d+$")

@@ -16,7 +16,7 @@ from varshift.flow._raw import Frame
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = str(Path(__file__).parent) + os.sep
-_BATCHES = str(Path(__file__).parent.parent / "_batches.py")
+_BATCHES = str(Path(__file__).parent.parent / "model" / "_batches.py")
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from varshift._sites import SiteId
+
 CaptureMethod = Literal["export", "dispatch", "hooks"]
 Path = Literal["direct", "weight", "join", "none"]
 
@@ -84,6 +86,7 @@ class NoiseSite:
         additive: Whether the noise is a term (``x + r``) or values of its own beside the signal, and not a
             factor of it (``x * (1 + r)``, ``x + x * r``): what it does to a variance then depends on how
             large the signal is.
+        ordinal: Number of the site among those of the same module and kind, from 1.
     """
 
     name: str
@@ -99,6 +102,12 @@ class NoiseSite:
     pools: tuple[tuple[str, str | None, int], ...] = ()
     drops: str | None = None
     additive: bool = False
+    ordinal: int = 1
+
+    @property
+    def id(self) -> SiteId:
+        """The name of this site."""
+        return SiteId(self.name, self.kind, self.ordinal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,11 @@ class NormSite:
     shapes: tuple[tuple[int, ...], ...]
     batch_statistics: bool
     tracked: bool = True
+
+    @property
+    def id(self) -> SiteId:
+        """The name of this site: its statistics are one place, however often they are used."""
+        return SiteId(self.name, self.kind)
 
 
 @dataclass(frozen=True, slots=True)

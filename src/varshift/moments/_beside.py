@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from varshift._batches import take_samples
 from varshift.flow import Capture
+from varshift.model import take_samples
 
 from ._predict import Session, input_tensors, learned_norms, sample_count
 from ._prediction import Prediction

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from varshift._batches import Forward
 from varshift._errors import ModelError
-from varshift.flow import Flow, Node, Ref, capture, unwrap
+from varshift.flow import Flow, Node, Ref, capture
+from varshift.model import Forward, unwrap
 from varshift.nn.init import dropout_corrected_
 from varshift.theory import equal_noise_keep, noise_variance
 

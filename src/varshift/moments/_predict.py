@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from varshift._batches import Forward, batch_size, map_tensors, take_samples
 from varshift._errors import DataError, ModelError
-from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, capture, unwrap
+from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, capture
+from varshift.model import Forward, batch_size, map_tensors, take_samples, unwrap
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor

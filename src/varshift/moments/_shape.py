@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from varshift._batches import Forward
 from varshift._errors import DataError, ModelError
 from varshift.flow import capture
+from varshift.model import Forward
 
 _EXTENTS = {1: (256, 64), 2: (224, 32, 64, 28, 8, 299), 3: (16, 32)}
 

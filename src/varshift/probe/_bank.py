@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from varshift.model import Norm
 from varshift.probe._moments import Moments, expand
-from varshift.probe._norms import Norm
 
 
 class Bank:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from varshift.model import Norm
 from varshift.probe._moments import Moments, rms
-from varshift.probe._norms import Norm
 from varshift.probe._tap import Tap
 from varshift.probe._types import LayerMeasurement
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from varshift._batches import batch_size, first_tensor, move
 from varshift._errors import DataError
+from varshift.model import batch_size, first_tensor, move
 from varshift.probe._types import LoaderFacts
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from varshift._batches import primary_output, split_batch
 from varshift._errors import DataError, ModelError
+from varshift.model import primary_output, split_batch
 
 Loss = Callable[[Any, Any], Any]
 

@@ -9,14 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varshift._batches import Forward, batch_size, default_forward, map_tensors, primary_output, take_samples
+from varshift.model import (
+    Forward,
+    Norm,
+    Snapshot,
+    batch_size,
+    default_forward,
+    find_norms,
+    map_tensors,
+    network_of,
+    preserved,
+    primary_output,
+    require_values,
+    take_samples,
+)
 from varshift.probe._gap import StateLosses, build_gap
-from varshift.probe._guard import Snapshot, preserved
 from varshift.probe._layers import measure_layers
 from varshift.probe._loader import FiniteWatch, draw
 from varshift.probe._loss import Loss, batch_loss, correct, relative_l2, target_of
-from varshift.probe._network import network_of, require_values
-from varshift.probe._norms import Norm, find_norms
 from varshift.probe._pass import Progress, eager, run_pass
 from varshift.probe._recalibrate import Estimator
 from varshift.probe._states import live_norms, set_noise

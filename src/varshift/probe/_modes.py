@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from varshift.probe._norms import Norm
+from varshift.model import Norm
 from varshift.probe._types import ModeFacts
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varshift._batches import Forward
+from varshift.model import Forward
 from varshift.probe._distributed import Ranks
 from varshift.probe._tap import Tap
 

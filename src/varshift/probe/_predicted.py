@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from varshift._batches import Forward
+from varshift.model import Forward, Norm
 from varshift.moments import guess_shape, predict
-from varshift.probe._norms import Norm
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 

@@ -9,14 +9,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from varshift._batches import Forward, batch_size, default_forward
 from varshift._errors import ModelError
+from varshift.model import (
+    Forward,
+    Norm,
+    Snapshot,
+    batch_size,
+    default_forward,
+    find_norms,
+    network_of,
+    preserved,
+    require_values,
+    write,
+)
 from varshift.probe._distributed import Ranks
-from varshift.probe._guard import Snapshot, preserved, write
 from varshift.probe._loader import FiniteWatch, draw, model_device
 from varshift.probe._moments import Moments
-from varshift.probe._network import network_of, require_values
-from varshift.probe._norms import Norm, find_norms
 from varshift.probe._pass import Progress, Stop, eager, run_pass
 from varshift.probe._predicted import predicted_statistics
 from varshift.probe._states import live_norms, set_noise

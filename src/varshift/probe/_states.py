@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varshift._batches import Forward, batch_size, take_samples
-from varshift.probe._guard import Snapshot
-from varshift.probe._norms import Norm
+from varshift.model import Forward, Norm, Snapshot, batch_size, take_samples
 from varshift.probe._tap import Tap
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from varshift.model import Norm
 from varshift.probe._bank import Bank
 from varshift.probe._kernels import (
     READERS,
@@ -32,7 +33,6 @@ from varshift.probe._kernels import (
     sharpen,
 )
 from varshift.probe._moments import Moments
-from varshift.probe._norms import Norm
 
 Policy = Literal["batch", "running", "called"]
 Statistics = Mapping[str, tuple[Tensor, Tensor]]

@@ -12,7 +12,8 @@ from varshift.rules import SEVERITIES, Evidence, Finding
 
 if TYPE_CHECKING:
     from varshift.flow import CaptureMethod, Flow, NormSite
-    from varshift.probe import LayerMeasurement, Measurement, NormFacts
+    from varshift.model import NormFacts
+    from varshift.probe import LayerMeasurement, Measurement
 
 
 def build_report(

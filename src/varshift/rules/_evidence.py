@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow
+    from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import LoaderFacts, Measurement, ModeFacts, NormFacts
+    from varshift.probe import LoaderFacts, Measurement, ModeFacts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ._reading import fold, known, listed, norms_in_order, positive, quoted, sit
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
-    from varshift.probe import NormFacts
+    from varshift.model import NormFacts
 
 _LEARN = Cure("learn the statistics from data (varshift.recalibrate)", "safe")
 

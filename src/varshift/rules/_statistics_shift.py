@@ -27,7 +27,8 @@ from ._reading import (
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
-    from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement, NormFacts
+    from varshift.model import NormFacts
+    from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 
 _MOVE_NOISE = Cure("move the noise behind the last norm, and train again", "unsafe")
 _RECALIBRATE_UNSEEN = Cure(

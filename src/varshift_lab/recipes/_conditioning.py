@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from varshift.probe import preserved
+from varshift.model import preserved
 from varshift_lab.data import EpochLoader, Images
 from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training import TrainingSettings, measure

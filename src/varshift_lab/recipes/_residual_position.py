@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from varshift.probe import preserved
+from varshift.model import preserved
 from varshift_lab.data import Augmentation, Images
 from varshift_lab.studies import (
     Claim,

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from varshift.model import find_norms, preserved
 from varshift.nn import GaussianDropout, UniformDropout
-from varshift.probe import find_norms, preserved
 from varshift_lab.data import Images
 from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training import TrainingSettings, geometry, measure, shift_of

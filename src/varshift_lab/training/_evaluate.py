@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varshift.probe import preserved
+from varshift.model import preserved
 
 
 @dataclass(frozen=True, slots=True)

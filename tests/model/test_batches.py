@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import varshift as vs
-from varshift._batches import batch_size, map_tensors, primary_output, split_batch, take_samples
+from varshift.model import batch_size, map_tensors, primary_output, split_batch, take_samples
 
 X, Y, Z = torch.zeros(6, 3), torch.ones(6, dtype=torch.long), torch.full((6, 2), 2.0)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from varshift.flow import canonical_names, unwrap
+from varshift.model import canonical_names, unwrap
 
 
 def test_unwrap_nested_wrappers() -> None:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from varshift.probe._types import NormFacts
+from varshift.model._facts import NormFacts
 
 # How the pair of running statistics is called; the first is torch's own.
 STATISTICS_NAMES = (

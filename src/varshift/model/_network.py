@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from varshift._errors import ModelError
-from varshift.flow import unwrap
+from varshift.model._unwrap import unwrap
 
 
 def network_of(model: Any) -> nn.Module:
