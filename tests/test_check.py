@@ -58,8 +58,7 @@ def test_a_report_tells_where_how_much_and_why(sick, batches):
     assert finding.confidence == "measured"
     assert finding.where == ""  # functional dropout in the forward of the root module
     assert finding.cls == "Net"
-    file, line = finding.source.rsplit(":", 1)
-    assert "F.dropout" in open_line(file, int(line))
+    assert "F.dropout" in open_line(finding.source.file, finding.source.line)
     assert finding.evidence["norm"] == "norm2"
     assert finding.evidence["ratio"] < 0.55
     assert {found.where for found in report.findings if found.code == "VS207"} == {"norm2"}

@@ -78,3 +78,8 @@ class Source:
         if not file or not line.isdecimal():
             raise VarshiftError(f"source={text!r} names no line: expected 'file:line'.")
         return cls(file, int(line))
+
+
+def as_source(value: Source | str | None) -> Source | None:
+    """A line of code, from a `Source`, from the text ``"file:line"``, or None."""
+    return Source.parse(value) if isinstance(value, str) else value

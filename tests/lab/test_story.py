@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from varshift import Finding, Report
+from varshift._sites import SiteId
 from varshift.probe import Gap, GapStep
 from varshift.report import LayerRow, ModelInfo
+from varshift.rules import FindingSite
 from varshift_lab._demo import Outcome
 from varshift_lab._story import change, in_training, tell, wrong
 from varshift_lab.training import Evaluation
@@ -19,7 +21,7 @@ def evaluation(loss: float, accuracy: float = 0.9, seed: int = 0, spread: float 
 
 
 def finding(code: str, severity: str) -> Finding:
-    return Finding(code, severity, "measured", "norm", "BatchNorm2d", None, "A message.")
+    return Finding(code, severity, "measured", (FindingSite(SiteId("norm", "batch_norm")),), "A message.")
 
 
 def report(*findings: Finding, train: float | None = 0.1, delta: float | None = 0.2) -> Report:

@@ -3,11 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from varshift._sites import SiteId, Source
 from varshift.flow import Flow, NoiseSite, NormSite
 from varshift.model import NormFacts
 from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 from varshift.report import build_report
-from varshift.rules import Cure, Evidence, Finding
+from varshift.rules import Cure, Evidence, Finding, FindingSite
 
 STATES = ("train", "clean", "recalibrated", "recalibrated_noisy", "eval")
 CAUSES = ("noise", "small-batch", "variance-shift", "statistics")
@@ -21,19 +22,20 @@ def make_gap(values, errors=(0.01, 0.001, 0.004, 0.003), metric="loss", **extra)
     return Gap(metric, dict(zip(STATES, values, strict=True)), tuple(steps), **extra)
 
 
-def make_finding(code="VS207", where="body.0.norm", severity="error", **changes):
+def make_finding(
+    code="VS207", where="body.0.norm", severity="error", cls="BatchNorm2d", source=True, **changes
+):
+    line = Source("/nets/residual.py", 40 + len(where)) if source else None
     fields = {
         "code": code,
         "severity": severity,
         "confidence": "measured",
-        "where": where,
-        "cls": "BatchNorm2d",
-        "source": f"/nets/residual.py:{40 + len(where)}",
+        "sites": (FindingSite(SiteId(where, "batch_norm"), cls, line),),
         "message": f"the variance that {where} sees when deployed is 0.52 times the one it learned.",
         "evidence": {"ratio": 0.52, "control_ratio": 1.01},
         "cures": (
-            Cure("recalibrate the running statistics with the noise off", "safe"),
-            Cure("move the dropout behind the last norm of the network", "unsafe"),
+            Cure("recalibrate", "recalibrate the running statistics with the noise off", "safe"),
+            Cure("move-noise", "move the dropout behind the last norm of the network", "unsafe"),
         ),
     }
     return Finding(**{**fields, **changes})

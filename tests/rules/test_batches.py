@@ -106,6 +106,7 @@ def test_one_finding_at_the_worst_norm_counts_the_others(build):
     ]
     (finding,) = small(build, *layers)
     assert (finding.where, finding.severity) == ("c", "error")
+    assert [site.id.module for site in finding.sites] == ["c", "b", "d"]
     assert finding.evidence["below_16"] == 3
     assert finding.evidence["below_8"] == 2
     assert finding.evidence["norms"] == 4

@@ -44,7 +44,7 @@ def test_without_data_the_bound_of_the_noise_sets_the_severity(build, values, bo
     (finding,) = predicted(build, build.feeding(**values))
     assert finding.evidence["predicted_ratio_bound"] == pytest.approx(bound)
     assert (finding.severity, finding.confidence) == (severity, "predicted")
-    assert (finding.where, finding.cls, finding.source) == ("drop", "Dropout", "net.py:7")
+    assert (finding.where, finding.cls, str(finding.source)) == ("drop", "Dropout", "net.py:7")
     assert finding.evidence["norm"] == "bn"
     assert f"{bound:.3g}" in finding.message
     assert finding.cures[0].safety == "safe"

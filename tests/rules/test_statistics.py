@@ -15,8 +15,9 @@ def test_a_freshly_built_network_gets_one_piece_of_advice(build):
     flow = build.flow(norms=[build.norm(name) for name in NAMES])
     (finding,) = build.findings("VS201", build.evidence(*fresh(build), train=flow))
     assert (finding.severity, finding.confidence, finding.where) == ("advice", "certain", "stem")
-    assert finding.evidence == {"norms": list(NAMES), "count": 3}
-    assert finding.source == "net.py:9"
+    assert [str(site.id) for site in finding.sites] == [f"{name}:batch_norm" for name in NAMES]
+    assert finding.evidence == {"count": 3}
+    assert str(finding.source) == "net.py:9"
 
 
 def test_with_data_each_norm_that_never_moved_is_judged_by_what_it_sees(build):

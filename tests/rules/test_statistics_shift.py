@@ -180,7 +180,7 @@ def test_a_shift_carries_its_figures_its_noise_and_its_share_of_the_gap(build):
     assert finding.evidence["mean_offset"] == 0.25
     assert finding.evidence["gap_step"] == 0.3
     assert finding.evidence["gap_share"] == pytest.approx(0.6)
-    assert finding.source == "net.py:9"
+    assert str(finding.source) == "net.py:9"
     assert "0.6 times" in finding.message
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from varshift.report._report import DataInfo, LayerRow, ModelInfo, NoiseRow, Report
-from varshift.rules import SEVERITIES, Evidence, Finding
+from varshift.rules import Evidence, Finding, by_severity
 
 if TYPE_CHECKING:
     from varshift.flow import CaptureMethod, Flow, NormSite
@@ -52,7 +52,7 @@ def build_report(
         data=DataInfo(measurement.batches, measurement.samples) if measurement else None,
         layers=layers,
         noises=noises,
-        findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
+        findings=by_severity(list(findings)),
         gap=measurement.gap if measurement else None,
         limits=tuple(dict.fromkeys(limits)),
     )
@@ -78,7 +78,7 @@ def _noise_rows(flow: Flow) -> Iterable[NoiseRow]:
             name=site.name,
             kind=site.kind,
             rate=site.rate,
-            source=site.source,
+            source=None if site.source is None else str(site.source),
             reaches=tuple(site.reaches),
             nearest=site.nearest,
             path=site.path,
@@ -118,7 +118,7 @@ def _layer_row(
     return LayerRow(
         name=name,
         cls=facts.cls if facts else site.cls if site else "",
-        source=site.source if site else None,
+        source=str(site.source) if site and site.source else None,
         channels=facts.channels if facts else site.channels if site else 0,
         reached=reached,
         moving_var=layer.moving_var if layer else None,

@@ -40,8 +40,8 @@ def _step(command: str, meaning: str, width: int) -> list[Line]:
 def next_steps(report: Report) -> list[tuple[str, str]]:
     """Commands worth running now, each with what it does; a command may be empty."""
     steps: list[tuple[str, str]] = []
-    cures = [cure.name.lower() for finding in report.findings for cure in finding.cures]
-    if any("recalibrat" in cure for cure in cures) and report.data is not None:
+    cures = {cure.code for finding in report.findings for cure in finding.cures}
+    if "recalibrate" in cures and report.data is not None:
         steps.append(("vs.recalibrate(model, loader)", "statistics that fit the deployed network"))
         steps.append(
             (

@@ -38,7 +38,7 @@ def _rank(report: Report, finding: Finding) -> tuple[int, float]:
 def _group(code: str, group: tuple[Finding, ...], width: int, *, full: bool) -> list[Line]:
     severity = group[0].severity
     name = rule_name(code)
-    sites = len({(finding.where, finding.source) for finding in group})
+    sites = len({site for finding in group for site in finding.sites})
     title = line(
         Span("  "),
         Span(severity, severity),
@@ -105,9 +105,10 @@ def _others(rest: tuple[Finding, ...], width: int) -> list[Line]:
 
 
 def _cures(group: tuple[Finding, ...], width: int) -> list[Line]:
-    cures = list(dict.fromkeys(cure for finding in group for cure in finding.cures))
+    # The sites of a group have the same cures, each with a target of its own.
+    cures = {(cure.name, cure.safety): cure for finding in group for cure in finding.cures}
     lines: list[Line] = []
-    for index, cure in enumerate(cures):
+    for index, cure in enumerate(cures.values()):
         label = "cure: " if index == 0 else "  or: "
         lines += _cure(cure, label, width)
     return lines

@@ -86,7 +86,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "confidence": finding.confidence,
         "where": finding.where,
         "class": finding.cls,
-        "source": finding.source,
+        "source": None if finding.source is None else str(finding.source),
         "message": finding.message,
         "evidence": finding.evidence,
         "cures": [{"name": cure.name, "safety": cure.safety} for cure in finding.cures],

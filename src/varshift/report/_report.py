@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from varshift.rules import SEVERITIES, Finding, Severity
+from varshift.rules import SEVERITIES, Finding, Severity, by_severity
 
 if TYPE_CHECKING:
     from varshift.flow import CaptureMethod
@@ -154,7 +154,7 @@ class Report:
     def findings_by_code(self) -> dict[str, tuple[Finding, ...]]:
         """The findings grouped by rule, the gravest rule first."""
         groups: dict[str, list[Finding]] = {}
-        for finding in sorted(self.findings, key=lambda item: SEVERITIES.index(item.severity)):
+        for finding in by_severity(self.findings):
             groups.setdefault(finding.code, []).append(finding)
         return {code: tuple(group) for code, group in groups.items()}
 

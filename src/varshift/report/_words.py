@@ -8,6 +8,8 @@ import sysconfig
 from collections.abc import Sequence
 from functools import cache
 
+from varshift._sites import Source
+
 
 def figure(value: float | None, digits: int = 3) -> str:
     """A number with a few significant digits; a dot for one that is not known."""
@@ -87,10 +89,11 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: width - tail - 1]}…{name[len(name) - tail :]}"
 
 
-def place(source: str | None) -> str:
+def place(source: Source | str | None) -> str:
     """``file:line`` as short as it stays findable: from the package, from here, or in full."""
     if source is None:
         return ""
+    source = str(source)
     for folder in _package_folders():
         if source.startswith(folder):
             return source[len(folder) :]

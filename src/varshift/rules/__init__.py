@@ -11,13 +11,16 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
 )
 from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
+from varshift.rules._cures import CURES as CURES
 from varshift.rules._evidence import Evidence as Evidence
 from varshift.rules._finding import SEVERITIES as SEVERITIES
 from varshift.rules._finding import Confidence as Confidence
 from varshift.rules._finding import Cure as Cure
 from varshift.rules._finding import Finding as Finding
+from varshift.rules._finding import FindingSite as FindingSite
 from varshift.rules._finding import Safety as Safety
 from varshift.rules._finding import Severity as Severity
+from varshift.rules._finding import by_severity as by_severity
 from varshift.rules._registry import FAMILIES as FAMILIES
 from varshift.rules._registry import PAGE_HEADINGS as PAGE_HEADINGS
 from varshift.rules._registry import Rule as Rule

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
-from ._finding import Confidence, Cure, Finding, Severity
-from ._reading import known, learns, listed, norms_in_order, positive, quoted, source_of
+from ._finding import Confidence, Finding, Severity
+from ._places import NETWORK, norm_places
+from ._reading import known, learns, listed, norms_in_order, positive, quoted
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
@@ -19,9 +21,21 @@ if TYPE_CHECKING:
 
 
 _BATCH_CURES = (
-    Cure("larger or shuffled batches, or synchronised norms, and train again", "unsafe"),
-    Cure("norms that do not look at the batch (GroupNorm), and train again", "unsafe"),
-    Cure("re-estimate the running statistics from many batches (varshift.recalibrate)", "safe"),
+    cure("larger-batch", "larger batches, and train again", "unsafe"),
+    cure("reshuffle", "shuffled batches, and train again", "unsafe"),
+    cure("sync-norm", "synchronised norms, and train again", "unsafe"),
+    cure(
+        "swap-norm",
+        "norms that do not look at the batch (GroupNorm), and train again",
+        "unsafe",
+        to="group_norm",
+    ),
+    cure(
+        "recalibrate",
+        "re-estimate the running statistics from many batches (varshift.recalibrate)",
+        "safe",
+        noise=False,
+    ),
 )
 
 
@@ -92,25 +106,24 @@ class BatchOfOne(Rule):
             return
         if flow is None and not any(facts.live for facts in evidence.norms.values()):
             return
-        hit = next((site for site in sites if flow and _one_value(flow, site)), None)
-        site = hit or (sites[0] if sites else None)
+        hits = [site for site in sites if flow and _one_value(flow, site)]
+        hit = hits[0] if hits else None
+        places = norm_places(evidence, [site.name for site in hits or sites])
         text = (
             f"the norm {quoted(hit.name)} then sees one value per channel, and training stops with an error"
             if hit
             else "the norms then take their statistics from a single sample"
         )
-        cure = (
-            Cure("use a larger batch size", "safe")
+        remedy = (
+            cure("larger-batch", "use a larger batch size", "safe")
             if loader.batch_size == 1
-            else Cure("pass drop_last=True, or another batch size", "safe")
+            else cure("drop-last", "pass drop_last=True, or another batch size", "safe", drop_last=True)
         )
         yield Finding(
             code=self.code,
             severity="error" if hit else "warning",
             confidence="certain",
-            where=site.name if site else "",
-            cls=site.cls if site else "",
-            source=site.source if site else None,
+            sites=places or (NETWORK,),
             message=f"{reason}: {text}.",
             evidence={
                 "samples": loader.samples,
@@ -119,7 +132,7 @@ class BatchOfOne(Rule):
                 "last_batch": loader.last_batch,
                 "one_value_per_channel": hit is not None,
             },
-            cures=(cure,),
+            cures=(remedy,),
         )
 
     def _reason(self, loader: LoaderFacts) -> str | None:
@@ -258,9 +271,7 @@ class SmallEffectiveBatch(Rule):
             code=self.code,
             severity="error" if abs(step.delta or 0.0) >= thresholds.BATCH_LOSS_ERROR else "warning",
             confidence="measured",
-            where=layer.name,
-            cls=evidence.norms[layer.name].cls,
-            source=source_of(evidence, layer.name),
+            sites=norm_places(evidence, [layer.name]),
             message=(
                 f"The loss is {batch:.3g} when each batch is normalised with its own statistics and "
                 f"{pooled:.3g} with those of all batches, without any noise: batches are too small, or too "
@@ -299,9 +310,7 @@ class SmallEffectiveBatch(Rule):
             code=self.code,
             severity=severity,
             confidence=confidence,
-            where=layer.name,
-            cls=evidence.norms[layer.name].cls,
-            source=source_of(evidence, layer.name),
+            sites=norm_places(evidence, [layer.name, *others]),
             message=f"A batch {text} at the norm {quoted(layer.name)}, too few for its statistics.{also}",
             evidence={
                 "values_per_channel": layer.values_per_channel,

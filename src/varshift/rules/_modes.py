@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
-from ._finding import Confidence, Cure, Finding, Severity
-from ._reading import known, quoted, source_of
+from ._finding import Cure, Finding, Severity
+from ._places import NETWORK, module_place
+from ._reading import known, quoted
 from ._registry import Rule, register
 
-_EVAL = Cure("call model.eval() before evaluation", "safe")
-_TRAIN = Cure("call model.train() before training", "safe")
+_EVAL = cure("set-mode", "call model.eval() before evaluation", "safe", training=False)
+_TRAIN = cure("set-mode", "call model.train() before training", "safe", training=True)
+_REGISTER = cure(
+    "register-module",
+    "register the module, and let overridden train methods call super().train(mode)",
+    "safe",
+)
 
 
 @register
@@ -86,20 +94,24 @@ class WrongMode(Rule):
         for name, cls in stuck.items():
             text = "stays in training mode after model.eval()"
             text += ": its noise stays on" if name in noise else ": it normalises with the batch"
-            yield self._finding(evidence, name, cls, "error", text, "stuck_training", _reach())
+            yield self._finding(evidence, name, cls, "error", text, "stuck_training", _REGISTER)
         for site in evidence.eval.norms if evidence.eval else ():
             if site.name in stuck or site.kind == "instance_norm" or not site.batch_statistics:
                 continue
             if site.tracked:
                 text = "normalises with batch statistics in evaluation, although it has running statistics"
-                cure = Cure(
-                    "pass training=self.training to it, and leave track_running_stats as built", "safe"
+                remedy = cure(
+                    "follow-mode",
+                    "pass training=self.training to it, and leave track_running_stats as built",
+                    "safe",
                 )
-                yield self._finding(evidence, site.name, site.cls, "error", text, "batch_statistics", cure)
+                yield self._finding(evidence, site.name, site.cls, "error", text, "batch_statistics", remedy)
             else:
                 text = "has no running statistics: predictions depend on batch mates"
-                cure = Cure("build it with track_running_stats=True, and recalibrate", "unsafe")
-                yield self._finding(evidence, site.name, site.cls, "warning", text, "untracked", cure)
+                remedy = cure(
+                    "track-statistics", "build it with track_running_stats=True, and recalibrate", "unsafe"
+                )
+                yield self._finding(evidence, site.name, site.cls, "warning", text, "untracked", remedy)
         yield from self._untracked(evidence)
         yield from self._as_passed(evidence, stuck)
 
@@ -110,8 +122,8 @@ class WrongMode(Rule):
                     "has track_running_stats=False but still owns running statistics: "
                     "training does not update them, and evaluation uses them"
                 )
-                cure = Cure("set track_running_stats=True, and recalibrate", "safe")
-                yield self._finding(evidence, name, facts.cls, "warning", text, "not_tracking", cure)
+                remedy = cure("track-statistics", "set track_running_stats=True, and recalibrate", "safe")
+                yield self._finding(evidence, name, facts.cls, "warning", text, "not_tracking", remedy)
 
     def _as_passed(self, evidence: Evidence, stuck: dict[str, str]) -> Iterator[Finding]:
         modes = evidence.modes
@@ -130,29 +142,35 @@ class WrongMode(Rule):
                 yield self._finding(evidence, name, cls, "warning", text, "as_passed", _TRAIN)
             elif facts is None or not facts.frozen_parameters:
                 text = "was passed in evaluation mode inside a training model, and its parameters still train"
-                cure = Cure("freeze its parameters too, or call model.train()", "safe")
-                yield self._finding(evidence, name, cls, "advice", text, "as_passed", cure)
+                remedy = cure("freeze-parameters", "freeze its parameters too, or call model.train()", "safe")
+                yield self._finding(evidence, name, cls, "advice", text, "as_passed", remedy)
 
     def _finding(
-        self, evidence: Evidence, name: str, cls: str, severity: Severity, text: str, reason: str, cure: Cure
+        self,
+        evidence: Evidence,
+        name: str,
+        cls: str,
+        severity: Severity,
+        text: str,
+        reason: str,
+        remedy: Cure,
     ) -> Finding:
-        confidence: Confidence = "certain"
         kind = "noise" if evidence.modes and name in evidence.modes.noise else "norm"
         # A functional norm has no module of its own: the module that calls it is named.
         own = name in evidence.norms or kind == "noise"
         subject = f"The {kind} module {quoted(name)}" if own else f"The {kind} at {quoted(name)}"
         if not name:
             subject = f"A {kind} in the model itself"
+        place = module_place(evidence, name, cls)
+        targeted = remedy if remedy.code == "set-mode" else replace(remedy, target=place.id)
         return Finding(
             code=self.code,
             severity=severity,
-            confidence=confidence,
-            where=name,
-            cls=cls,
-            source=source_of(evidence, name),
+            confidence="certain",
+            sites=(place,),
             message=f"{subject} {text}.",
             evidence={"reason": reason},
-            cures=(cure,),
+            cures=(targeted,),
         )
 
     def _batch_mates(self, evidence: Evidence) -> Iterator[Finding]:
@@ -167,22 +185,17 @@ class WrongMode(Rule):
             code=self.code,
             severity="error",
             confidence="measured",
-            where="",
-            cls="",
-            source=None,
+            sites=(NETWORK,),
             message=(
                 f"In evaluation a sample's output changes by {difference:.2g} in relative L2 with half of "
                 "its batch mates: something normalises or compares over the batch."
             ),
             evidence={"reason": "batch_mates", "batch_mate_difference": difference},
             cures=(
-                Cure(
+                cure(
+                    "separate-samples",
                     "find what works over the batch dimension, and let it use stored statistics",
                     "unsafe",
                 ),
             ),
         )
-
-
-def _reach() -> Cure:
-    return Cure("register the module, and let overridden train methods call super().train(mode)", "safe")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from varshift import theory
 
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
-from ._finding import Cure, Finding, Severity
+from ._finding import Finding, Severity
+from ._places import NETWORK, noise_place
 from ._reading import capitalised, known, noise_words, quoted, without_none
 from ._registry import Rule, register
 
@@ -103,7 +105,7 @@ class NoiseBeforeMaxPool(Rule):
             return None
 
     def _finding(
-        self, evidence: Evidence, site: NoiseSite, ratio: float | None, pool: tuple[str, str | None, int]
+        self, evidence: Evidence, site: NoiseSite, ratio: float | None, pool: tuple[str, Any, int]
     ) -> Finding:
         module, source, window = pool
         severity: Severity = "warning" if ratio is None or ratio >= thresholds.MAX_POOL_BIAS else "advice"
@@ -119,9 +121,7 @@ class NoiseBeforeMaxPool(Rule):
             code=self.code,
             severity=severity,
             confidence="suspected" if ratio is None else "predicted",
-            where=site.name,
-            cls=site.cls,
-            source=site.source,
+            sites=(noise_place(site),),
             message=f"{start}: {text}.",
             evidence={
                 "norm": site.nearest,
@@ -130,12 +130,24 @@ class NoiseBeforeMaxPool(Rule):
                 "window": window,
                 "predicted_mean_ratio": ratio,
                 "pool": module,
-                "pool_source": source,
+                "pool_source": None if source is None else str(source),
                 **without_none({"mean_offset": known(layer.mean_offset) if layer else None}),
             },
             cures=(
-                Cure("put it behind the pooling, and train again", "unsafe"),
-                Cure("drop whole channels instead (Dropout1d, 2d, 3d), and train again", "unsafe"),
+                cure(
+                    "move-noise",
+                    "put it behind the pooling, and train again",
+                    "unsafe",
+                    site.id,
+                    to="after-pooling",
+                ),
+                cure(
+                    "swap-noise",
+                    "drop whole channels instead (Dropout1d, 2d, 3d), and train again",
+                    "unsafe",
+                    site.id,
+                    to="channel_dropout",
+                ),
             ),
         )
 
@@ -203,15 +215,13 @@ class NoiseInEvaluation(Rule):
         """Yields one finding per noise site, or one for the whole model where only its answers show it."""
         difference = known(evidence.measurement.eval_repeat_difference) if evidence.measurement else None
         sites = evidence.eval.noises if evidence.eval else ()
-        cures = (Cure("switch it off in evaluation: pass training=self.training", "safe"),)
+        name = "switch it off in evaluation: pass training=self.training"
         for site in sites:
             yield Finding(
                 code=self.code,
                 severity="error",
                 confidence="certain",
-                where=site.name,
-                cls=site.cls,
-                source=site.source,
+                sites=(noise_place(site),),
                 message=f"{capitalised(noise_words(site))} is still active after eval()"
                 + (
                     f"; two runs of one batch differ by {difference:.2g} in relative L2."
@@ -224,7 +234,7 @@ class NoiseInEvaluation(Rule):
                     "rate": site.rate,
                     **without_none({"repeat_difference": difference}),
                 },
-                cures=cures,
+                cures=(cure("follow-mode", name, "safe", site.id),),
             )
         limit = thresholds.REPEAT_DIFFERENCE_UNSEEN if evidence.eval else thresholds.REPEAT_DIFFERENCE
         if not sites and difference is not None and difference > limit:
@@ -232,15 +242,13 @@ class NoiseInEvaluation(Rule):
                 code=self.code,
                 severity="error",
                 confidence="measured",
-                where="",
-                cls="",
-                source=None,
+                sites=(NETWORK,),
                 message=(
                     f"After eval(), two runs of the same batch differ by {difference:.2g} in relative L2: "
                     "something random is still active that could not be seen in the captured network."
                 ),
                 evidence={"repeat_difference": difference, "captured": evidence.eval is not None},
-                cures=cures,
+                cures=(cure("follow-mode", name, "safe"),),
             )
 
 
@@ -305,17 +313,26 @@ class DropPathOnWrongTensor(Rule):
                 continue
             unused = site.drops == "nothing"
             cures = (
-                (Cure("remove it", "safe"), Cure("use its result, and train again", "unsafe"))
+                (
+                    cure("remove-noise", "remove it", "safe", site.id),
+                    cure("use-result", "use its result, and train again", "unsafe", site.id),
+                )
                 if unused
-                else (Cure("apply it to the branch: x + drop_path(branch(x)), and train again", "unsafe"),)
+                else (
+                    cure(
+                        "move-noise",
+                        "apply it to the branch: x + drop_path(branch(x)), and train again",
+                        "unsafe",
+                        site.id,
+                        to="branch",
+                    ),
+                )
             )
             yield Finding(
                 code=self.code,
                 severity="warning" if unused else "error",
                 confidence="certain",
-                where=site.name,
-                cls=site.cls,
-                source=site.source,
+                sites=(noise_place(site),),
                 message=f"{capitalised(noise_words(site))} {_DROPS[site.drops]}.",
                 evidence={"norm": site.nearest, "kind": site.kind, "rate": site.rate, "drops": site.drops},
                 cures=cures,

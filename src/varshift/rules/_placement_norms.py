@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
 from ._finding import Confidence, Cure, Finding, Severity
 from ._paths import Between, noise_delta
+from ._places import noise_place
 from ._reading import (
     RECALIBRATE,
     Shift,
@@ -25,12 +27,25 @@ from ._registry import Rule, register
 if TYPE_CHECKING:
     from varshift.flow import NoiseSite
 
-_MOVE = Cure("move the noise behind the last norm, in front of the classifier, and train again", "unsafe")
-_SLOT = Cure("move it between the branch's last norm and its last weight, and train again", "unsafe")
-_WEAKEN = Cure(
-    "use weaker noise: a lower rate, or uniform noise (Uout) in its place, and train again", "unsafe"
-)
-_RATE = Cure("lower its rate, and train again", "unsafe")
+
+def _move(site: NoiseSite) -> Cure:
+    name = "move the noise behind the last norm, in front of the classifier, and train again"
+    return cure("move-noise", name, "unsafe", site.id, to="head")
+
+
+def _move_in_branch(site: NoiseSite) -> Cure:
+    name = "move it between the branch's last norm and its last weight, and train again"
+    return cure("move-noise", name, "unsafe", site.id, to="branch-slot")
+
+
+def _lower(site: NoiseSite) -> Cure:
+    return cure("lower-rate", "lower its rate, and train again", "unsafe", site.id)
+
+
+def _feeding_cures(site: NoiseSite) -> tuple[Cure, ...]:
+    name = "use uniform noise (Uout) in its place, and train again"
+    swap = cure("swap-noise", name, "unsafe", site.id, to="uniform")
+    return RECALIBRATE, _move(site), _lower(site), swap
 
 
 def _reached(evidence: Evidence, site: NoiseSite, paths: tuple[str, ...]) -> tuple[str, ...]:
@@ -86,9 +101,7 @@ def _measured(
         code=rule.code,
         severity=shift_severity(shift.blamed) or "advice",
         confidence="measured",
-        where=site.name,
-        cls=site.cls,
-        source=site.source,
+        sites=(noise_place(site),),
         message=f"{capitalised(noise_words(site))} {way} the norm {quoted(name)}: {text}.",
         evidence=evidence,
         cures=cures,
@@ -186,7 +199,7 @@ class NoiseFeedsNorm(Rule):
             if worst is None:
                 yield from self._predicted(between, site, names[0])
             elif shift_severity(worst[1].blamed):
-                yield _measured(self, site, *worst, "feeds", (RECALIBRATE, _MOVE, _WEAKEN))
+                yield _measured(self, site, *worst, "feeds", _feeding_cures(site))
 
     def _predicted(self, between: Between, site: NoiseSite, name: str) -> Iterator[Finding]:
         if site.kind == "permutation":  # it changes neither mean nor variance
@@ -211,12 +224,10 @@ class NoiseFeedsNorm(Rule):
             code=self.code,
             severity=severity,
             confidence=confidence,
-            where=site.name,
-            cls=site.cls,
-            source=site.source,
+            sites=(noise_place(site),),
             message=f"{start}: {text}. Pass data to measure it.",
             evidence={**_facts(site), "predicted_ratio_bound": bound},
-            cures=(RECALIBRATE, _MOVE, _WEAKEN),
+            cures=_feeding_cures(site),
         )
 
 
@@ -332,9 +343,7 @@ class NoiseReachesNorm(Rule):
             code=self.code,
             severity="warning" if strong and site.near.get(name, site.path) == "weight" else "advice",
             confidence="suspected",
-            where=site.name,
-            cls=site.cls,
-            source=site.source,
+            sites=(noise_place(site),),
             message=(
                 f"{capitalised(noise_words(site))} reaches the norm {quoted(name)} through "
                 f"{self._way(site, name)}: the norm may learn a larger variance than it sees in evaluation. "
@@ -350,5 +359,6 @@ class NoiseReachesNorm(Rule):
 
     def _cures(self, site: NoiseSite) -> tuple[Cure, ...]:
         if site.kind in ("drop_path", "drop_block"):
-            return RECALIBRATE, _RATE
-        return (RECALIBRATE, _SLOT, _RATE) if site.path == "join" else (RECALIBRATE, _MOVE, _RATE)
+            return RECALIBRATE, _lower(site)
+        move = _move_in_branch(site) if site.path == "join" else _move(site)
+        return RECALIBRATE, move, _lower(site)

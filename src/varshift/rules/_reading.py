@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
-from ._finding import Cure
 
 if TYPE_CHECKING:
     from varshift.flow import Flow, NoiseSite, NormSite
     from varshift.probe import LayerMeasurement
 
-RECALIBRATE = Cure("re-estimate the running statistics with the noise off (varshift.recalibrate)", "safe")
+RECALIBRATE = cure(
+    "recalibrate",
+    "re-estimate the running statistics with the noise off (varshift.recalibrate)",
+    "safe",
+    noise=False,
+)
 
 _KINDS = {
     "dropout": "dropout",
@@ -121,15 +126,6 @@ def learns(evidence: Evidence, name: str) -> bool:
 def site_of(flow: Flow | None, name: str) -> NormSite | None:
     """The norm site of this name in a flow, or None."""
     return next((site for site in flow.norms if site.name == name), None) if flow else None
-
-
-def source_of(evidence: Evidence, name: str) -> str | None:
-    """Where a norm or noise module is called, ``"file:line"``, None when no flow shows it."""
-    for flow in (evidence.train, evidence.eval):
-        for site in (*flow.norms, *flow.noises) if flow else ():
-            if site.name == name and site.source:
-                return site.source
-    return None
 
 
 def norms_in_order(evidence: Evidence) -> tuple[str, ...]:

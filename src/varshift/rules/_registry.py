@@ -12,7 +12,7 @@ from typing import ClassVar
 from varshift._errors import VarshiftError
 
 from ._evidence import Evidence
-from ._finding import SEVERITIES, Finding
+from ._finding import Finding, by_severity
 
 FAMILIES: dict[str, str] = {
     "VS1": "placement",
@@ -215,8 +215,7 @@ def run_rules(
     """
     codes = resolve_selection(select, ignore)
     findings = [finding for code in codes for finding in _RULES[code].applies(evidence)]
-    # The sort is stable: within one code the order in which its rule walked the network stays.
-    return tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code)))
+    return by_severity(findings)  # codes come in order, and within one the order of the network stays
 
 
 def _families() -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from varshift._sites import SiteId
+
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
 from ._finding import Cure, Finding, Severity
-from ._reading import fold, known, listed, norms_in_order, positive, quoted, site_of, source_of, without_none
+from ._places import norm_place, norm_places
+from ._reading import fold, known, listed, norms_in_order, positive, quoted, site_of, without_none
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
     from varshift.model import NormFacts
 
-_LEARN = Cure("learn the statistics from data (varshift.recalibrate)", "safe")
+_LEARN = cure("recalibrate", "learn the statistics from data (varshift.recalibrate)", "safe", noise=False)
 
 
 @register
@@ -88,20 +92,17 @@ class StatisticsNeverMoved(Rule):
                 yield self._finding(evidence, facts, unreached)
 
     def _freshly_built(self, evidence: Evidence, all_facts: list[NormFacts]) -> Finding:
-        first = all_facts[0]
         names = [facts.name for facts in all_facts]
         return Finding(
             code=self.code,
             severity="advice",
             confidence="certain",
-            where=first.name,
-            cls=first.cls,
-            source=source_of(evidence, first.name),
+            sites=norm_places(evidence, names),
             message=(
                 f"No norm of this network has seen a batch ({listed(names)}): it looks freshly built. "
                 "Load trained weights to check what you deploy."
             ),
-            evidence={"norms": names, "count": len(names)},
+            evidence={"count": len(names)},
             cures=(_LEARN,),
         )
 
@@ -129,13 +130,13 @@ class StatisticsNeverMoved(Rule):
             text = "is never reached by the data"
             text += ", and its running statistics never moved" if facts.never_moved else ""
             text += " (it runs in training only)" if only_training else ""
+        place = norm_place(evidence, facts.name)
+        name = "check with data that reach it, or remove it if nothing does"
         return Finding(
             code=self.code,
             severity=severity,
             confidence="measured" if unreached else "certain",
-            where=facts.name,
-            cls=facts.cls,
-            source=source_of(evidence, facts.name),
+            sites=(place,),
             message=f"The norm {quoted(facts.name)} {text}.",
             evidence={
                 "never_moved": facts.never_moved,
@@ -143,9 +144,7 @@ class StatisticsNeverMoved(Rule):
                 "batches_tracked": facts.batches_tracked,
                 **without_none({"ratio": ratio, "mean_offset": offset}),
             },
-            cures=(_LEARN,)
-            if not unreached
-            else (Cure("check with data that reach it, or remove it if nothing does", "safe"),),
+            cures=(_LEARN,) if not unreached else (cure("reach-norm", name, "safe", place.id),),
         )
 
 
@@ -228,13 +227,12 @@ class BrokenStatistics(Rule):
                 )
             else:
                 continue
+            place = norm_place(evidence, name)
             yield Finding(
                 code=self.code,
                 severity=severity,
                 confidence="certain",
-                where=name,
-                cls=facts.cls,
-                source=source_of(evidence, name),
+                sites=(place,),
                 message=f"The norm {quoted(name)} {text}.",
                 evidence={
                     "channels": facts.channels,
@@ -244,7 +242,7 @@ class BrokenStatistics(Rule):
                     "largest": known(facts.largest),
                     "eps": facts.eps,
                 },
-                cures=self._cures(severity, facts),
+                cures=(self._cure(severity, facts, place.id),),
             )
 
     def _signal(self, evidence: Evidence) -> Iterator[Finding]:
@@ -256,20 +254,23 @@ class BrokenStatistics(Rule):
         bad = [name for name in order if layers[name].real_var is None]
         if not bad:
             return
-        first = evidence.norms[bad[0]]
         yield Finding(
             code=self.code,
             severity="error",
             confidence="measured",
-            where=first.name,
-            cls=first.cls,
-            source=source_of(evidence, first.name),
+            sites=norm_places(evidence, bad),
             message=(
-                f"In evaluation the signal at the norm {quoted(first.name)} is not finite although the "
+                f"In evaluation the signal at the norm {quoted(bad[0])} is not finite although the "
                 f"inputs are; {len(bad)} of {len(order)} norms see such a signal."
             ),
             evidence={"norms": len(bad), "of": len(order)},
-            cures=(Cure("find the NaN weights or the overflow in front of it (half precision?)", "unsafe"),),
+            cures=(
+                cure(
+                    "find-overflow",
+                    "find the NaN weights or the overflow in front of it (half precision?)",
+                    "unsafe",
+                ),
+            ),
         )
 
     def _collapsed(self, facts: NormFacts) -> bool:
@@ -283,9 +284,11 @@ class BrokenStatistics(Rule):
             parts.append(f"a negative running variance in {facts.negative}")
         return f"has {' and '.join(parts)} of {facts.channels} channels"
 
-    def _cures(self, severity: Severity, facts: NormFacts) -> tuple[Cure, ...]:
+    def _cure(self, severity: Severity, facts: NormFacts, target: SiteId) -> Cure:
         if severity == "error":
-            return (Cure("re-estimate the statistics from clean data (varshift.recalibrate)", "safe"),)
+            name = "re-estimate the statistics from clean data (varshift.recalibrate)"
+            return cure("recalibrate", name, "safe", noise=False)
         if facts.largest is not None and facts.largest > thresholds.HALF_PRECISION_LARGEST:
-            return (Cure("keep this norm in float32", "safe"),)
-        return (Cure("prune the dead channels, or train again with less weight decay in front", "unsafe"),)
+            return cure("keep-float32", "keep this norm in float32", "safe", target)
+        name = "prune the dead channels, or train again with less weight decay in front"
+        return cure("prune-channels", name, "unsafe", target)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
-from ._finding import Cure, Finding
-from ._reading import known, norms_in_order, quoted, source_of
+from ._finding import Finding
+from ._places import norm_place
+from ._reading import known, norms_in_order, quoted
 from ._registry import Rule, register
-
-_LEARN = Cure("learn the statistics from data (varshift.recalibrate)", "safe")
 
 
 @register
@@ -73,30 +73,29 @@ class UnusualMomentum(Rule):
                 continue
             if momentum == 0:
                 text = "its running statistics never move"
-                cure = Cure("set a momentum such as 0.1, or freeze the norm by eval()", "safe")
+                right, remedy = 0.1, "set a momentum such as 0.1, or freeze the norm by eval()"
             elif momentum == 1:
                 text = "its running statistics are those of the last batch alone"
-                cure = Cure("set a momentum such as 0.1, and recalibrate", "safe")
+                right, remedy = 0.1, "set a momentum such as 0.1, and recalibrate"
             elif 0 < momentum < 1:
-                other = 1 - momentum
+                right = 1 - momentum
                 text = (
                     "torch's momentum is the weight of the new batch, 1 minus that of Keras: "
-                    f"this looks like a ported {momentum:.4g} and should be {other:.4g}"
+                    f"this looks like a ported {momentum:.4g} and should be {right:.4g}"
                 )
-                cure = Cure(f"set momentum={other:.4g}, and recalibrate", "safe")
+                remedy = f"set momentum={right:.4g}, and recalibrate"
             else:
                 text = "it must be between 0 and 1"
-                cure = Cure("set a momentum such as 0.1, and recalibrate", "safe")
+                right, remedy = 0.1, "set a momentum such as 0.1, and recalibrate"
+            place = norm_place(evidence, name)
             yield Finding(
                 code=self.code,
                 severity="warning",
                 confidence="certain",
-                where=name,
-                cls=facts.cls,
-                source=source_of(evidence, name),
+                sites=(place,),
                 message=f"The norm {quoted(name)} has a momentum of {momentum:.4g}: {text}.",
                 evidence={"momentum": momentum},
-                cures=(cure,),
+                cures=(cure("set-momentum", remedy, "safe", place.id, momentum=right),),
             )
 
 
@@ -168,16 +167,22 @@ class HalfPrecisionStatistics(Rule):
                     ", and they overflow it" if facts.nonfinite else ", and they exceed what float16 can hold"
                 )
                 details["nonfinite"] = facts.nonfinite
+            place = norm_place(evidence, name)
             yield Finding(
                 code=self.code,
                 severity="error" if overflow else "warning",
                 confidence="certain",
-                where=name,
-                cls=facts.cls,
-                source=source_of(evidence, name),
+                sites=(place,),
                 message=f"The norm {quoted(name)} {text}.",
                 evidence=details,
-                cures=(Cure("keep the norm in float32, and use autocast for the rest", "safe"),),
+                cures=(
+                    cure(
+                        "keep-float32",
+                        "keep the norm in float32, and use autocast for the rest",
+                        "safe",
+                        place.id,
+                    ),
+                ),
             )
 
     def _small(self, dtype: str) -> bool:

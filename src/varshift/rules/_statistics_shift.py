@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import _thresholds as thresholds
+from ._cures import cure
 from ._evidence import Evidence
-from ._finding import Cure, Finding, Severity
+from ._finding import Finding, Severity
+from ._places import norm_place
 from ._reading import (
     RECALIBRATE,
     Shift,
@@ -21,7 +23,6 @@ from ._reading import (
     positive,
     quoted,
     shift_severity,
-    source_of,
     without_none,
 )
 from ._registry import Rule, register
@@ -30,11 +31,22 @@ if TYPE_CHECKING:
     from varshift.model import NormFacts
     from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 
-_MOVE_NOISE = Cure("move the noise behind the last norm, and train again", "unsafe")
-_RECALIBRATE_UNSEEN = Cure(
+_MOVE_NOISE = cure("move-noise", "move the noise behind the last norm, and train again", "unsafe", to="head")
+_RECALIBRATE_UNSEEN = cure(
+    "recalibrate",
     "re-estimate the running statistics: with data (varshift.recalibrate(model, loader)), or without "
     "(varshift.recalibrate(model))",
     "safe",
+    noise=False,
+)
+_RECALIBRATE_STALE = cure(
+    "recalibrate", "re-estimate the running statistics (varshift.recalibrate)", "safe", noise=False
+)
+_RECALIBRATE_FROZEN = cure(
+    "recalibrate",
+    "re-estimate the statistics on these data, and train what follows again",
+    "unsafe",
+    noise=False,
 )
 
 
@@ -189,9 +201,7 @@ class StaleStatistics(Rule):
             code=self.code,
             severity=severity,
             confidence="measured",
-            where=facts.name,
-            cls=facts.cls,
-            source=source_of(evidence, facts.name),
+            sites=(norm_place(evidence, facts.name),),
             message=f"The running statistics are stale: {text}.",
             evidence={
                 "stale_ratio": known(layer.stale_ratio),
@@ -201,7 +211,7 @@ class StaleStatistics(Rule):
                 "batches_tracked": facts.batches_tracked,
                 **({"loss_step": step.delta, "loss_step_stderr": step.stderr} if step else {}),
             },
-            cures=(Cure("re-estimate the running statistics (varshift.recalibrate)", "safe"),),
+            cures=(_RECALIBRATE_STALE,),
         )
 
     def _frozen(self, evidence: Evidence, facts: NormFacts, layer: LayerMeasurement) -> Iterator[Finding]:
@@ -212,15 +222,13 @@ class StaleStatistics(Rule):
             code=self.code,
             severity="advice",
             confidence="measured",
-            where=facts.name,
-            cls=facts.cls,
-            source=source_of(evidence, facts.name),
+            sites=(norm_place(evidence, facts.name),),
             message=(
                 f"The frozen norm {quoted(facts.name)} sees {ratio:.3g} times the variance of its statistics "
                 f"on these data, and a mean {offset:.2g} standard deviations off."
             ),
             evidence={"ratio": ratio, "mean_offset": offset, "frozen": True},
-            cures=(Cure("re-estimate the statistics on these data, and train what follows again", "unsafe"),),
+            cures=(_RECALIBRATE_FROZEN,),
         )
 
 
@@ -305,14 +313,11 @@ class VarianceShift(Rule):
             severity = shift_severity(layer.shift)
             if severity is None:
                 continue
-            facts = evidence.norms[name]
             yield Finding(
                 code=self.code,
                 severity=severity,
                 confidence="predicted",
-                where=name,
-                cls=facts.cls,
-                source=source_of(evidence, name),
+                sites=(norm_place(evidence, name),),
                 message=(
                     f"Variance shift, predicted without data: in evaluation the norm {quoted(name)} will see "
                     f"{layer.ratio:.3g} times the variance that its statistics hold."
@@ -321,7 +326,7 @@ class VarianceShift(Rule):
                     "predicted_ratio": layer.ratio,
                     "predicted_local_ratio": layer.local_ratio,
                     "noise_share": layer.noise_share,
-                    "confidence": layer.confidence,
+                    "prediction_confidence": layer.confidence,
                     "noise": list(layer.noise),
                 },
                 cures=(_RECALIBRATE_UNSEEN, _MOVE_NOISE),
@@ -353,9 +358,7 @@ class VarianceShift(Rule):
             code=self.code,
             severity=severity,
             confidence="measured",
-            where=facts.name,
-            cls=facts.cls,
-            source=source_of(evidence, facts.name),
+            sites=(norm_place(evidence, facts.name),),
             message=f"Variance shift: {text}.",
             evidence={
                 **shift.evidence(),

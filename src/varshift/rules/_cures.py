@@ -1,0 +1,50 @@
+"""The kinds of cures by their codes. A code never changes its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from varshift._errors import VarshiftError
+from varshift._sites import SiteId
+
+from ._finding import Cure, Safety
+
+CURES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "recalibrate": "Re-estimates the running statistics and leaves the weights as they are.",
+        "move-noise": "Moves the noise to another place of the network.",
+        "lower-rate": "Lowers the rate of the noise.",
+        "swap-noise": "Puts noise of another kind in the place of this one.",
+        "remove-noise": "Removes the noise.",
+        "use-result": "Uses a result that the network computes and drops.",
+        "swap-norm": "Puts a norm that does not look at other samples in the place of this one.",
+        "sync-norm": "Takes batch statistics over all processes.",
+        "set-momentum": "Sets the momentum of a norm.",
+        "track-statistics": "Lets a norm keep running statistics.",
+        "keep-float32": "Keeps a norm in float32, whatever the rest of the network computes in.",
+        "reach-norm": "Checks a norm with data that reach it, or removes it.",
+        "prune-channels": "Removes channels that no longer carry a signal.",
+        "find-overflow": "Finds the weight or the operation from which on values are not finite.",
+        "freeze-parameters": "Freezes the parameters of a norm together with its statistics.",
+        "larger-batch": "Uses larger batches.",
+        "drop-last": "Leaves out the incomplete last batch of an epoch.",
+        "reshuffle": "Draws the samples of every batch at random in every epoch.",
+        "set-mode": "Puts the whole model in training or in evaluation mode.",
+        "follow-mode": "Lets a call follow the mode of its module.",
+        "register-module": "Registers a module, so that train() and eval() reach it.",
+        "separate-samples": "Lets the prediction for a sample depend on that sample alone.",
+    }
+)
+
+
+def cure(code: str, name: str, safety: Safety, target: SiteId | None = None, **options: Any) -> Cure:
+    """A cure of a kind that `CURES` lists.
+
+    Raises:
+        VarshiftError: If no kind of cure has this code.
+    """
+    if code not in CURES:
+        raise VarshiftError(f"code={code!r} is no kind of cure: the kinds are {', '.join(CURES)}.")
+    return Cure(code, name, safety, target, options)
