@@ -280,6 +280,6 @@ def test_a_prediction_that_fails_is_a_limit_and_no_error(monkeypatch):
     def fail(*args):
         raise ArithmeticError("no luck")
 
-    monkeypatch.setattr("varshift._check.predict_captured", fail)
+    monkeypatch.setattr("varshift.evidence._prediction.predict_captured", fail)
     report = vs.check(learned_net(), shape=(3, 10, 10))
     assert any("no luck" in limit for limit in report.limits)

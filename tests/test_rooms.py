@@ -23,12 +23,13 @@ RANKS = {
     "flow": 4,
     "moments": 5,
     "probe": 6,
-    "rules": 7,
-    "report": 8,
-    "_check": 9,
-    "__init__": 10,
-    "integrations": 11,
-    "cli": 12,
+    "evidence": 7,
+    "rules": 8,
+    "report": 9,
+    "_check": 10,
+    "__init__": 11,
+    "integrations": 12,
+    "cli": 13,
 }
 CORE = set(RANKS) - {"report", "integrations", "cli"}
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import varshift as vs
+from varshift.evidence import mode_facts
 from varshift.model import find_norms, preserved
-from varshift.probe import draw_batches, measure, mode_facts
+from varshift.probe import draw_batches, measure
 
 
 class HandWritten(nn.Module):

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from varshift.evidence import LoaderFacts, ModeFacts
 from varshift.flow import Flow, Node, NoiseSite, NormSite
 from varshift.model import NormFacts
-from varshift.probe import Gap, GapStep, LayerMeasurement, LoaderFacts, Measurement, ModeFacts
+from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 from varshift.rules import Evidence, run_rules
 
 CAUSES = ("noise", "small-batch", "variance-shift", "statistics")

@@ -1,11 +1,9 @@
 """The live model: its four states, streaming statistics, recalibration and gap attribution."""
 
-from varshift.probe._loader import loader_facts as loader_facts
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss
 from varshift.probe._measure import draw_batches as draw_batches
 from varshift.probe._measure import measure as measure
-from varshift.probe._modes import mode_facts as mode_facts
 from varshift.probe._pass import Progress as Progress
 from varshift.probe._recalibrate import LayerChange as LayerChange
 from varshift.probe._recalibrate import Recalibration as Recalibration
@@ -13,7 +11,4 @@ from varshift.probe._recalibrate import recalibrate as recalibrate
 from varshift.probe._types import Gap as Gap
 from varshift.probe._types import GapStep as GapStep
 from varshift.probe._types import LayerMeasurement as LayerMeasurement
-from varshift.probe._types import LoaderFacts as LoaderFacts
 from varshift.probe._types import Measurement as Measurement
-from varshift.probe._types import ModeFacts as ModeFacts
-from varshift.probe._types import State as State

@@ -1,4 +1,4 @@
-"""Drawing batches from whatever the user calls a loader, and what can be known about it."""
+"""Drawing batches from whatever the user calls a loader."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from varshift._errors import DataError
 from varshift.model import batch_size, first_tensor, move
-from varshift.probe._types import LoaderFacts
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -100,45 +99,3 @@ class FiniteWatch:
                 "would be NaN for ever; clean the data set or skip such samples."
             )
         self._flags.clear()
-
-
-def loader_facts(loader: Any, sizes: tuple[int, ...] = ()) -> LoaderFacts:
-    """Reads what a loader says about its batches.
-
-    Args:
-        loader: A DataLoader, a sequence of batches, or anything else (then only `sizes` is known).
-        sizes: Sizes of the batches that were drawn.
-    """
-    if isinstance(loader, DataLoader):
-        return _dataloader_facts(loader, sizes)
-    if isinstance(loader, (list, tuple)) and loader:
-        all_sizes = [batch_size(batch) for batch in loader]
-        return LoaderFacts(sum(all_sizes), max(all_sizes), None, all_sizes[-1], sizes)
-    return LoaderFacts(None, max(sizes, default=0) or None, None, None, sizes)
-
-
-def _dataloader_facts(loader: DataLoader[Any], sizes: tuple[int, ...]) -> LoaderFacts:
-    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader
-    size = getattr(sampler, "batch_size", None)
-    drop_last = getattr(sampler, "drop_last", None)
-    samples = _length(getattr(sampler, "sampler", loader.sampler))
-    if isinstance(loader.sampler, DistributedSampler):
-        samples = loader.sampler.num_samples
-    last = None
-    if samples and isinstance(size, int) and size > 0 and loader.batch_sampler is not None:
-        rest = samples % size
-        last = size if rest == 0 or (drop_last and samples > size) else rest
-    return LoaderFacts(
-        samples,
-        size if isinstance(size, int) else None,
-        drop_last if isinstance(drop_last, bool) else None,
-        last,
-        sizes,
-    )
-
-
-def _length(sized: Any) -> int | None:
-    try:
-        return len(sized)
-    except (TypeError, NotImplementedError):
-        return None

@@ -3,48 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
-
-State = Literal["train", "clean", "sampling", "eval"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModeFacts:
-    """Training flags of norm and noise modules, as found and as `train()`/`eval()` leave them.
-
-    Attributes:
-        root_training: ``model.training`` as the model was passed in.
-        as_passed: Norm and noise modules whose flag differs from the root's, ``{name: class}``.
-        stuck_training: Those still in training mode after ``model.eval()``, ``{name: class}``.
-        stuck_eval: Those still in evaluation mode after ``model.train()``, ``{name: class}``.
-        noise: Names of the noise modules among all of these.
-    """
-
-    root_training: bool
-    as_passed: Mapping[str, str] = field(default_factory=dict)
-    stuck_training: Mapping[str, str] = field(default_factory=dict)
-    stuck_eval: Mapping[str, str] = field(default_factory=dict)
-    noise: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderFacts:
-    """What can be known about the batches to come.
-
-    Attributes:
-        samples: Length of the data set seen by this process, None when unknown.
-        batch_size: Batch size, None when unknown.
-        drop_last: None when unknown.
-        last_batch: Size of the last batch of an epoch, None when unknown.
-        sizes: Sizes of the batches that were actually drawn.
-    """
-
-    samples: int | None
-    batch_size: int | None
-    drop_last: bool | None
-    last_batch: int | None
-    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from ._reading import known, learns, listed, norms_in_order, positive, quoted
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
+    from varshift.evidence import LoaderFacts
     from varshift.flow import Flow, NormSite
-    from varshift.probe import GapStep, LayerMeasurement, LoaderFacts, Measurement
+    from varshift.probe import GapStep, LayerMeasurement, Measurement
 
 
 _BATCH_CURES = (
@@ -89,6 +90,8 @@ class BatchOfOne(Rule):
 
     code = "VS301"
     name = "batch-of-one"
+    needs = ("modules", "loader")
+    improves_with = ("capture",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields at most one finding."""
@@ -210,6 +213,8 @@ class SmallEffectiveBatch(Rule):
 
     code = "VS302"
     name = "small-effective-batch"
+    needs = ("modules", "measurement")
+    uses = ("capture", "loader")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields at most one finding, at the norm with the smallest figure."""

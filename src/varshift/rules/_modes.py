@@ -78,6 +78,8 @@ class WrongMode(Rule):
 
     code = "VS401"
     name = "wrong-mode"
+    needs = ("modules",)
+    uses = ("capture", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per module, or one for the model where only its answers show it."""

@@ -85,6 +85,8 @@ class NoiseBeforeMaxPool(Rule):
 
     code = "VS105"
     name = "noise-before-max-pool"
+    needs = ("capture.train",)
+    improves_with = ("measurement",)
 
     _KINDS = ("dropout", "alpha_dropout", "uniform", "gaussian")
 
@@ -210,6 +212,7 @@ class NoiseInEvaluation(Rule):
 
     code = "VS106"
     name = "noise-in-evaluation"
+    needs_one_of = ("capture.eval", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per noise site, or one for the whole model where only its answers show it."""
@@ -305,6 +308,7 @@ class DropPathOnWrongTensor(Rule):
 
     code = "VS107"
     name = "drop-path-on-wrong-tensor"
+    needs = ("capture.train",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per drop path."""

@@ -184,6 +184,8 @@ class NoiseFeedsNorm(Rule):
 
     code = "VS101"
     name = "noise-feeds-norm"
+    needs = ("modules", "capture.train")
+    improves_with = ("measurement",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per noise site."""
@@ -307,6 +309,8 @@ class NoiseReachesNorm(Rule):
 
     code = "VS102"
     name = "noise-reaches-norm"
+    needs = ("modules", "capture.train")
+    improves_with = ("measurement",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per noise site."""

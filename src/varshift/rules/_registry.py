@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from varshift._errors import VarshiftError
+from varshift.evidence import NEEDS, Evidence, Need
 
-from ._evidence import Evidence
 from ._finding import Finding, by_severity
 
 FAMILIES: dict[str, str] = {
@@ -43,13 +43,24 @@ class Rule(ABC):
     The docstring of a subclass is its page in Markdown: a first line that says in one sentence when the rule
     fires, then the eight headings of `PAGE_HEADINGS`, each as ``## Heading``.
 
+    Evidence is gathered only where a rule that was asked for names it (`varshift.evidence.NEEDS`).
+
     Attributes:
         code: ``"VS"`` and three digits; the first digit is the family.
         name: Kebab-case name.
+        needs: Evidence without which the rule is skipped.
+        needs_one_of: Evidence of which one kind is enough, and any that can be had is gathered.
+        uses: Evidence that may make it find more or something else, gathered where it can be had.
+        improves_with: Evidence that confirms, grades, locates or drops what it has found without it: gathered
+            once it has found something.
     """
 
     code: ClassVar[str]
     name: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    needs_one_of: ClassVar[tuple[Need, ...]] = ()
+    uses: ClassVar[tuple[Need, ...]] = ()
+    improves_with: ClassVar[tuple[Need, ...]] = ()
 
     @abstractmethod
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
@@ -105,6 +116,9 @@ def register(rule: type[Rule]) -> type[Rule]:
         )
     if not _NAME.fullmatch(name):
         raise VarshiftError(f"name={name!r} of {code} must be kebab-case.")
+    for need in (*rule.needs, *rule.needs_one_of, *rule.uses, *rule.improves_with):
+        if need not in NEEDS:
+            raise VarshiftError(f"{code} needs {need!r}: evidence is one of {', '.join(NEEDS)}.")
     for known in _RULES.values():
         if known.code == code or known.name == name:
             raise VarshiftError(f"{code} ({name}) is already taken by {type(known).__name__}.")

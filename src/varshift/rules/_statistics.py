@@ -74,6 +74,8 @@ class StatisticsNeverMoved(Rule):
 
     code = "VS201"
     name = "statistics-never-moved"
+    needs = ("modules",)
+    uses = ("capture", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm, or one for a network that looks freshly built."""
@@ -205,6 +207,8 @@ class BrokenStatistics(Rule):
 
     code = "VS203"
     name = "broken-statistics"
+    needs = ("modules",)
+    uses = ("capture", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm, its gravest fault."""

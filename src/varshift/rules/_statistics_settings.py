@@ -63,6 +63,7 @@ class UnusualMomentum(Rule):
 
     code = "VS204"
     name = "unusual-momentum"
+    needs = ("modules",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm."""
@@ -152,6 +153,7 @@ class HalfPrecisionStatistics(Rule):
 
     code = "VS206"
     name = "half-precision-statistics"
+    needs = ("modules",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm."""

@@ -144,6 +144,8 @@ class StaleStatistics(Rule):
 
     code = "VS202"
     name = "stale-statistics"
+    needs = ("modules", "measurement")
+    uses = ("capture",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm, or one at the worst norm where only the loss shows it."""
@@ -291,6 +293,9 @@ class VarianceShift(Rule):
 
     code = "VS207"
     name = "variance-shift"
+    needs = ("modules",)
+    needs_one_of = ("measurement", "prediction")
+    uses = ("capture",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per norm."""

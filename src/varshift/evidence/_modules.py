@@ -1,14 +1,36 @@
-"""Training flags of norm and noise modules, as found and as the model's own train() and eval() leave them."""
+"""Facts about the modules: statistics and settings of norms, training flags as found and as switched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from varshift.model import Norm
-from varshift.probe._types import ModeFacts
+from varshift.evidence._provider import Provider
+from varshift.evidence._subject import Subject
+from varshift.evidence._types import Evidence, Kind, ModeFacts
+from varshift.model import Norm, norm_facts
+
+
+class ModulesProvider(Provider):
+    """Reads buffers, settings and training flags."""
+
+    kind = "modules"
+    makes = "statistics and settings of every norm, training flags of norms and noise"
+    inputs = "the model alone"
+    cost = "no pass"
+
+    def make(
+        self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
+    ) -> Mapping[str, Any]:
+        """Reads the modules; noise modules of other classes than torch's are known from the capture."""
+        noises = evidence.train.noises if evidence.train else ()
+        modes = mode_facts(subject.network, subject.norms, [noise.name for noise in noises])
+        subject.network.train(True)
+        norms = {norm.name: norm_facts(norm, live=norm.module.training) for norm in subject.norms}
+        return {"modes": modes, "norms": norms}
 
 
 def mode_facts(model: nn.Module, norms: Sequence[Norm], noise_names: Sequence[str] = ()) -> ModeFacts:

@@ -1,0 +1,48 @@
+"""The captured network: its flows in train and in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from varshift.evidence._provider import Provider
+from varshift.evidence._subject import Subject
+from varshift.evidence._types import Evidence, Kind
+from varshift.flow import capture
+from varshift.moments import samples_for_prediction
+
+_SAMPLES = 2
+
+
+class CaptureProvider(Provider):
+    """Captures the network on a few samples, once in train and once in eval mode."""
+
+    kind = "capture"
+    makes = "the network's operations in train and in eval mode, with its noise and norms"
+    inputs = "a loader, an example input or a shape"
+    cost = "one pass of a few samples per mode"
+
+    def obstacle(self, subject: Subject) -> str:
+        """Without inputs nothing can be run."""
+        return "" if subject.has_inputs else "no inputs were given"
+
+    def limit(self) -> str:
+        """What is not seen without it."""
+        return "No inputs were given: the network was not captured, so noise could not be traced to norms."
+
+    def batches(self, subject: Subject) -> int:
+        """The first batch is enough."""
+        return 1
+
+    def make(
+        self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
+    ) -> Mapping[str, Any]:
+        """Captures the network; a mode in which it cannot be captured is None and named in the limits."""
+        example = subject.example()
+        subject.announce("capturing the network")
+        predicts = "prediction" in wanted and subject.learned
+        samples = samples_for_prediction(example) if predicts else _SAMPLES
+        captured = capture(subject.network, example, forward=subject.forward, samples=samples)
+        subject.captured, subject.captured_example, subject.captured_samples = captured, example, samples
+        limits.extend(captured.limits)
+        return {"train": captured.train, "eval": captured.eval}

@@ -1,0 +1,114 @@
+"""Gathers evidence: the kinds that are asked for and those that they are made from, each once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+from varshift.evidence._capture import CaptureProvider
+from varshift.evidence._loader import LoaderProvider
+from varshift.evidence._measurement import MeasurementProvider
+from varshift.evidence._modules import ModulesProvider
+from varshift.evidence._prediction import PredictionProvider
+from varshift.evidence._provider import NotMade, Provider
+from varshift.evidence._subject import Subject
+from varshift.evidence._types import KINDS, Evidence, EvidenceRun, Kind
+from varshift.flow import CaptureMethod
+from varshift.model import preserved
+
+# In the order in which they run: each after those that it needs or reads.
+PROVIDERS: tuple[Provider, ...] = (
+    LoaderProvider(),
+    CaptureProvider(),
+    PredictionProvider(),
+    ModulesProvider(),
+    MeasurementProvider(),
+)
+_NOT_NEEDED = "no rule that was asked for needs it"
+
+
+class Gathering:
+    """The evidence about one network, gathered in one or several goes.
+
+    Attributes:
+        evidence: What is known so far.
+        limits: Sentences for the report on what could not be seen.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.evidence = Evidence()
+        self.limits: list[str] = []
+        self._subject = subject
+        self._reasons: dict[Kind, str] = {}  # of every kind that was wanted: why it is not there, or nothing
+
+    @property
+    def capture_method(self) -> CaptureMethod:
+        """How the network was captured; ``"hooks"`` where it was not."""
+        captured = self._subject.captured
+        return captured.method if captured else "hooks"
+
+    def gather(self, kinds: Collection[Kind], later: Collection[Kind] = ()) -> None:
+        """Makes what is not there yet of these kinds of evidence.
+
+        Args:
+            kinds: The kinds that are wanted; what they are made from is made too.
+            later: Kinds that may be wanted in another go. A loader is gone through once only: where any batch
+                is drawn now, as many are drawn as they would need.
+
+        Raises:
+            ModelError: If the network cannot be run on its inputs.
+            DataError: If the loader yields nothing, or batches that cannot be used.
+        """
+        wanted = with_needs(kinds)
+        todo = [p for p in PROVIDERS if p.kind in wanted and p.kind not in self._reasons]
+        for provider in todo:
+            self._reasons[provider.kind] = reason = self._obstacle(provider)
+            if reason and (limit := provider.limit()):
+                self.limits.append(limit)
+        todo = [provider for provider in todo if not self._reasons[provider.kind]]
+        for provider in todo:
+            provider.require(self._subject)
+        with preserved(self._subject.network, seed=self._subject.seed):
+            self._draw(todo, with_needs(later))
+            for provider in todo:
+                if not provider.guards_itself:
+                    self._make(provider, wanted)
+        for provider in todo:
+            if provider.guards_itself:
+                self._make(provider, wanted)
+
+    def runs(self) -> tuple[EvidenceRun, ...]:
+        """Of every kind, whether it was gathered and why not."""
+        return tuple(
+            EvidenceRun(kind, not (reason := self._reasons.get(kind, _NOT_NEEDED)), reason) for kind in KINDS
+        )
+
+    def _obstacle(self, provider: Provider) -> str:
+        reasons = (self._reasons[kind] for kind in provider.needs)
+        return next(filter(None, reasons), "") or provider.obstacle(self._subject)
+
+    def _draw(self, todo: list[Provider], later: frozenset[Kind]) -> None:
+        subject = self._subject
+        if subject.loader is None:
+            return
+        count = max((provider.batches(subject) for provider in todo), default=0)
+        if count:
+            possible = [provider.batches(subject) for provider in PROVIDERS if provider.kind in later]
+            subject.draw(max([count, *possible]))
+
+    def _make(self, provider: Provider, wanted: frozenset[Kind]) -> None:
+        try:
+            fields = provider.make(self._subject, self.evidence, wanted, self.limits)
+        except NotMade as answer:
+            self._reasons[provider.kind] = str(answer)
+        else:
+            self.evidence = dataclasses.replace(self.evidence, **fields)
+
+
+def with_needs(kinds: Collection[Kind]) -> frozenset[Kind]:
+    """These kinds of evidence and all that they are made from."""
+    wanted: set[Kind] = set(kinds)
+    for provider in reversed(PROVIDERS):
+        if provider.kind in wanted:
+            wanted.update(provider.needs)
+    return frozenset(wanted)

@@ -1,0 +1,57 @@
+"""The measurement: every norm and the loss in five passes over the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from varshift.evidence._provider import Provider
+from varshift.evidence._subject import Subject
+from varshift.evidence._types import Evidence, Kind
+from varshift.model import require_values
+from varshift.probe import measure
+
+
+class MeasurementProvider(Provider):
+    """Runs the network on the data with its noise and its statistics exchanged, one at a time."""
+
+    kind = "measurement"
+    makes = "the shift at every norm, the gap by cause, whether outputs repeat and depend on batch mates"
+    inputs = "a loader"
+    cost = "five passes over the batches, and three of at most eight samples"
+    guards_itself = True
+
+    def require(self, subject: Subject) -> None:
+        """Weights without values cannot be run."""
+        require_values(subject.network)
+
+    def obstacle(self, subject: Subject) -> str:
+        """Without a loader there is nothing to measure on."""
+        return "" if subject.loader is not None else "no data were given"
+
+    def limit(self) -> str:
+        """What data would add."""
+        return (
+            "No data were given: nothing was measured. With a loader the shift at every norm and its share "
+            "of the loss gap are measured, and findings only suspected here are confirmed or dropped."
+        )
+
+    def batches(self, subject: Subject) -> int:
+        """As many as it may have."""
+        return subject.max_batches
+
+    def make(
+        self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
+    ) -> Mapping[str, Any]:
+        """Measures."""
+        measurement = measure(
+            subject.network,
+            subject.batches,
+            forward=subject.forward,
+            loss=subject.loss,
+            estimator=subject.estimator,
+            seed=subject.seed,
+            progress=subject.progress,
+        )
+        limits.extend(measurement.limits)
+        return {"measurement": measurement}

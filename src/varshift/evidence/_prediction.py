@@ -1,0 +1,47 @@
+"""The prediction: what weights and statistics alone say about the norms, without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from varshift.evidence._provider import NotMade, Provider
+from varshift.evidence._subject import Subject
+from varshift.evidence._types import Evidence, Kind
+from varshift.moments import predict_captured
+
+
+class PredictionProvider(Provider):
+    """Predicts what every norm that has learned its statistics will see."""
+
+    kind = "prediction"
+    makes = "the variance shift that weights and statistics alone predict at every norm"
+    inputs = "as for the capture, and norms that have learned their statistics"
+    cost = "three passes of made-up samples through the captured operations"
+    needs = ("capture",)
+
+    def obstacle(self, subject: Subject) -> str:
+        """Statistics of a new norm say nothing about what it will see."""
+        return "" if subject.learned else "no norm has learned its statistics"
+
+    def make(
+        self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
+    ) -> Mapping[str, Any]:
+        """Predicts; a check does not fail for want of a prediction."""
+        if subject.captured is None or evidence.train is None or evidence.eval is None:
+            raise NotMade("the network could not be captured in both modes")
+        subject.announce("predicting what its norms see")
+        try:
+            prediction = predict_captured(
+                subject.network,
+                subject.captured,
+                subject.captured_example,
+                subject.captured_samples,
+                subject.seed,
+            )
+        except Exception as error:  # whatever a network's own operations raise on other inputs
+            limits.append(f"What the norms see could not be predicted ({type(error).__name__}: {error}).")
+            raise NotMade("it failed") from error
+        if prediction is None:
+            raise NotMade("noise reaches no norm that has learned its statistics")
+        return {"prediction": prediction}

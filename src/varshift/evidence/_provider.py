@@ -1,0 +1,68 @@
+"""What makes evidence of one kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from varshift.evidence._subject import Subject
+from varshift.evidence._types import Evidence, Kind
+
+
+class NotMade(Exception):  # noqa: N818 - a provider's answer, not a fault
+    """Evidence that could not be made; the message says why, in a few words."""
+
+
+class Provider(ABC):
+    """Makes evidence of one kind. A new kind is a subclass in a file of its own, and a field of `Evidence`.
+
+    Attributes:
+        kind: Name of the evidence.
+        makes: What it is, in a few words.
+        inputs: What the user has to pass for it, in a few words.
+        cost: What it costs, in passes of the network.
+        needs: Evidence that it is made from.
+        guards_itself: Whether it restores the network by itself; all others run under one guard.
+    """
+
+    kind: ClassVar[Kind]
+    makes: ClassVar[str]
+    inputs: ClassVar[str]
+    cost: ClassVar[str]
+    needs: ClassVar[tuple[Kind, ...]] = ()
+    guards_itself: ClassVar[bool] = False
+
+    def require(self, subject: Subject) -> None:  # noqa: B027 - most have nothing to require
+        """Raises an error for what is known to go wrong, before anything is drawn or run."""
+
+    def obstacle(self, subject: Subject) -> str:
+        """Why it cannot be made from what the user passed, in a few words; empty when it can."""
+        return ""
+
+    def limit(self) -> str:
+        """What the report says where it was wanted and the inputs for it are missing; empty for nothing."""
+        return ""
+
+    def batches(self, subject: Subject) -> int:
+        """How many batches it needs from the loader."""
+        return 0
+
+    @abstractmethod
+    def make(
+        self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
+    ) -> Mapping[str, Any]:
+        """Makes it.
+
+        Args:
+            subject: The network and its inputs; the batches have been drawn.
+            evidence: What was made before.
+            wanted: The kinds of evidence that are made in this run.
+            limits: Sentences for the report on what could not be seen, to be added to.
+
+        Returns:
+            The fields of `Evidence` that it fills.
+
+        Raises:
+            NotMade: If it cannot be made after all.
+        """

@@ -1,0 +1,115 @@
+"""Everything a rule may look at: plain data from the rooms below, no tensors and no live modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:  # rules are listed and explained without importing torch
+    from varshift.flow import Flow
+    from varshift.model import NormFacts
+    from varshift.moments import Prediction
+    from varshift.probe import Measurement
+
+Kind = Literal["modules", "loader", "capture", "prediction", "measurement"]
+Need = Literal["modules", "loader", "capture", "capture.train", "capture.eval", "prediction", "measurement"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+NEEDS: tuple[Need, ...] = get_args(Need)
+
+# The fields of `Evidence` of which one at least has to be there.
+_FIELDS: dict[Need, tuple[str, ...]] = {
+    "modules": ("modes",),
+    "loader": ("loader",),
+    "capture": ("train", "eval"),
+    "capture.train": ("train",),
+    "capture.eval": ("eval",),
+    "prediction": ("prediction",),
+    "measurement": ("measurement",),
+}
+
+
+def kind_of(need: Need) -> Kind:
+    """The kind of evidence that a need is for: ``"capture.train"`` is a need for ``"capture"``."""
+    return next(kind for kind in KINDS if kind == need.partition(".")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceRun:
+    """Whether evidence of one kind was gathered.
+
+    Attributes:
+        name: The kind, ``"capture"``.
+        ran: Whether it was gathered.
+        reason: Why not, in a few words; empty when it was.
+    """
+
+    name: str
+    ran: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeFacts:
+    """Training flags of norm and noise modules, as found and as `train()`/`eval()` leave them.
+
+    Attributes:
+        root_training: ``model.training`` as the model was passed in.
+        as_passed: Norm and noise modules whose flag differs from the root's, ``{name: class}``.
+        stuck_training: Those still in training mode after ``model.eval()``, ``{name: class}``.
+        stuck_eval: Those still in evaluation mode after ``model.train()``, ``{name: class}``.
+        noise: Names of the noise modules among all of these.
+    """
+
+    root_training: bool
+    as_passed: Mapping[str, str] = field(default_factory=dict)
+    stuck_training: Mapping[str, str] = field(default_factory=dict)
+    stuck_eval: Mapping[str, str] = field(default_factory=dict)
+    noise: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderFacts:
+    """What can be known about the batches to come.
+
+    Attributes:
+        samples: Length of the data set seen by this process, None when unknown.
+        batch_size: Batch size, None when unknown.
+        drop_last: None when unknown.
+        last_batch: Size of the last batch of an epoch, None when unknown.
+        sizes: Sizes of the batches that were actually drawn.
+    """
+
+    samples: int | None
+    batch_size: int | None
+    drop_last: bool | None
+    last_batch: int | None
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a network. A field is None where that evidence was not gathered.
+
+    Attributes:
+        train: Flow of the network in train mode, None also when it could not be captured.
+        eval: Flow in eval mode, likewise.
+        norms: Facts about each norm module by name.
+        modes: Training flags.
+        loader: Facts about the data loader.
+        measurement: Measurements on the data.
+        prediction: What weights and statistics alone predict; None also where there is nothing to predict.
+    """
+
+    train: Flow | None = None
+    eval: Flow | None = None
+    norms: Mapping[str, NormFacts] = field(default_factory=dict)
+    modes: ModeFacts | None = None
+    loader: LoaderFacts | None = None
+    measurement: Measurement | None = None
+    prediction: Prediction | None = None
+
+    def has(self, need: Need) -> bool:
+        """Whether there is evidence of this kind."""
+        return any(getattr(self, name) is not None for name in _FIELDS[need])
