@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import varshift as vs
-from varshift.model import batch_size, map_tensors, primary_output, split_batch, take_samples
+from varshift.model import batch_size, map_tensors, primary_output, read_call, take_samples
 
 X, Y, Z = torch.zeros(6, 3), torch.ones(6, dtype=torch.long), torch.full((6, 2), 2.0)
 
@@ -71,26 +71,26 @@ Pair = namedtuple("Pair", "x y")
     ],
 )
 def test_split(model, batch, args, kwargs, target):
-    found_args, found_kwargs, found_target = split_batch(model, batch)
-    assert [id(value) for value in found_args] == [id(value) for value in args]
-    assert {key: id(value) for key, value in found_kwargs.items()} == {
+    call = read_call(model, batch)
+    assert [id(value) for value in call.args] == [id(value) for value in args]
+    assert {key: id(value) for key, value in call.kwargs.items()} == {
         key: id(value) for key, value in kwargs.items()
     }
-    assert found_target is target
+    assert call.targets is target
 
 
 def test_a_mapping_that_fits_nothing_is_the_input_itself():
     batch = {"left": X, "right": Z}
-    (given,), kwargs, target = split_batch(One(), batch)
-    assert given == batch
-    assert not kwargs
-    assert target is None
+    call = read_call(One(), batch)
+    assert call.args == (batch,)
+    assert not call.kwargs
+    assert call.targets is None
 
 
 @pytest.mark.parametrize("batch", [(), {}, 3.0, "text", None])
 def test_what_is_no_batch(batch):
     with pytest.raises(vs.DataError, match="batch is"):
-        split_batch(One(), batch)
+        read_call(One(), batch)
 
 
 def test_primary_output():

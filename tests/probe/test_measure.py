@@ -279,9 +279,11 @@ def test_models_with_their_own_loss():
     ],
 )
 def test_default_loss(outputs, targets, expected):
+    from varshift.model import read_call
     from varshift.probe._loss import batch_loss
 
-    assert batch_loss(outputs, targets, None, None) == pytest.approx(float(expected(outputs, targets)))
+    call = read_call(nn.Identity(), (outputs, targets))
+    assert batch_loss(outputs, call, None) == pytest.approx(float(expected(outputs, targets)))
 
 
 def test_targets_that_do_not_fit_are_a_clear_error(chequered, batches):

@@ -28,7 +28,11 @@ from varshift.model import (
     copy_model,
     default_forward,
     map_tensors,
+    message_of,
     move,
+    place_of,
+    shapes_of,
+    short_message_of,
     switches_quietly,
     take_samples,
     unwrap,
@@ -128,7 +132,9 @@ class _Session:
                 except _Refused as refused:
                     # Export refuses with many types, and a model may raise anything; both are reported.
                     last = refused
-                    limits.append(f"Export refused the model in {mode} mode: {_short(refused.error)}.")
+                    limits.append(
+                        f"Export refused the model in {mode} mode: {short_message_of(refused.error)}."
+                    )
             self._refused[mode].append(last)
         return None
 
@@ -149,7 +155,9 @@ class _Session:
         elif method == "export":
             raise _Refused(copied)
         else:
-            limits.append(f"The model cannot be copied ({_short(copied)}): it was run itself, then restored.")
+            limits.append(
+                f"The model cannot be copied ({short_message_of(copied)}): it was run itself, then restored."
+            )
             with _restored(self._original):
                 yield self._original
 
@@ -161,7 +169,7 @@ class _Session:
             with torch.compiler.set_stance("force_eager"):
                 return tracer(model, batch, self._forward, self._names)
         except Exception as error:
-            raise _Refused(error, _place(error, model, self._names)) from error
+            raise _Refused(error, place_of(error, model, self._names)) from error
         finally:
             self._seconds += time.perf_counter() - started
 
@@ -173,8 +181,8 @@ class _Session:
                 raise error
             place = f", in {refused.where}" if refused.where else ""
             raise ModelError(
-                f"the model cannot be run on the batch given ({_shapes(self._batch)}{place}): "
-                f"{_message(error)}"
+                f"the model cannot be run on the batch given ({shapes_of(self._batch)}{place}): "
+                f"{message_of(error)}"
             ) from error
         failures = []
         if train is None:
@@ -189,8 +197,8 @@ class _Session:
         refused = self._refused[mode][number]
         place = f", in {refused.where}" if refused.where else ""
         text = (
-            f"The model could not be captured in {mode} mode ({_shapes(self._batches[number])}{place}): "
-            f"{_short(refused.error)}."
+            f"The model could not be captured in {mode} mode ({shapes_of(self._batches[number])}{place}): "
+            f"{short_message_of(refused.error)}."
         )
         path = refused.where.split("'")[1] if refused.where else ""
         if path and flow is not None and not any(_inside(node.module, path) for node in flow.nodes):
@@ -200,19 +208,6 @@ class _Session:
 
 def _inside(module: str, path: str) -> bool:
     return module == path or module.startswith(path + ".")
-
-
-def _place(error: BaseException, model: nn.Module, names: dict[str, str]) -> str:
-    """The innermost of the model's modules that was at work when an error was raised."""
-    paths = {id(module): names.get(path, path) for path, module in model.named_modules()}
-    place = ""
-    trace = error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and paths.get(id(owner)):
-            place = f"'{paths[id(owner)]}' ({type(owner).__name__})"
-        trace = trace.tb_next
-    return place
 
 
 def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -236,6 +231,8 @@ def _candidates(batch: Any, samples: int) -> list[Any]:
         few = take_samples(batch, samples)
         if batch_size(batch) == 1:
             few = map_tensors(batch, _doubled)
+        if few is None:
+            return [batch]
     except Exception:  # a structure of the user's own that cannot be rebuilt
         return [batch]
     return [few, batch]
@@ -243,25 +240,6 @@ def _candidates(batch: Any, samples: int) -> list[Any]:
 
 def _doubled(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
-
-
-def _shapes(batch: Any) -> str:
-    found: list[str] = []
-    map_tensors(batch, lambda tensor: found.append(str(tuple(tensor.shape))) or tensor)
-    return "input shapes " + ", ".join(found) if found else f"a {type(batch).__name__} without tensors"
-
-
-def _message(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _short(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    line = next((line for line in lines if line), "")
-    line = line if len(line) <= 200 else line[:197] + "..."
-    return f"{type(error).__name__}: {line}".rstrip(". :") if line else type(error).__name__
 
 
 @contextlib.contextmanager

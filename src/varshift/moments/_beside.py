@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from varshift.flow import Capture
-from varshift.model import take_samples
 
 from ._predict import Session, input_tensors, learned_norms, sample_count
 from ._prediction import Prediction
@@ -42,5 +41,5 @@ def predict_captured(
     learned = learned_norms(network, train)
     if not any(name in learned for site in train.noises for name in site.reaches):
         return None
-    inputs = input_tensors(take_samples(example, samples))
+    inputs = input_tensors(example, samples)
     return Session(network, captured, train, evaluation, inputs, real=False, seed=seed).predict({})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from varshift._errors import DataError, ModelError
 from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, capture
-from varshift.model import Forward, batch_size, map_tensors, take_samples, unwrap
+from varshift.model import Forward, batch_size, map_tensors, take_samples, tensors, unwrap
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor
@@ -108,14 +108,15 @@ def predict(
         batch = _examples(network, _shapes(shape)) if data is None else _gather(data, _MANY)
     count, most = (sample_count(batch, real, gates=gates) for gates in (False, True))
     if real:
-        map_tensors(take_samples(batch, most), _require_finite)
+        for tensor in input_tensors(batch, most):
+            _require_finite(tensor)
     captured = capture(network, batch, forward=forward, samples=count)
     if captured.train is not None and count < most and gated(captured.train):
         count = most
         captured = capture(network, batch, forward=forward, samples=count)
     if captured.train is None or captured.eval is None:
         raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
-    inputs = input_tensors(take_samples(batch, count))
+    inputs = input_tensors(batch, count)
     return Session(network, captured, captured.train, captured.eval, inputs, real, seed).predict({})
 
 
@@ -299,9 +300,7 @@ def _gather(data: Any, wanted: int) -> Any:
         return batches[0]
     columns: list[list[Tensor]] = []
     for batch in batches:
-        tensors: list[Tensor] = []
-        map_tensors(batch, lambda tensor, into=tensors: into.append(tensor) or tensor)
-        columns.append(tensors)
+        columns.append(list(tensors(batch)))
     try:
         joined = iter([torch.cat(parts) for parts in zip(*columns, strict=True)])
     except (RuntimeError, ValueError):
@@ -309,16 +308,14 @@ def _gather(data: Any, wanted: int) -> Any:
     return map_tensors(batches[0], lambda _: next(joined))
 
 
-def _require_finite(tensor: Tensor) -> Tensor:
+def _require_finite(tensor: Tensor) -> None:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise DataError("the data hold NaN or infinite values: nothing can be predicted from them.")
-    return tensor
 
 
 def sample_count(batch: Any, real: bool, *, gates: bool = False) -> int:
     """How many samples of a batch a prediction follows: few of large inputs, more where there are gates."""
-    positions: list[int] = []
-    map_tensors(batch, lambda x: positions.append(math.prod(x.shape[2:])) or x)
+    positions = [math.prod(tensor.shape[2:]) for tensor in tensors(batch)]
     fitting = _fitting(positions, 4 if real else 1, gates=gates)
     return min(fitting, _MANY, max(batch_size(batch), 2))
 
@@ -330,11 +327,10 @@ def _fitting(positions: Sequence[int], times: int = 1, *, gates: bool = False) -
     return max(found, min(_GATED, _GATED_TIMES * fitting)) if gates else found
 
 
-def input_tensors(batch: Any) -> list[Tensor]:
-    """The tensors of a batch in order."""
-    found: list[Tensor] = []
-    map_tensors(batch, lambda tensor: found.append(tensor) or tensor)
-    return found
+def input_tensors(batch: Any, count: int) -> list[Tensor]:
+    """The tensors of a batch in order, with its first samples; with all where it cannot be cut."""
+    few = take_samples(batch, count)
+    return list(tensors(batch if few is None else few))
 
 
 def _site_names(flow: Flow) -> list[str]:

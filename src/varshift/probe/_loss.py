@@ -7,41 +7,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from varshift._errors import DataError, ModelError
-from varshift.model import primary_output, split_batch
+from varshift.model import Call, describe, primary_output
 
 Loss = Callable[[Any, Any], Any]
 
 
-def target_of(model: nn.Module, batch: Any) -> Any:
-    """The targets of a batch by the conventions of `split_batch`, None when it has none."""
-    try:
-        return split_batch(model, batch)[2]
-    except DataError:  # a structure only the user's own forward understands
-        return None
-
-
-def batch_loss(outputs: Any, target: Any, batch: Any, loss: Loss | None) -> float | None:
+def batch_loss(outputs: Any, call: Call, loss: Loss | None) -> float | None:
     """Mean loss over one batch, None when there is nothing to compare with.
 
     The user's function is called as ``loss(outputs, targets)`` with the outputs as the model returned them
-    (and the whole batch in place of targets that could not be found). Without one: the model's own ``.loss``,
-    or its first output where that is a single number without dimensions; cross-entropy for class indices;
-    binary cross-entropy for 0/1 integers of the same shape as the outputs; mean squared error for float
-    targets.
+    (and the whole batch in place of targets that were not found, or where the batch is an object). Without
+    one: the model's own ``.loss``, or its first output where that is a single number without dimensions;
+    cross-entropy for class indices; binary cross-entropy for 0/1 integers of the same shape as the outputs;
+    mean squared error for float targets.
 
     Raises:
         DataError: If targets and outputs do not fit together.
         ModelError: If the user's loss does not return one number.
     """
     if loss is not None:
-        value = loss(outputs, batch if target is None else target)
+        value = loss(outputs, call.compared)
         number = _number(value.detach() if isinstance(value, Tensor) else value)
         if number is None:
             raise ModelError(
-                f"loss= returned {_describe(value)}: expected one number. "
+                f"loss= returned {describe(value)}: expected one number. "
                 "Average over the batch inside the function."
             )
         return number
@@ -55,6 +47,7 @@ def batch_loss(outputs: Any, target: Any, batch: Any, loss: Loss | None) -> floa
         return None
     if output.dim() == 0:
         return float(output.detach())
+    target = call.targets
     if not isinstance(target, Tensor):
         return None
     return float(_default_loss(output.float() if output.dtype != torch.float64 else output, target).detach())
@@ -114,14 +107,6 @@ def mean_kl(output: Tensor, reference: Tensor) -> float | None:
         return None
     log_p, log_q = F.log_softmax(reference.double(), 1), F.log_softmax(output.double(), 1)
     return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
-
-
-def _describe(value: Any) -> str:
-    return (
-        f"a tensor of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
-    )
 
 
 def _mismatch(output: Tensor, target: Tensor) -> str:

@@ -10,23 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from varshift.model import (
+    Call,
     Forward,
     Norm,
+    Reader,
     Snapshot,
-    batch_size,
-    default_forward,
     find_norms,
-    map_tensors,
     network_of,
     preserved,
     primary_output,
     require_values,
-    take_samples,
 )
+from varshift.probe._compare import compare_outputs
 from varshift.probe._gap import StateLosses, build_gap
 from varshift.probe._layers import measure_layers
 from varshift.probe._loader import FiniteWatch, draw
-from varshift.probe._loss import Loss, batch_loss, correct, relative_l2, target_of
+from varshift.probe._loss import Loss, batch_loss, correct
 from varshift.probe._pass import Progress, eager, run_pass
 from varshift.probe._recalibrate import Estimator
 from varshift.probe._states import live_norms, set_noise
@@ -84,9 +83,7 @@ def measure(
     require_values(network)
     norms = find_norms(network)
     with preserved(network, seed=seed) as snapshot, eager():
-        probe = _Probe(
-            network, norms, batches, forward or default_forward, loss, estimator, snapshot, progress
-        )
+        probe = _Probe(network, norms, batches, forward, loss, estimator, snapshot, progress)
         return probe.measure()
 
 
@@ -106,19 +103,20 @@ class _Probe:
         network: nn.Module,
         norms: tuple[Norm, ...],
         batches: Sequence[Any],
-        forward: Forward,
+        forward: Forward | None,
         loss: Loss | None,
         estimator: Estimator,
         snapshot: Snapshot,
         progress: Progress | None,
     ) -> None:
-        self._network, self._norms, self._batches = network, norms, batches
+        self._network, self._norms = network, norms
+        reader = Reader(network, forward)
+        self._calls = [reader.read(batch) for batch in batches]
         self._forward, self._loss = forward, loss
         self._estimator: Estimator = estimator
         self._snapshot, self._progress = snapshot, progress
         self._done, self._passes = 0, 5
-        self._targets = [target_of(network, batch) for batch in batches]
-        self._live, self._by_hand = live_norms(network, norms, forward, batches[0], snapshot)
+        self._live, self._by_hand = live_norms(network, norms, forward, self._calls[0], snapshot)
 
     def measure(self) -> Measurement:
         """Runs all states and works out the figures."""
@@ -131,8 +129,10 @@ class _Probe:
         )
         states = {"train": train, "clean": clean, "recalibrated": healthy, "recalibrated_noisy": noisy}
         states["eval"] = shipped
-        sizes = [batch_size(batch) for batch in self._batches]
-        repeat, mates = self._compare_outputs()
+        sizes = [call.size for call in self._calls]
+        set_noise(self._network, self._norms, False)
+        compared = compare_outputs(self._calls[0], self._output)
+        self._snapshot.restore_buffers()
         layers = measure_layers(
             self._norms,
             train.tap,
@@ -152,14 +152,15 @@ class _Probe:
             for norm in self._norms
             if norm.name in shipped.tap.by_hand and not any(x.name == norm.name and x.reached for x in layers)
         ]
+        limits.extend(compared.limits)
         limits.extend(_not_finite(gap, layers))
         return Measurement(
             layers=layers,
             gap=gap,
-            batches=len(self._batches),
+            batches=len(self._calls),
             samples=sum(sizes),
-            eval_repeat_difference=repeat,
-            batch_mate_difference=mates,
+            eval_repeat_difference=compared.repeat,
+            batch_mate_difference=compared.mates,
             limits=tuple(limits),
         )
 
@@ -192,12 +193,13 @@ class _Probe:
         )
         result = _Result(tap)
         try:
-            for batch, target in zip(self._batches, self._targets, strict=True):
-                outputs = run_pass(self._network, self._forward, _shield(batch), tap)
-                self._note(result, outputs, target, batch)
+            for call in self._calls:
+                own = call.copy()  # an in-place operation may overwrite it
+                outputs = run_pass(self._network, self._forward, own, tap)
+                self._note(result, outputs, own)
                 self._done += 1
                 if self._progress is not None:
-                    self._progress(f"state {state}", self._done, self._passes * len(self._batches))
+                    self._progress(f"state {state}", self._done, self._passes * len(self._calls))
         finally:
             self._snapshot.restore_buffers()
         return result
@@ -210,10 +212,10 @@ class _Probe:
                     norm.mean.copy_(statistics[norm.name][0])
                     norm.var.copy_(statistics[norm.name][1])
 
-    def _note(self, result: _Result, outputs: Any, target: Any, batch: Any) -> None:
-        value = batch_loss(outputs, target, batch, self._loss)
+    def _note(self, result: _Result, outputs: Any, call: Call) -> None:
+        value = batch_loss(outputs, call, self._loss)
         result.losses.append(value)
-        result.correct.append(correct(outputs, target))
+        result.correct.append(correct(outputs, call.targets))
         if value is not None or result.outputs is None:
             return
         output = primary_output(outputs)
@@ -223,34 +225,9 @@ class _Probe:
         else:
             result.outputs.append(output.detach().to("cpu", copy=True))
 
-    def _compare_outputs(self) -> tuple[float | None, float | None]:
-        """Whether two runs in state ``eval`` agree, and whether outputs depend on a sample's batch mates."""
-        set_noise(self._network, self._norms, False)
-        batch = take_samples(self._batches[0], 8)  # enough for batch mates to matter, and cheap
-        half = max(1, batch_size(batch) // 2)
-        try:
-            whole, again, part = (
-                self._output(take_samples(batch, count)) for count in (batch_size(batch),) * 2 + (half,)
-            )
-        except Exception:
-            return None, None
-        finally:
-            self._snapshot.restore_buffers()
-        if whole is None or again is None or part is None or whole.shape != again.shape:
-            return None, None
-        repeat = relative_l2(again, whole)
-        if (
-            whole.dim() == 0
-            or whole.shape[0] != batch_size(batch)
-            or part.shape[0] != half
-            or half == len(whole)
-        ):
-            return repeat, None
-        return repeat, relative_l2(part, whole[:half])
-
-    def _output(self, batch: Any) -> Tensor | None:
+    def _output(self, call: Call) -> Tensor | None:
         tap = Tap(self._norms, "called", record=False)
-        return primary_output(run_pass(self._network, self._forward, _shield(batch), tap))
+        return primary_output(run_pass(self._network, self._forward, call.copy(), tap))
 
 
 def _not_finite(gap: Gap | None, layers: Sequence[LayerMeasurement]) -> list[str]:
@@ -266,8 +243,3 @@ def _not_finite(gap: Gap | None, layers: Sequence[LayerMeasurement]) -> list[str
             "look for NaN in weights or statistics, or an overflow, upstream."
         )
     return limits
-
-
-def _shield(batch: Any) -> Any:
-    """A batch whose inputs an in-place operation may overwrite."""
-    return map_tensors(batch, torch.clone)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varshift.model import Forward
+from varshift.model import Call, Forward
 from varshift.probe._distributed import Ranks
 from varshift.probe._tap import Tap
 
@@ -27,11 +27,15 @@ def eager() -> Iterator[None]:
         yield
 
 
-def run_pass(network: nn.Module, forward: Forward, batch: Any, tap: Tap) -> Any:
-    """Runs one batch without gradients; its batch statistics join the tap's accumulators."""
+def run_pass(network: nn.Module, forward: Forward | None, call: Call, tap: Tap) -> Any:
+    """Runs one batch without gradients; its batch statistics join the tap's accumulators.
+
+    Raises:
+        ModelError: If the model or the user's forward fails, from its own error.
+    """
     with torch.no_grad(), tap:
         tap.begin()
-        outputs = forward(network, batch)
+        outputs = call.outputs(network, forward)
         tap.end()
     return outputs
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from varshift._errors import ModelError
 from varshift.model import (
+    Call,
     Forward,
     Norm,
+    Reader,
     Snapshot,
-    batch_size,
-    default_forward,
     find_norms,
     network_of,
     preserved,
@@ -188,7 +188,7 @@ def recalibrate(
         return Recalibration(layers, 0, 0, None, old)
     ranks = Ranks(process_group)
     with preserved(network) as snapshot, eager():
-        collector = _Collector(network, norms, forward or default_forward, snapshot, noise, estimator, stop)
+        collector = _Collector(network, norms, forward, snapshot, noise, estimator, stop)
         collector.run(loader, max_batches, ranks, progress)
         statistics, reasons = _estimates(collector, norms, estimator, ranks)
         counted = round(sum(float(part) for part in ranks.gather(torch.tensor(float(collector.batches)))))
@@ -203,7 +203,7 @@ class _Collector:
         self,
         network: nn.Module,
         norms: tuple[Norm, ...],
-        forward: Forward,
+        forward: Forward | None,
         snapshot: Snapshot,
         noise: bool,
         estimator: Estimator,
@@ -213,6 +213,7 @@ class _Collector:
         self._noise, self._stop = noise, stop
         self._average, self._series = estimator == "ema", stop is not None
         self._watch = FiniteWatch()
+        self._reader = Reader(network, forward)
         self.live: frozenset[str] = frozenset()
         self.tap = Tap(norms, "batch", average=self._average, series=self._series)
         self.batches = self.samples = 0
@@ -258,15 +259,16 @@ class _Collector:
         if number is None:
             return False
         self._watch.look(number, batch)
+        call = self._reader.read(batch)
         if number == 0:
-            self._prepare(batch)
-        run_pass(self._network, self._forward, batch, self.tap)
+            self._prepare(call)
+        run_pass(self._network, self._forward, call.copy(), self.tap)
         self.batches += 1
-        self.samples += batch_size(batch)
+        self.samples += call.size
         return True
 
-    def _prepare(self, batch: Any) -> None:
-        self.live, by_hand = live_norms(self._network, self._norms, self._forward, batch, self._snapshot)
+    def _prepare(self, call: Call) -> None:
+        self.live, by_hand = live_norms(self._network, self._norms, self._forward, call, self._snapshot)
         self.tap.live = self.live
         set_noise(self._network, self._norms, self._noise, by_hand)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varshift.model import Forward, Norm, Snapshot, batch_size, take_samples
+from varshift.model import Call, Forward, Norm, Snapshot
 from varshift.probe._tap import Tap
 
 
@@ -36,7 +36,7 @@ def set_noise(
 
 
 def live_norms(
-    model: nn.Module, norms: Sequence[Norm], forward: Forward, batch: Any, snapshot: Snapshot
+    model: nn.Module, norms: Sequence[Norm], forward: Forward | None, call: Call, snapshot: Snapshot
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Finds the norms that learn statistics when the model trains.
 
@@ -63,7 +63,7 @@ def live_norms(
         return frozenset(live), frozenset()
     set_noise(model, norms, True)
     with Tap(norms, "called", record=False) as tap:
-        _try_small(lambda part: forward(model, part), batch, tap)
+        _try_small(lambda few: few.outputs(model, forward), call, tap)
     for norm in unsure:
         changed = snapshot.wrote(norm.mean) or snapshot.wrote(norm.var)
         ran = norm.name in tap.called or norm.name in tap.by_hand
@@ -88,13 +88,14 @@ def _asks_for_batch_statistics(norm: Norm, tap: Tap) -> bool | None:
     return norm.name in tap.trained if norm.name in tap.called else None
 
 
-def _try_small(run: Callable[[Any], Any], batch: Any, tap: Tap) -> None:
+def _try_small(run: Callable[[Call], Any], call: Call, tap: Tap) -> None:
     """Runs on two samples; a model that insists on its batch size gets the whole batch."""
     with torch.no_grad():
-        if batch_size(batch) > 2:
+        few = call.take(2)
+        if few is not None and few is not call:
             with contextlib.suppress(Exception):  # whatever it is, the whole batch decides
                 tap.begin()
-                run(take_samples(batch, 2))
+                run(few.copy())
                 return
         tap.begin()
-        run(batch)
+        run(call.copy())
