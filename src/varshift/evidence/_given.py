@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from varshift._errors import DataError
-from varshift.model import Forward, split_batch
+from varshift.model import Forward, read_call
 
 
 def is_example(network: nn.Module, data: Any, forward: Forward | None) -> bool:
@@ -31,10 +31,10 @@ def is_example(network: nn.Module, data: Any, forward: Forward | None) -> bool:
         return False
     if forward is not None:  # only the user's function knows what is a target
         return True
-    args, kwargs, target = split_batch(network, data)
-    if target is None:
+    call = read_call(network, data)
+    if call.targets is None:
         return True
-    count = len(args) + len(kwargs)
+    count = len(call.args) + len(call.kwargs)
     raise DataError(
         f"loader is a {type(data).__name__} of {len(values)} tensors, and {type(network).__name__} takes "
         f"{count} of them: this looks like one batch with targets. Wrap it in a list, [batch], to measure on "
