@@ -12,3 +12,15 @@ def data_folder():
     if not (folder / "cifar10" / "data_batch_1.npz").is_file():
         pytest.skip(f"needs the data sets in {folder} (or set VARSHIFT_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch):
+    """A prediction or a comparison that fails is an error here, and not only a limit of the report."""
+    monkeypatch.setenv("VARSHIFT_STRICT", "1")
+
+
+@pytest.fixture
+def lenient(strict, monkeypatch):
+    """As a user has it: a check goes on without what it can do without."""
+    monkeypatch.delenv("VARSHIFT_STRICT")

@@ -276,10 +276,21 @@ def test_nothing_is_predicted_without_noise_or_without_statistics(fresh):
     assert not any(finding.code == "VS207" for finding in report.findings)
 
 
-def test_a_prediction_that_fails_is_a_limit_and_no_error(monkeypatch):
+@pytest.fixture
+def failing_prediction(monkeypatch):
     def fail(*args):
         raise ArithmeticError("no luck")
 
     monkeypatch.setattr("varshift.evidence._prediction.predict_captured", fail)
+
+
+@pytest.mark.usefixtures("failing_prediction", "lenient")
+def test_a_prediction_that_fails_is_a_limit_and_no_error():
     report = vs.check(learned_net(), shape=(3, 10, 10))
     assert any("no luck" in limit for limit in report.limits)
+
+
+@pytest.mark.usefixtures("failing_prediction")
+def test_in_the_tests_it_is_an_error():
+    with pytest.raises(ArithmeticError, match="no luck"):
+        vs.check(learned_net(), shape=(3, 10, 10))

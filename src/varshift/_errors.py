@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class VarshiftError(Exception):
     """Base of all errors of this package."""
@@ -13,3 +15,12 @@ class ModelError(VarshiftError, ValueError):
 
 class DataError(VarshiftError, ValueError):
     """The data cannot be used as given."""
+
+
+def strict() -> bool:
+    """Whether faults in what a check can do without are raised: ``VARSHIFT_STRICT=1``, as in the tests.
+
+    For a user a prediction or a comparison that fails is a limit of the report. In the tests it would hide a
+    fault of our own.
+    """
+    return os.environ.get("VARSHIFT_STRICT") == "1"

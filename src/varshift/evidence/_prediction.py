@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from varshift._errors import strict
 from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
@@ -40,6 +41,8 @@ class PredictionProvider(Provider):
                 subject.seed,
             )
         except Exception as error:  # whatever a network's own operations raise on other inputs
+            if strict():
+                raise
             limits.append(f"What the norms see could not be predicted ({type(error).__name__}: {error}).")
             raise NotMade("it failed") from error
         if prediction is None:

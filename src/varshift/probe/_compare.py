@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from varshift._errors import strict
 from varshift.model import Call, short_message_of
 from varshift.probe._loss import relative_l2
 
@@ -51,6 +52,8 @@ def compare_outputs(call: Call, output: Callable[[Call], Tensor | None]) -> Comp
             return Comparison(repeat)
         return _mates(whole, output(half), few, half, repeat)
     except Exception as error:  # an aside: whatever a network makes of half a batch
+        if strict():
+            raise
         return Comparison(
             repeat, None, _unknown(f"the model fails on a few samples, {short_message_of(error)}")
         )
