@@ -66,7 +66,7 @@ def test_a_report_tells_where_how_much_and_why(sick, batches):
     assert report.layer("norm2").noise == ("",)
     assert report.data.batches == 6
     assert report.data.samples == 192
-    assert report.capture == "export"
+    assert report.capture == "recorded"
 
 
 def open_line(file, number):

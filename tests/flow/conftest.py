@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from exported_flows import captured_by
 from torch import nn
 
-from varshift.flow import Capture, capture
+from varshift._sites import Source
+from varshift.flow import Capture
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,14 +23,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def line_of() -> Callable[[Any, str], str]:
-    """Finds ``"file:line"`` of the line of a class or function that carries a marker comment."""
+def line_of() -> Callable[[Any, str], Source]:
+    """Finds the line of a class or function that carries a marker comment."""
 
-    def find(owner: Any, marker: str) -> str:
+    def find(owner: Any, marker: str) -> Source:
         lines, first = inspect.getsourcelines(owner)
         found = [first + i for i, line in enumerate(lines) if line.rstrip().endswith(f"# {marker}")]
         assert len(found) == 1
-        return f"{inspect.getsourcefile(owner)}:{found[0]}"
+        return Source(str(inspect.getsourcefile(owner)), found[0])
 
     return find
 
@@ -37,7 +39,7 @@ def line_of() -> Callable[[Any, str], str]:
 def captured() -> Callable[..., Capture]:
     """Captures a model on random inputs of the given shape."""
 
-    def run(model: nn.Module, *shape: int, method: Any = "dispatch") -> Capture:
-        return capture(model, torch.rand(shape), method=method)
+    def run(model: nn.Module, *shape: int, method: str = "recorded") -> Capture:
+        return captured_by(method, model, torch.rand(shape))
 
     return run

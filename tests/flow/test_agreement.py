@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from exported_flows import captured_by
 from torch import Tensor, nn
 
-from varshift.flow import Flow, capture
+from varshift.flow import Flow
 
 
 def facts(flow: Flow) -> tuple[list[Any], list[Any]]:
@@ -107,10 +108,10 @@ def test_methods_agree(name) -> None:
     model, batch = NETS[name]
     with torch.no_grad():
         model(batch)  # lazy layers take their shape
-    exported, dispatched = (capture(model, batch, method=method) for method in ("export", "dispatch"))
+    exported, recorded = (captured_by(method, model, batch) for method in ("exported", "recorded"))
     for mode in ("train", "eval"):
-        first, second = getattr(exported, mode), getattr(dispatched, mode)
-        assert (first.method, second.method) == ("export", "dispatch")
+        first, second = getattr(exported, mode), getattr(recorded, mode)
+        assert (first.method, second.method) == ("exported", "recorded")
         assert facts(first) == facts(second)
     assert exported.train is not None
     assert exported.train.noises

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from exported_flows import captured_by
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from varshift.flow import Capture, capture
 
-METHODS = ["export", "dispatch"]
+METHODS = ["exported", "recorded"]
 
 
 def found(result: Capture, mode: str = "train") -> list[tuple[str, str, float | None, str, str | None]]:
@@ -62,7 +63,7 @@ class Encoder(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 def test_transformer_and_its_fast_path(norm_first, method) -> None:
     mask = torch.tensor([[False, False, False, True, True]]).repeat(4, 1)
-    result = capture(Encoder(norm_first), (torch.rand(4, 5, 8), mask), method=method)
+    result = captured_by(method, Encoder(norm_first), (torch.rand(4, 5, 8), mask))
     layer = "encoder.layers.0."
     assert found(result) == [
         (layer + "self_attn", "attention_dropout", 0.1, "join", "norm"),
@@ -88,7 +89,7 @@ def test_rows_of_different_lengths() -> None:
             rows = torch.nested.nested_tensor([x[0], x[1, :2]])
             return self.norm(F.dropout(self.layer(rows).to_padded_tensor(0.0).mean(1), 0.3, self.training))
 
-    result = capture(Ragged(), torch.rand(2, 4, 6), method="dispatch")
+    result = capture(Ragged(), torch.rand(2, 4, 6))
     assert found(result) == [("", "dropout", 0.3, "direct", "norm")]
 
 
@@ -182,7 +183,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], list[Any],
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, method) -> None:
     build, batch, expected, alive = NETWORKS[name]
-    result = capture(build(), batch(), method=method)
+    result = captured_by(method, build(), batch())
     assert found(result) == expected
     assert found(result, "eval") == (expected if alive else [])
 
@@ -261,7 +262,7 @@ def weight_norm() -> nn.Module:
 def test_ways_to_write_a_network(build, method) -> None:
     model = build()
     images = torch.rand(4, 3, 8, 8)
-    result = capture(model, {"x": images} if build is KeywordOnly else images, method=method)
+    result = captured_by(method, model, {"x": images} if build is KeywordOnly else images)
     assert found(result) == [("drop", "dropout", 0.3, "direct", "norm")]
     assert found(result, "eval") == []
     assert result.limits == ()

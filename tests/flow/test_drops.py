@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from varshift.flow import capture
 
-METHODS = ["export", "dispatch"]
+METHODS = ["exported", "recorded"]
 
 
 def gate(x: Tensor, training: bool, rate: float = 0.2) -> Tensor:
@@ -147,7 +147,7 @@ def test_gate_on_one_of_two_inputs(late, answer) -> None:
             y = gate(self.second(y), self.training)
             return self.first(x) + (self.third(y) if late else y)
 
-    flow = capture(Streams(), (torch.rand(2, 4), torch.rand(2, 4)), method="dispatch").train
+    flow = capture(Streams(), (torch.rand(2, 4), torch.rand(2, 4))).train
     assert flow is not None
     assert [site.drops for site in flow.noises] == [answer]
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from exported_flows import captured_by
 from torch import Tensor, nn
 
-from varshift.flow import NoiseSite, capture
+from varshift.flow import NoiseSite
 
 
 def uniform(x: Tensor, bound: float = 0.2) -> Tensor:
@@ -121,7 +122,7 @@ class Battery(nn.Module):
 
 
 def sites_of(table, method) -> dict[str, tuple[NoiseSite, ...]]:
-    flow = capture(Battery(table), torch.rand(4, 8, 6, 6), method=method).train
+    flow = captured_by(method, Battery(table), torch.rand(4, 8, 6, 6)).train
     assert flow is not None
     return {
         name: tuple(site for site in flow.noises if site.name == f"layers.{i}")
@@ -130,7 +131,7 @@ def sites_of(table, method) -> dict[str, tuple[NoiseSite, ...]]:
 
 
 @pytest.mark.parametrize("additive", [False, True], ids=["factors", "terms"])
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_factors_and_terms(method, additive) -> None:
     table = TERMS if additive else FACTORS
     for name, sites in sites_of(table, method).items():
@@ -142,10 +143,10 @@ def test_factors_and_terms(method, additive) -> None:
             assert site.rate == pytest.approx(rate, rel=1e-5), name
 
 
-@pytest.mark.parametrize("method", ["dispatch", "export"])
+@pytest.mark.parametrize("method", ["recorded", "exported"])
 def test_choices_are_no_drops(method) -> None:
     choices = dict(CHOICES)
-    if method == "export":
+    if method == "exported":
         choices = {n: c for n, c in choices.items() if n not in ("in place", "subset")}
     for name, sites in sites_of(choices, method).items():
         assert len(sites) == 1, (name, sites)
@@ -154,7 +155,7 @@ def test_choices_are_no_drops(method) -> None:
         assert (name, site.kind, site.rate, site.path) == (name, kind, rate, "direct")
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_learned_filling_is_no_drop(captured, method) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
@@ -169,7 +170,7 @@ def test_learned_filling_is_no_drop(captured, method) -> None:
     assert (site.kind, site.rate) == ("other", 0.4)
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_one_mask_on_both_summands_is_two_drops(captured, method) -> None:
     class Locked(nn.Module):
         def __init__(self) -> None:
@@ -184,7 +185,7 @@ def test_one_mask_on_both_summands_is_two_drops(captured, method) -> None:
     assert [(site.kind, site.rate) for site in sites] == [("dropout", 0.4)] * 2
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_learned_scale_of_noise_counts_before_it_is_learned(captured, method) -> None:
     class Injection(nn.Module):
         def __init__(self) -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from exported_flows import captured_by
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
-from varshift.flow import NoiseSite, capture
+from varshift.flow import NoiseSite
 
 
 class Gate(nn.Module):
@@ -162,9 +163,9 @@ class Battery(nn.Module):
         return sum(self.norms[name](layer(x)) for name, layer in self.layers.items())  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module", params=["export", "dispatch"])
+@pytest.fixture(scope="module", params=["exported", "recorded"])
 def sites(request: pytest.FixtureRequest) -> dict[str, list[NoiseSite]]:
-    flow = capture(Battery(), torch.rand(4, 8, 6, 6), method=request.param).train
+    flow = captured_by(request.param, Battery(), torch.rand(4, 8, 6, 6)).train
     assert flow is not None
     assert flow.method == request.param
     found: dict[str, list[NoiseSite]] = {name: [] for name in LAYERS}
@@ -213,9 +214,9 @@ class Attention(nn.Module):
         return self.norm((weights @ y).transpose(1, 2))
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_attention_and_recurrence(method) -> None:
-    result = capture(Attention(), torch.rand(2, 5, 8), method=method)
+    result = captured_by(method, Attention(), torch.rand(2, 5, 8))
     assert result.train is not None
     assert result.eval is not None
     found = [(site.name, site.kind, site.rate, site.path) for site in result.train.noises]
@@ -240,7 +241,7 @@ class Cuts(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:dropout2d")
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_channel_dropout_by_rank(captured, method) -> None:
     flow = captured(Cuts(), 4, 6, 5, method=method).train
     assert [(site.kind, site.rate) for site in flow.noises] == [
@@ -272,7 +273,7 @@ class Quiet(nn.Module):
         return F.dropout(x, 0.5, training=False) + F.dropout(x, 0.0), self_made
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_no_site_without_noise_in_the_signal(captured, method) -> None:
     result = captured(Quiet(), 2, 3, method=method)
     assert result.train.noises == ()
@@ -289,7 +290,7 @@ class Twice(nn.Module):
         return self.drop(self.second(self.drop(self.first(x))))
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_shared_dropout_module_is_several_sites(captured, method) -> None:
     sites = captured(Twice(), 2, 4, method=method).train.noises
     assert [site.name for site in sites] == ["drop", "drop"]
@@ -306,14 +307,13 @@ class Chance(nn.Module):
 
 
 def test_random_control_flow_is_named_as_a_limit(captured) -> None:
-    result = captured(Chance(), 2, 4, method="auto")
-    assert result.method == "dispatch"
+    result = captured(Chance(), 2, 4)
+    assert result.method == "recorded"
     assert any("random number is read as a Python number" in limit for limit in result.limits)
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
-@pytest.mark.parametrize("method", ["export", "dispatch"])
-def test_random_numbers_from_elsewhere_are_named_as_a_limit(captured, method, draw) -> None:
+def test_random_numbers_from_elsewhere_are_named_as_a_limit(captured, draw) -> None:
     class Skipping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -322,7 +322,7 @@ def test_random_numbers_from_elsewhere_are_named_as_a_limit(captured, method, dr
         def forward(self, x: Tensor) -> Tensor:
             return x if self.training and draw() < 0.5 else self.layer(x)
 
-    result = captured(Skipping(), 2, 4, method=method)
+    result = captured(Skipping(), 2, 4)
     (limit,) = result.limits
     assert "random numbers of Python or NumPy in train mode" in limit
 
@@ -342,7 +342,7 @@ class Recurrence(nn.Module):
         return self.norm(state)
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_locked_mask_of_a_recurrence_is_noise_from_the_second_step(captured, method) -> None:
     sites = captured(Recurrence(), 2, 3, 4, method=method).train.noises
     found = [(site.name, site.kind, site.rate, site.nearest) for site in sites]

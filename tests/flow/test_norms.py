@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-METHODS = ["export", "dispatch"]
+METHODS = ["exported", "recorded"]
 
 
 class HandWritten(nn.Module):
@@ -234,13 +234,13 @@ def test_modules_with_other_buffers_are_no_norms(captured) -> None:
     assert result.eval.norms == ()
 
 
-def test_norms_that_average_over_all_batches_are_exported(captured) -> None:
+def test_norms_that_average_over_all_batches_are_captured(captured) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Dropout(0.3), nn.BatchNorm2d(4, momentum=None), nn.InstanceNorm2d(4),
         nn.InstanceNorm2d(4, momentum=None, track_running_stats=True),  # type: ignore[arg-type]
     )  # fmt: skip
-    result = captured(model, 4, 3, 6, 6, method="auto")
-    assert result.method == "export"
+    result = captured(model, 4, 3, 6, 6)
+    assert result.method == "recorded"
     assert result.limits == ()
     assert result.train is not None
     assert [norm.name for norm in result.train.norms] == ["2", "4"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from varshift.flow import Flow
 
-METHODS = ["export", "dispatch"]
+METHODS = ["exported", "recorded"]
 
 
 def paths(flow: Flow) -> list[tuple[str, str | None, str]]:
@@ -300,7 +300,10 @@ def test_global_and_adaptive_max_pools(captured) -> None:
 
 
 def test_flow_is_a_topological_graph_of_plain_data(captured) -> None:
-    for flow in (captured(Direct(), 2, 3, 8, 8).train, captured(Direct(), 2, 3, 8, 8, method="export").train):
+    for flow in (
+        captured(Direct(), 2, 3, 8, 8).train,
+        captured(Direct(), 2, 3, 8, 8, method="exported").train,
+    ):
         for position, node in enumerate(flow.nodes):
             assert node.index == position
             assert all(source < position for source in node.inputs)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from exported_flows import captured_by
 
-from varshift.flow import Flow, capture
+from varshift.flow import Flow
 from varshift.integrations import declare_torchvision_operators
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -28,8 +29,8 @@ def torchvision() -> Any:
     return importlib.import_module("torchvision")
 
 
-def train_flow(model: torch.nn.Module, *shape: int, method: Any = "dispatch") -> Flow:
-    result = capture(model, torch.rand(shape), method=method)
+def train_flow(model: torch.nn.Module, *shape: int, method: str = "recorded") -> Flow:
+    result = captured_by(method, model, torch.rand(shape))
     assert result.train is not None
     assert result.eval is not None
     assert result.eval.noises == ()
@@ -37,7 +38,7 @@ def train_flow(model: torch.nn.Module, *shape: int, method: Any = "dispatch") ->
     return result.train
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_densenet_drops_in_front_of_every_later_norm(timm, method) -> None:
     model = timm.create_model("densenet121", proj_drop_rate=0.2, drop_rate=0.5)
     flow = train_flow(model, 2, 3, 32, 32, method=method)
@@ -52,12 +53,12 @@ def test_densenet_drops_in_front_of_every_later_norm(timm, method) -> None:
 
 
 def test_stock_resnet_has_no_noise(timm) -> None:
-    flow = train_flow(timm.create_model("resnet50"), 2, 3, 32, 32, method="export")
+    flow = train_flow(timm.create_model("resnet50"), 2, 3, 32, 32, method="exported")
     assert flow.noises == ()
     assert len(flow.norms) == 53
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_efficientnet_drop_path_reaches_most_norms_by_the_residual_sum(timm, method) -> None:
     model = timm.create_model("efficientnet_b0", drop_path_rate=0.2)
     flow = train_flow(model, 2, 3, 32, 32, method=method)
@@ -71,7 +72,7 @@ def test_efficientnet_drop_path_reaches_most_norms_by_the_residual_sum(timm, met
     assert [site.rate for site in flow.noises] == pytest.approx(rates, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 def test_deeplab_head_has_dropout_in_front_of_a_norm(torchvision, method) -> None:
     model = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
     flow = train_flow(model, 2, 3, 32, 32, method=method)
@@ -130,7 +131,7 @@ def test_vovnet_drops_the_trunk_where_a_block_has_no_shortcut(timm) -> None:
 def test_torchvision_networks(torchvision, name, shape, gates) -> None:
     module, _, name = name.rpartition(".")
     home = getattr(torchvision.models, module) if module else torchvision.models
-    flow = train_flow(getattr(home, name)(), *shape, method="export" if module else "dispatch")
+    flow = train_flow(getattr(home, name)(), *shape, method="exported" if module else "recorded")
     found = [site for site in flow.noises if site.kind == "drop_path"]
     assert len(found) == gates
     assert {site.drops for site in found} <= {"branch"}

@@ -243,7 +243,7 @@ def test_a_padded_shortcut_pads_the_state_of_kalman_norms():
 
 
 def sites(network: nn.Module) -> list[tuple[str, str | None, str]]:
-    flow = capture(network, torch.randn(2, 3, 32, 32), method="dispatch").train
+    flow = capture(network, torch.randn(2, 3, 32, 32)).train
     assert flow is not None
     return [(noise.name, noise.nearest, noise.path) for noise in flow.noises]
 
@@ -291,10 +291,7 @@ def test_every_letter_stands_where_the_position_map_has_it(placement, name, near
 
 def test_drop_path_gates_the_branch_and_trunk_noise_everything():
     flows = [
-        capture(
-            small("preresnet", dropout=0.3, placement=p), torch.randn(2, 3, 8, 8), method="dispatch"
-        ).train
-        for p in "PT"
+        capture(small("preresnet", dropout=0.3, placement=p), torch.randn(2, 3, 8, 8)).train for p in "PT"
     ]
     gate, trunk = (flow.noises[0] for flow in flows if flow is not None)
     assert (gate.kind, gate.drops, trunk.kind) == ("drop_path", "branch", "dropout")
@@ -375,7 +372,7 @@ def test_independent_component_blocks_keep_the_identity():
 def test_every_noise_is_one_that_the_check_sees(noise, kind, site, rate):
     network = small("preresnet", dropout=0.2, placement="b", noise=noise)
     assert len(modules(network, kind)) == 3
-    flow = capture(network, torch.randn(2, 3, 16, 16), method="dispatch").train
+    flow = capture(network, torch.randn(2, 3, 16, 16)).train
     assert flow is not None
     assert flow.noises[0].kind == site
     assert flow.noises[0].rate == pytest.approx(rate, abs=1e-6)
@@ -522,7 +519,7 @@ def test_norms_are_registered_in_the_order_in_which_they_run():
     for name in SMALL:
         network = small(name, norm="none" if name in ("binary_resnet", "reactnet") else "batch")
         norms = modules(network, (nn.BatchNorm1d, nn.BatchNorm2d))
-        flow = capture(network, torch.randn(2, 3, 32, 32), method="dispatch").train
+        flow = capture(network, torch.randn(2, 3, 32, 32)).train
         assert flow is not None
         if name in ("resnet bottleneck", "resnext"):  # branch first, as the figures count them
             assert norms[1:5] == [f"stages.0.0.{n}" for n in ("norm1", "norm2", "norm3", "shortcut_norm")]

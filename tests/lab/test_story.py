@@ -30,7 +30,7 @@ def report(*findings: Finding, train: float | None = 0.1, delta: float | None = 
     return Report(
         varshift="0",
         torch="0",
-        capture="export",
+        capture="recorded",
         model=ModelInfo("net", 1, 1, 1),
         layers=(
             LayerRow("first", "BatchNorm2d", None, 4, True, ratio=0.8, shift=1.25),

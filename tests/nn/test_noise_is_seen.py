@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from exported_flows import captured_by
 from torch import nn
 
 import varshift
-from varshift.flow import capture
 from varshift.nn import Dropout, GaussianDropout, IndependentComponent2d, UniformDropout
 
 
@@ -33,10 +33,10 @@ CASES = [
 IDS = ["dropout", "rare", "uniform", "per_channel", "gaussian", "component"]
 
 
-@pytest.mark.parametrize("method", ["export", "dispatch"])
+@pytest.mark.parametrize("method", ["exported", "recorded"])
 @pytest.mark.parametrize(("make", "where", "kind", "rate"), CASES, ids=IDS)
 def test_a_capture_names_kind_and_rate(make, where, kind, rate, method):
-    found = capture(Net(make()), torch.randn(4, 3, 10, 10), method=method)
+    found = captured_by(method, Net(make()), torch.randn(4, 3, 10, 10))
     (site,) = found.train.noises
     assert (site.name, site.kind, site.path, site.nearest) == (where, kind, "direct", "norm")
     assert site.rate == pytest.approx(rate, rel=1e-5)

@@ -74,7 +74,7 @@ def make_flow(names, noises=()):
         )
         for index, name in enumerate(names, start=1)
     ]
-    return Flow("train", "export", (), tuple(noises), tuple(norms))
+    return Flow("train", "recorded", (), tuple(noises), tuple(norms))
 
 
 def make_measurement(ratios, **changes):
@@ -96,7 +96,7 @@ def make_measurement(ratios, **changes):
 
 
 def make_report(
-    ratios=None, findings=(), noises=(), limits=(), norms=None, capture_method="export", **changes
+    ratios=None, findings=(), noises=(), limits=(), norms=None, capture_method="recorded", **changes
 ):
     names = list(norms if norms is not None else ratios or {})
     evidence = Evidence(

@@ -142,7 +142,7 @@ def test_layers_stand_in_order_of_execution_and_others_follow(make):
         measurement=make.measurement({"early": 1.0, "late": 1.1, "unused": None}),
     )
     report = build_report(
-        target="x", parameters=0, evidence=evidence, capture_method="export", findings=[], limits=["a", "a"]
+        target="x", parameters=0, evidence=evidence, capture_method="recorded", findings=[], limits=["a", "a"]
     )
     assert [row.name for row in report.layers] == ["late", "early", "unused"]
     assert [row.reached for row in report.layers] == [True, True, False]

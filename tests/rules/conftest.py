@@ -46,7 +46,7 @@ def norm(name: str = "bn", **values: Any) -> NormSite:
 
 
 def flow(noises: Any = (), norms: Any = (), nodes: Any = (), mode: str = "train") -> Flow:
-    return Flow(mode, "export", tuple(nodes), tuple(noises), tuple(norms))  # type: ignore[arg-type]
+    return Flow(mode, "recorded", tuple(nodes), tuple(noises), tuple(norms))  # type: ignore[arg-type]
 
 
 def facts(name: str = "bn", **values: Any) -> NormFacts:

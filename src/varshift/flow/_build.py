@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Literal
 
 from torch import Tensor, nn
 
+from varshift._sites import Source
 from varshift.flow._classify import Site
 from varshift.flow._drops import DropAnalysis
 from varshift.flow._evaluate import Evaluator
 from varshift.flow._graph import Graph, build_graph
+from varshift.flow._naming import NoiseCall, Numbering
 from varshift.flow._noise import NoiseFinder
 from varshift.flow._norms import Norm, find_norms
 from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS
-from varshift.flow._raw import RawNode
+from varshift.flow._raw import Recording
 from varshift.flow._reach import Reach, mixes_units, propagate, summands
 from varshift.flow._source import SourceFinder
 from varshift.flow._types import CaptureMethod, Flow, Node, NoiseSite, NormSite, Path
@@ -26,25 +27,27 @@ _CLASSES: tuple[Path, Path, Path] = ("direct", "weight", "join")
 
 
 def build_flow(
-    raw: list[RawNode],
+    recording: Recording,
     model: nn.Module,
     names: dict[str, str],
     mode: Literal["train", "eval"],
     method: CaptureMethod,
     limits: tuple[str, ...] = (),
+    numbering: Numbering | None = None,
 ) -> Flow:
     """Understands a list of raw nodes.
 
     Args:
-        raw: What the tracer saw.
+        recording: What the tracer saw.
         model: The module it was traced from (or its copy): its class names and constants are read.
         names: Canonical module names (see `canonical_names`).
         mode: The mode that was traced.
         method: How it was traced.
         limits: What the tracer could not see.
+        numbering: Numbers of the noise sites of the mode that was captured first.
     """
     modules = dict(model.named_modules())
-    graph = build_graph(raw)
+    graph = build_graph(recording.nodes)
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     tensors.update(model.named_buffers())
     recurrent = frozenset(name for name, module in modules.items() if isinstance(module, nn.RNNBase))
@@ -54,22 +57,49 @@ def build_flow(
     tracked = {index for index, norm in norm_calls.items() if norms[norm].tracked}
     reach = propagate(graph, sites, tracked, statistics)
     builder = _Builder(graph, modules, sites, norms, norm_calls, reach)
+    numbers = _numbers(graph, sites, finder.silent, numbering or Numbering())
     if _decided_by_chance(graph, finder):
         limits = (*limits, _CHANCE)
     return Flow(
         mode=mode,
         method=method,
         nodes=builder.nodes(frozenset(finder.random)),
-        noises=builder.noises(),
+        noises=builder.noises(numbers),
         norms=builder.norm_sites(),
         limits=limits,
+        written=recording.written,
+        writes_input=recording.writes_input,
     )
+
+
+def _numbers(
+    graph: Graph, sites: list[Site], silent: list[tuple[int, str]], numbering: Numbering
+) -> list[int]:
+    """The number of each site in its name."""
+    calls = [(site.node, site.kind, site.operator) for site in sites]
+    calls += [(index, kind, True) for index, kind in silent]
+    order = sorted(range(len(calls)), key=lambda place: calls[place][0])
+    described = []
+    for place in order:
+        index, kind, operator = calls[place]
+        node = graph.nodes[index]
+        trace = node.trace
+        way, inside = (trace.way(), trace.place()) if trace is not None else ("", "")
+        described.append(NoiseCall(node.module, kind, operator, way, inside))
+    by_place = dict(zip(order, numbering.number(described), strict=True))
+    return [by_place[place] for place in range(len(sites))]
+
+
+def _read_by_host(graph: Graph, index: int) -> bool:
+    """Whether an operation hands values to Python: it returns no tensor, or is what NumPy reads through."""
+    name = graph.infos[index].name
+    return graph.nodes[index].dtype is None or name in ("resolve_conj", "resolve_neg")
 
 
 def _decided_by_chance(graph: Graph, finder: NoiseFinder) -> bool:
     return any(
-        graph.infos[index].name in ("_local_scalar_dense", "item") and finder.is_noise(source)
-        for index in range(len(graph.nodes))
+        node.role == "call" and _read_by_host(graph, index) and finder.is_noise(source)
+        for index, node in enumerate(graph.nodes)
         for source in graph.inputs[index]
     )
 
@@ -96,20 +126,20 @@ class _Builder:
         found = self._modules.get(module)
         return type(found).__name__ if found is not None else ""
 
-    def _source(self, index: int) -> str | None:
+    def _source(self, index: int) -> Source | None:
         """The line of an operation: the calling line where its module exists for this operation only."""
         node = self._graph.nodes[index]
         module = self._modules.get(node.module)
         plain = module is not None and next(module.children(), None) is None
         plain = plain and next(module.parameters(recurse=False), None) is None  # type: ignore[union-attr]
-        return self._finder.line(node.frames, node.module if plain else "")
+        return self._finder.line(node.trace, node.module if plain else "")
 
-    def _norm_source(self, index: int, name: str) -> str | None:
+    def _norm_source(self, index: int, name: str) -> Source | None:
         module = self._modules.get(name)
         whole = isinstance(module, nn.modules.batchnorm._NormBase) or (
             module is not None and next(module.children(), None) is None
         )
-        return self._finder.line(self._graph.nodes[index].frames, name if whole else "")
+        return self._finder.line(self._graph.nodes[index].trace, name if whole else "")
 
     def nodes(self, random: frozenset[int]) -> tuple[Node, ...]:
         """All operations as plain data."""
@@ -171,18 +201,16 @@ class _Builder:
         name = self._graph.infos[index].name
         return not any(word in name for word in ("norm", "softmax", "cumsum"))
 
-    def noises(self) -> tuple[NoiseSite, ...]:
+    def noises(self, numbers: list[int]) -> tuple[NoiseSite, ...]:
         """The noise sites with everything that lies behind them."""
         near = self._near()
         reached = self._reached()
         pools = self._pools()
         drops: DropAnalysis | None = None
         built = []
-        counts: Counter[tuple[str, str]] = Counter()
         for position, site in enumerate(self._sites):
             raw = self._graph.nodes[site.node]
             name = raw.module
-            counts[name, site.kind] += 1
             ways = near[position]
             best = min(ways, key=lambda norm: _CLASSES.index(ways[norm]), default=None)
             dropped = None
@@ -204,7 +232,7 @@ class _Builder:
                     pools=pools[position],
                     drops=dropped,
                     additive=site.additive,
-                    ordinal=counts[name, site.kind],
+                    ordinal=numbers[position],
                 )
             )
         return tuple(built)
@@ -228,8 +256,8 @@ class _Builder:
                 reached[position][name] = None
         return [tuple(names) for names in reached]
 
-    def _pools(self) -> list[tuple[tuple[str, str | None, int], ...]]:
-        pools: list[list[tuple[str, str | None, int]]] = [[] for _ in self._sites]
+    def _pools(self) -> list[tuple[tuple[str, Source | None, int], ...]]:
+        pools: list[list[tuple[str, Source | None, int]]] = [[] for _ in self._sites]
         for index in sorted(self._reach.pools):
             bits, window = self._reach.pools[index]
             for position in _positions(bits):

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import random
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +13,8 @@ from torch import Tensor, nn
 
 from varshift._errors import ModelError, VarshiftError
 from varshift.flow._build import build_flow
-from varshift.flow._dispatch import dispatch_nodes
-from varshift.flow._export import export_nodes
-from varshift.flow._raw import RawNode
+from varshift.flow._naming import Numbering
+from varshift.flow._recorder import BeforeWrite, Recording, Tier, record
 from varshift.flow._types import Capture, CaptureMethod, Flow
 from varshift.model import (
     Forward,
@@ -33,18 +28,21 @@ from varshift.model import (
     place_of,
     shapes_of,
     short_message_of,
-    switches_quietly,
     take_samples,
     unwrap,
 )
 
-Method = Literal["auto", "export", "dispatch"]
 Mode = Literal["train", "eval"]
 _SAMPLES = 2
 _CHANCE = (
     "The model draws random numbers of Python or NumPy in {mode} mode; what they decide, such as skipping a "
     "layer, is not seen."
 )
+_DECOMPOSED = (
+    "The forward computes gradients in {mode} mode ({error}): composite operations were recorded as the "
+    "steps that autograd makes of them."
+)
+_METHODS: dict[Tier, CaptureMethod] = {"whole": "recorded", "gradients": "decomposed"}
 
 
 def capture(
@@ -52,126 +50,155 @@ def capture(
     batch: Any,
     *,
     forward: Forward | None = None,
-    method: Method = "auto",
     samples: int = _SAMPLES,
 ) -> Capture:
     """Captures a network in train and in eval mode, without touching it.
+
+    Every mode takes one forward pass of a copy, whose operations are recorded as they run.
 
     Args:
         model: The network; wrappers of `torch.compile` and of data parallelism are looked through.
         batch: One batch as a loader yields it, or example inputs. A few samples of it are used.
         forward: How the model is called with a batch; see `varshift.model.default_forward`.
-        method: ``"auto"`` exports and falls back to recording a real forward pass per mode, ``"export"``
-            and ``"dispatch"`` use one of the two only.
         samples: How many samples of the batch to use; the shapes in the flows are for so many.
 
     Returns:
         Both flows; one is None when that mode could not be captured, and `Capture.failures` says why.
 
     Raises:
-        ModelError: If the model runs in neither mode, or `method` is unknown.
+        ModelError: If the model runs in neither mode.
         DataError: If the batch has a structure that `forward` cannot take.
     """
-    if method not in ("auto", "export", "dispatch"):
-        raise ModelError(f"method={method!r}: expected 'auto', 'export' or 'dispatch'.")
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
-    lazy = next((name for name, value in _values(model) if torch.nn.parameter.is_lazy(value)), None)
-    if lazy is not None:
-        raise ModelError(
-            f"the model has not set the shape of {lazy!r} yet: run it once on a batch first (lazy modules)."
-        )
-    return _Session(unwrap(model), batch, forward or default_forward, method, samples).run()
+    network = unwrap(model)
+    _requireshapes_of(network)
+    try:
+        copied = copy_model(network)
+    except Exception as error:  # whatever a user's __deepcopy__ may raise
+        limit = f"The model cannot be copied ({short_message_of(error)}): it was run itself, then restored."
+        with _restored(network), _random_state():
+            return _Session(network, batch, forward, samples, (limit,), None).run()
+    _run_eagerly(copied)
+    with _random_state():
+        return _Session(copied, batch, forward, samples, (), None).run()
 
 
-class _Refused(Exception):  # noqa: N818 - carries the error of a tracer or a model, is none itself
-    def __init__(self, error: Exception, where: str = "") -> None:
+def capture_in_place(
+    network: nn.Module,
+    batch: Any,
+    *,
+    forward: Forward | None = None,
+    samples: int = _SAMPLES,
+    before_write: BeforeWrite | None = None,
+) -> Capture:
+    """Captures a network by running that very module: for one that may be run and written to.
+
+    Its modes are switched, its state is updated as a forward pass updates it, and random numbers are drawn.
+
+    Args:
+        network: The module to run.
+        batch: As for `capture`; its tensors are copied, so that a forward cannot write to them.
+        forward: As for `capture`.
+        samples: As for `capture`.
+        before_write: Called with every tensor that an operation may write to, before it runs. What was
+            written is in `Flow.written` and `Flow.writes_input`.
+
+    Returns:
+        As `capture`.
+
+    Raises:
+        ModelError: If the model runs in neither mode.
+        DataError: If the batch has a structure that `forward` cannot take.
+    """
+    _requireshapes_of(network)
+    return _Session(network, batch, forward, samples, (), before_write).run()
+
+
+class _Refused(Exception):  # noqa: N818 - carries the error of a model, is none itself
+    def __init__(self, error: Exception, where: str) -> None:
         super().__init__(str(error))
         self.error = error
         self.where = where  # the innermost module at work, as ``'path' (Class)``
 
 
 class _Session:
-    """One capture: the model's copy, the batches to try, and what went wrong."""
+    """One capture: the batches to try, and what went wrong."""
 
-    def __init__(self, model: nn.Module, batch: Any, forward: Forward, method: Method, samples: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Any,
+        forward: Forward | None,
+        samples: int,
+        limits: tuple[str, ...],
+        before_write: BeforeWrite | None,
+    ) -> None:
+        self._model = model
         self._names = canonical_names(model)
-        self._forward = forward
-        self._method: Method = method
-        self._original = model
+        self._forward = forward or default_forward
         self._batch = batch
+        self._limits = limits
+        self._before_write = before_write
         first = next(iter((*model.parameters(), *model.buffers())), None)
         self._batches = _candidates(move(batch, first.device if first is not None else None), samples)
-        self._copies: dict[str, nn.Module | Exception] = {}
-        self._seconds = 0.0
         self._refused: dict[Mode, list[_Refused]] = {"train": [], "eval": []}  # the last of each batch
         self._worked: dict[Mode, int] = {}  # which of the batches
+        self._numbering = Numbering()
 
     def run(self) -> Capture:
         """Captures both modes."""
-        with _quiet(), _random_state(), _whole_attention():
-            train, evaluation = self._mode("train"), self._mode("eval")
+        train, evaluation = self._mode("train"), self._mode("eval")
         return self._result(train, evaluation)
 
     def _mode(self, mode: Mode) -> Flow | None:
-        method = self._method
-        methods: tuple[CaptureMethod, ...] = ("export", "dispatch") if method == "auto" else (method,)
         for number, batch in enumerate(self._batches):
-            last = _Refused(ModelError("nothing was tried."))
-            limits: list[str] = []
-            for method in methods:
-                try:
-                    with self._model(method, limits) as model:
-                        drawn = _random_position()
-                        raw = self._trace(method, model, mode, batch)
-                        if _random_position() != drawn:
-                            limits.append(_CHANCE.format(mode=mode))
-                        flow = build_flow(raw, model, self._names, mode, method, tuple(limits))
-                        self._worked[mode] = number
-                        return flow
-                except _Refused as refused:
-                    # Export refuses with many types, and a model may raise anything; both are reported.
-                    last = refused
-                    limits.append(
-                        f"Export refused the model in {mode} mode: {short_message_of(refused.error)}."
-                    )
-            self._refused[mode].append(last)
+            try:
+                flow = self._tiers(mode, batch)
+            except _Refused as refused:
+                self._refused[mode].append(refused)
+            else:
+                self._worked[mode] = number
+                return flow
         return None
 
-    @contextlib.contextmanager
-    def _model(self, method: CaptureMethod, limits: list[str]) -> Iterator[nn.Module]:
-        """A copy to trace; export works on fake tensors, so its copy may share the values."""
-        if method not in self._copies:
-            try:
-                share = method == "export" and switches_quietly(self._original)
-                self._copies[method] = copy_model(self._original, share=share)
-                if method == "export":
-                    _fix_momentum(self._copies[method])
-            except Exception as error:  # whatever a user's __deepcopy__ may raise
-                self._copies[method] = error
-        copied = self._copies[method]
-        if isinstance(copied, nn.Module):
-            yield copied
-        elif method == "export":
-            raise _Refused(copied)
-        else:
-            limits.append(
-                f"The model cannot be copied ({short_message_of(copied)}): it was run itself, then restored."
-            )
-            with _restored(self._original):
-                yield self._original
-
-    def _trace(self, method: CaptureMethod, model: nn.Module, mode: Mode, batch: Any) -> list[RawNode]:
-        tracer: Callable[..., list[RawNode]] = export_nodes if method == "export" else dispatch_nodes
-        started = time.perf_counter()
+    def _tiers(self, mode: Mode, batch: Any) -> Flow:
+        drawn = _random_position()
+        limits = list(self._limits)
+        tier: Tier = "whole"
         try:
-            _ = model.train() if mode == "train" else model.eval()
-            with torch.compiler.set_stance("force_eager"):
-                return tracer(model, batch, self._forward, self._names)
+            recording = self._record(mode, batch, tier)
+        except _Refused as refused:
+            tier = "gradients"
+            recording = self._record(mode, batch, tier)
+            limits.append(_DECOMPOSED.format(mode=mode, error=short_message_of(refused.error)))
+        if _random_position() != drawn:
+            limits.append(_CHANCE.format(mode=mode))
+        return build_flow(
+            recording, self._model, self._names, mode, _METHODS[tier], tuple(limits), self._numbering
+        )
+
+    def _record(self, mode: Mode, batch: Any, tier: Tier) -> Recording:
+        try:
+            _ = self._model.train() if mode == "train" else self._model.eval()
+            return self._pass(batch, tier)
+        except Exception as error:  # whatever a model may raise
+            raise _Refused(error, place_of(error, self._model, self._names)) from error
+
+    def _pass(self, batch: Any, tier: Tier) -> Recording:
+        def run() -> Recording:
+            own = map_tensors(batch, torch.clone)
+            return record(
+                self._model, own, self._forward, self._names, tier=tier, before_write=self._before_write
+            )
+
+        try:
+            return run()
         except Exception as error:
-            raise _Refused(error, place_of(error, model, self._names)) from error
-        finally:
-            self._seconds += time.perf_counter() - started
+            if not _compiled(error):
+                raise
+            with torch.compiler.set_stance("force_eager"):  # for all threads: only where nothing else helps
+                return run()
 
     def _result(self, train: Flow | None, evaluation: Flow | None) -> Capture:
         if train is None and evaluation is None:
@@ -189,7 +216,7 @@ class _Session:
             failures.append(self._failure("train", "eval", evaluation))
         if evaluation is None:
             failures.append(self._failure("eval", "train", train))
-        return Capture(train, evaluation, self._seconds, tuple(failures))
+        return Capture(train, evaluation, tuple(failures))
 
     def _failure(self, mode: Mode, other: Mode, flow: Flow | None) -> str:
         """Why a mode could not be captured: its error on the batch on which the other mode ran."""
@@ -210,64 +237,51 @@ def _inside(module: str, path: str) -> bool:
     return module == path or module.startswith(path + ".")
 
 
+def _requireshapes_of(model: nn.Module) -> None:
+    lazy = next((name for name, value in _values(model) if torch.nn.parameter.is_lazy(value)), None)
+    if lazy is not None:
+        raise ModelError(
+            f"the model has not set the shape of {lazy!r} yet: run it once on a batch first (lazy modules)."
+        )
+
+
+def _run_eagerly(model: nn.Module) -> None:
+    """Lets compiled parts of a copy run the module inside: compiled code refuses to be recorded."""
+    for module in model.modules():
+        inner = getattr(module, "_orig_mod", None)
+        if isinstance(inner, nn.Module) and inner is not module:
+            module.__dict__["forward"] = inner._call_impl
+
+
+def _compiled(error: BaseException) -> bool:
+    """Whether an error was raised by the compiler."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("torch._dynamo"):
+            return True
+        trace = trace.tb_next
+    return False
+
+
 def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
-def _fix_momentum(copied: Any) -> None:
-    """Gives norms that average over all batches a momentum; they read a counter's value, export cannot.
-
-    How the statistics are updated changes nothing of what is connected to what.
-    """
-    for module in copied.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
-            module.momentum = 0.1
-
-
 def _candidates(batch: Any, samples: int) -> list[Any]:
-    """Batches to try: a few samples are enough, but train mode wants more than one."""
+    """Batches to try: a few samples are enough, one may have to be, but train mode wants more than one."""
     try:
         few = take_samples(batch, samples)
         if batch_size(batch) == 1:
-            few = map_tensors(batch, _doubled)
-        if few is None:
-            return [batch]
+            return [map_tensors(batch, _doubled), batch]
+        candidates = [few, take_samples(batch, 1), batch]
+        return [candidate for candidate in candidates if candidate is not None]
     except Exception:  # a structure of the user's own that cannot be rebuilt
         return [batch]
-    return [few, batch]
 
 
 def _doubled(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what exporter and model print, log and warn about to themselves."""
-    disabled = logging.root.manager.disable
-    with (
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def _whole_attention() -> Iterator[None]:
-    """Switches off the path by which transformers run a whole layer as one operation in eval mode."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class Site:
         part: Whether it multiplies the signal with a factor that alone is no noise on it, of mean zero in
             particular: the noise enters where the product is added, as in ``x + x * noise``.
         absorbed: Whether it turned out to be a part of another site.
+        operator: Whether one operator makes the noise, not arithmetic with random numbers.
     """
 
     node: int
@@ -49,6 +50,7 @@ class Site:
     additive: bool = False
     part: bool = False
     absorbed: bool = False
+    operator: bool = False
 
 
 class Draws:

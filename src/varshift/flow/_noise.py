@@ -32,6 +32,7 @@ class NoiseFinder:
         self._graph = graph
         self._evaluator = evaluator
         self.sites: list[Site] = []
+        self.silent: list[tuple[int, str]] = []  # operators that would make noise with another rate or mode
         self._draws = Draws()
         self.random, self._noise = self._draws.random, self._draws.bits
         self._classifier = Classifier(graph, evaluator, self._draws, recurrent_modules)
@@ -137,32 +138,39 @@ class NoiseFinder:
         info = graph.infos[index]
         bound = bind(graph.nodes[index])
         if info.name in DROPOUT:
-            active = bound.get("train", True) is not False and float(bound.get("p", 0)) > 0
-            if not active:
-                return False
-            source = next(iter(graph.operands[index]))
-            if graph.signal[source.node]:
-                self._add(index, self._dropout_kind(index, source.node), float(bound["p"]))
-            elif graph.learned[source.node]:
-                self._add(index, "weight_dropout", float(bound["p"]))
-            else:
+            rate = float(bound.get("p", 0))
+            active = bound.get("train", True) is not False and rate > 0
+            source = next(iter(graph.operands[index])).node
+            if graph.signal[source]:
+                return self._operator(index, self._dropout_kind(index, source), rate, active)
+            if graph.learned[source]:
+                return self._operator(index, "weight_dropout", rate, active)
+            if active:
                 self.random.append(index)
-            return True
+            return active
         if not graph.signal[index]:
             return False
-        if info.name in RECURRENT and bound.get("train") and float(bound.get("dropout") or 0) > 0:
-            if int(bound.get("num_layers", 2)) > 1:
-                self._add(index, "recurrent_dropout", float(bound["dropout"]))
-            return True
-        if info.name in ("rrelu", "rrelu_with_noise") and bound.get("training"):
+        if info.name in RECURRENT and "dropout" in bound:
+            rate = float(bound["dropout"] or 0)
+            layered = int(bound.get("num_layers", 2)) > 1
+            return self._operator(
+                index, "recurrent_dropout", rate, bool(bound.get("train")) and rate > 0 and layered
+            )
+        if info.name in ("rrelu", "rrelu_with_noise"):
             low, high = float(bound.get("lower", 0.125)), float(bound.get("upper", 1 / 3))
-            self._add(index, "rrelu", (high - low) / 2)
-            return True
+            return self._operator(index, "rrelu", (high - low) / 2, bool(bound.get("training")))
         p = bound.get("dropout_p", bound.get("p_dropout"))
-        if isinstance(p, (int, float)) and p > 0:
-            self._add(index, "attention_dropout", float(p))
-            return True
+        if isinstance(p, (int, float)):
+            return self._operator(index, "attention_dropout", float(p), p > 0)
         return False
+
+    def _operator(self, index: int, kind: str, rate: float, active: bool) -> bool:
+        """Notes an operator that makes noise, or would; returns whether it does."""
+        if active:
+            self._add(index, kind, rate).operator = True
+        else:
+            self.silent.append((index, kind))
+        return active
 
     def _dropout_kind(self, index: int, source: int) -> str:
         graph = self._graph

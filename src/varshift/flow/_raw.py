@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from varshift.flow._types import Ref
 
-Role = Literal["input", "parameter", "buffer", "constant", "call", "output"]
+Role = Literal["input", "parameter", "buffer", "attribute", "constant", "call", "output"]
 Frame = tuple[str, int]
+_MOST_DEPTH = 8
+
+
+class Trace(Protocol):
+    """The calls that led to an operation, decoded when they are asked for."""
+
+    def frames(self) -> tuple[Frame, ...]:
+        """The user's frames outermost first, as ``(file, line)``."""
+        ...
+
+    def way(self) -> Hashable:
+        """What identifies the position and all the calls that led there."""
+        ...
+
+    def place(self) -> Hashable:
+        """What identifies the position inside its module."""
+        ...
 
 
 @dataclass(slots=True)
@@ -25,11 +42,11 @@ class RawNode:
         args: Arguments; earlier nodes stand as `Ref`.
         kwargs: Keyword arguments, likewise.
         module: Canonical path of the calling module.
-        frames: Python frames outermost first, as text of a stack trace or as ``(file, line)`` pairs.
+        trace: The Python frames that called it.
         shape: Shape of the first tensor of the result.
         dtype: Its element type.
-        target: Canonical name of a parameter or buffer.
-        value: The tensor of a constant.
+        target: Canonical name of a parameter, buffer or attribute.
+        value: The tensor of a constant or an attribute.
     """
 
     role: Role
@@ -37,11 +54,49 @@ class RawNode:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
-    frames: str | tuple[Frame, ...] = ()
+    trace: Trace | None = None
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     target: str | None = None
     value: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Recording:
+    """One traced pass.
+
+    Attributes:
+        nodes: Its operations in order, parameters, buffers and inputs first.
+        written: Names of the parameters, buffers and attributes that the pass changed.
+        writes_input: Whether it wrote to a tensor of its batch.
+    """
+
+    nodes: list[RawNode] = field(default_factory=list)
+    written: tuple[str, ...] = ()
+    writes_input: bool = False
+
+
+def output_tensors(outputs: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Every tensor inside outputs or a batch: tensors, containers, dataclasses and plain objects."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+        return
+    if depth > _MOST_DEPTH:
+        return
+    if isinstance(outputs, Mapping):
+        children: list[Any] = list(outputs.values())
+    elif isinstance(outputs, (tuple, list)):
+        children = list(outputs)
+    elif is_dataclass(outputs) and not isinstance(outputs, type):
+        children = [getattr(outputs, field.name) for field in fields(outputs)]
+    elif (
+        hasattr(outputs, "__dict__") and not isinstance(outputs, (type, nn.Module)) and not callable(outputs)
+    ):
+        children = list(vars(outputs).values())
+    else:
+        return
+    for child in children:
+        yield from output_tensors(child, depth + 1)
 
 
 def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:

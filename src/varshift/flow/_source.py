@@ -11,23 +11,42 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from varshift.flow._raw import Frame
+from varshift._sites import Source
+from varshift.flow._raw import Frame, Trace
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent) + os.sep
-_OURS = str(Path(__file__).parent) + os.sep
-_BATCHES = str(Path(__file__).parent.parent / "model" / "_batches.py")
+_ROOMS = Path(__file__).parent.parent
+_OURS = (_TORCH, *(str(_ROOMS / room) + os.sep for room in ("flow", "model")), "<")
+
+
+class TextTrace:
+    """The calls that led to an operation, as the text of a stack trace."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def frames(self) -> tuple[Frame, ...]:
+        """Its frames outermost first."""
+        return _parse(self._text)
+
+    def way(self) -> str:
+        """The text."""
+        return self._text
+
+    def place(self) -> str:
+        """The text: it does not tell modules apart."""
+        return self._text
 
 
 @lru_cache(maxsize=4096)
-def parse_trace(trace: str) -> tuple[Frame, ...]:
-    """Frames of the text of a stack trace, outermost first."""
-    return tuple((file, int(line)) for file, line in _FRAME.findall(trace))
+def _parse(text: str) -> tuple[Frame, ...]:
+    return tuple((file, int(line)) for file, line in _FRAME.findall(text))
 
 
 def is_foreign(file: str) -> bool:
     """Whether a frame belongs to torch or to the tracer, not to the user."""
-    return file.startswith((_TORCH, _OURS, "<")) or file == _BATCHES
+    return file.startswith(_OURS)
 
 
 class SourceFinder:
@@ -41,29 +60,29 @@ class SourceFinder:
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         self._modules = modules
         self._ranges: dict[type, tuple[str, int, int] | None] = {}
-        self._cache: dict[tuple[str | tuple[Frame, ...], str], str | None] = {}
+        self._cache: dict[tuple[tuple[Frame, ...], str], Source | None] = {}
 
-    def line(self, frames: str | tuple[Frame, ...], owner: str = "") -> str | None:
-        """``"file:line"`` of an operation; `owner` is the module whose calling line is wanted, or ``""``."""
+    def line(self, trace: Trace | None, owner: str = "") -> Source | None:
+        """The line of an operation; `owner` is the module whose calling line is wanted, or ``""``."""
+        frames = trace.frames() if trace is not None else ()
         key = (frames, owner)
         if key not in self._cache:
             self._cache[key] = self._find(frames, owner)
         return self._cache[key]
 
-    def _find(self, frames: str | tuple[Frame, ...], owner: str) -> str | None:
-        parsed = parse_trace(frames) if isinstance(frames, str) else frames
-        kept = parsed
+    def _find(self, frames: tuple[Frame, ...], owner: str) -> Source | None:
+        kept = frames
         module = self._modules.get(owner) if owner else None
         if module is not None:
             own = self._forward_range(type(module))
             if own is not None:
                 file, first, last = own
-                cut = next((i for i, (f, n) in enumerate(parsed) if f == file and first <= n <= last), None)
-                kept = parsed[:cut] if cut is not None else parsed
-        for candidates in (kept, parsed):
+                cut = next((i for i, (f, n) in enumerate(frames) if f == file and first <= n <= last), None)
+                kept = frames[:cut] if cut is not None else frames
+        for candidates in (kept, frames):
             for file, line in reversed(candidates):
                 if not is_foreign(file):
-                    return f"{file}:{line}"
+                    return Source(file, line)
         return None
 
     def _forward_range(self, cls: type) -> tuple[str, int, int] | None:

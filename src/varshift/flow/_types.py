@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from varshift._sites import SiteId
+from varshift._sites import SiteId, Source
 
-CaptureMethod = Literal["export", "dispatch", "hooks"]
+CaptureMethod = Literal["recorded", "exported", "decomposed", "hooks"]
 Path = Literal["direct", "weight", "join", "none"]
 
 
@@ -18,7 +18,8 @@ class Node:
 
     Attributes:
         index: Position in `Flow.nodes`.
-        kind: What the operation is to varshift: ``"input"``, ``"parameter"``, ``"buffer"``, ``"constant"``,
+        kind: What the operation is to varshift: ``"input"``, ``"parameter"``, ``"buffer"``,
+            ``"attribute"`` (a tensor that a module holds as a plain attribute), ``"constant"``,
             ``"random"`` (a source of random numbers), ``"noise"``, ``"norm"``, ``"weight"`` (linear,
             convolution, matrix product: an operation that mixes units), ``"activation"`` (elementwise),
             ``"join"`` (a sum of several signals), ``"product"``, ``"concat"``, ``"pool"``, ``"view"``,
@@ -26,13 +27,13 @@ class Node:
         op: Name of the operation, ``"aten.conv2d.default"``.
         module: Path of the module that called it, ``""`` for the root.
         cls: Class name of that module.
-        source: ``"file:line"`` of the user's code, or None.
+        source: Line of the user's code, or None.
         inputs: Indices of the nodes whose values it reads.
         shape: Shape of its (first) tensor result, None where it has none.
         args: Its arguments; every node among them stands as a `Ref`.
         kwargs: Its keyword arguments, likewise.
-        target: For parameters and buffers, their qualified name in the model.
-        value: For constants, the tensor.
+        target: For parameters, buffers and attributes, their qualified name in the model.
+        value: For constants and attributes, the tensor.
     """
 
     index: int
@@ -40,7 +41,7 @@ class Node:
     op: str
     module: str
     cls: str
-    source: str | None
+    source: Source | None
     inputs: tuple[int, ...]
     shape: tuple[int, ...] | None
     args: tuple[Any, ...] = ()
@@ -71,7 +72,7 @@ class NoiseSite:
         rate: Drop probability for the Bernoulli kinds, standard deviation for ``"gaussian"``, half-width
             for ``"uniform"`` (of a factor relative to its mean, of a term as it stands); None when unknown
             or set by the signal.
-        source: ``"file:line"`` or None.
+        source: Line of the user's code, or None.
         node: Index of the node at which the noise meets the signal.
         reaches: Names of all norm sites downstream.
         nearest: The first norm site reached, None when there is none.
@@ -93,13 +94,13 @@ class NoiseSite:
     cls: str
     kind: str
     rate: float | None
-    source: str | None
+    source: Source | None
     node: int
     reaches: tuple[str, ...] = ()
     nearest: str | None = None
     path: Path = "none"
     near: Mapping[str, Path] = field(default_factory=dict)
-    pools: tuple[tuple[str, str | None, int], ...] = ()
+    pools: tuple[tuple[str, Source | None, int], ...] = ()
     drops: str | None = None
     additive: bool = False
     ordinal: int = 1
@@ -119,7 +120,7 @@ class NormSite:
         cls: Class name of that module.
         kind: ``"batch_norm"``, ``"instance_norm"`` or ``"hand_written"``.
         channels: Number of channels.
-        source: ``"file:line"`` of its first call, or None.
+        source: Line of its first call, or None.
         calls: Indices of the nodes that run it; several for a shared norm.
         shapes: Input shape of each call (of the few samples that were captured).
         batch_statistics: Whether the captured mode normalises with batch statistics.
@@ -131,7 +132,7 @@ class NormSite:
     cls: str
     kind: str
     channels: int
-    source: str | None
+    source: Source | None
     calls: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     batch_statistics: bool
@@ -154,6 +155,8 @@ class Flow:
         noises: The noise sites, in order of execution.
         norms: The norm sites, in order of execution.
         limits: What could not be seen, in plain sentences.
+        written: Names of the parameters, buffers and attributes of modules that the pass changed.
+        writes_input: Whether it wrote to a tensor of its batch.
     """
 
     mode: Literal["train", "eval"]
@@ -162,6 +165,8 @@ class Flow:
     noises: tuple[NoiseSite, ...]
     norms: tuple[NormSite, ...]
     limits: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    writes_input: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,19 +176,17 @@ class Capture:
     Attributes:
         train: The network as `train()` runs it; None when it could not be captured.
         eval: The network as `eval()` runs it; None when it could not be captured.
-        seconds: Time spent inside the exporter or the traced forward passes.
         failures: Why a mode could not be captured, in plain sentences.
     """
 
     train: Flow | None
     eval: Flow | None
-    seconds: float
     failures: tuple[str, ...] = ()
 
     @property
     def method(self) -> CaptureMethod:
         """The weaker of the two methods used."""
-        order: list[CaptureMethod] = ["export", "dispatch", "hooks"]
+        order: list[CaptureMethod] = ["recorded", "exported", "decomposed", "hooks"]
         used: list[CaptureMethod] = [flow.method if flow else "hooks" for flow in (self.train, self.eval)]
         return max(used, key=lambda method: order.index(method))
 

@@ -61,7 +61,7 @@ class Interpreter(ABC):
                 self.values[node.index] = self.enter(next(given, None))
             elif node.kind in ("parameter", "buffer"):
                 self.values[node.index] = self.tensors.get(node.target or "", Unknown())
-            elif node.kind == "constant":
+            elif node.kind in ("constant", "attribute"):
                 self.values[node.index] = node.value if isinstance(node.value, Tensor) else Unknown()
             elif node.kind != "output":
                 self._call(node)

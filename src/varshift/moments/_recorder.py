@@ -94,7 +94,7 @@ class Recorder:
             self._derived.add(node.index)
             self.seen[node.index] = Seen((), (), self._results(node))
             self._keep(node.index, self._results(node))
-        if node.kind in ("input", "parameter", "buffer", "constant", "output"):
+        if node.kind in ("input", "parameter", "buffer", "attribute", "constant", "output"):
             return
         inputs = self._inputs(node)
         if not any(index in self._derived for index in inputs):

@@ -29,7 +29,7 @@ def guess_shape(network: nn.Module, forward: Forward | None = None) -> tuple[int
     """
     for shape in _candidates(network):
         try:
-            capture(network, torch.zeros(2, *shape), forward=forward, method="dispatch")
+            capture(network, torch.zeros(2, *shape), forward=forward)
         except (ModelError, DataError):
             continue
         return shape

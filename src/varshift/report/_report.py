@@ -118,7 +118,8 @@ class Report:
     Attributes:
         varshift: Version of varshift.
         torch: Version of torch.
-        capture: How the network was captured: ``"export"``, ``"dispatch"`` or ``"hooks"``.
+        capture: How the network was captured: ``"recorded"``, ``"exported"``,
+            ``"decomposed"`` (a forward that needs gradients) or ``"hooks"``.
         model: The network.
         data: The data, None when only the network itself was looked at.
         layers: One row per norm, in order of execution.

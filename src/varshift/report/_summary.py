@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from varshift.report._report import LayerRow, Report
 
 _CAPTURE = {
+    "recorded": "captured from one recorded pass per mode",
+    "exported": "read from an exported program",
+    "decomposed": "captured from one recorded pass per mode, with gradients",
     "export": "captured by torch.export",
     "dispatch": "captured from one real batch (the exporter refused the model)",
     "hooks": "captured by module hooks only (noise in functional calls stays unseen)",
