@@ -38,6 +38,7 @@ class CaptureProvider(Provider):
         self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
     ) -> Mapping[str, Any]:
         """Captures the network; a mode in which it cannot be captured is None and named in the limits."""
+        subject.settle(limits, measures="measurement" in wanted)
         example = subject.example()
         subject.announce("capturing the network")
         predicts = "prediction" in wanted and subject.learned

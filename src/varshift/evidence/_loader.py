@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
@@ -36,20 +36,33 @@ class LoaderProvider(Provider):
         self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
     ) -> Mapping[str, Any]:
         """Reads the loader."""
-        return {"loader": loader_facts(subject.loader, tuple(map(batch_size, subject.batches)))}
+        return {
+            "loader": loader_facts(
+                subject.loader,
+                tuple(call.size for call in subject.calls),
+                lambda batch: subject.reader.read(batch).size,
+            )
+        }
 
 
-def loader_facts(loader: Any, sizes: tuple[int, ...] = ()) -> LoaderFacts:
+def loader_facts(
+    loader: Any, sizes: tuple[int, ...] = (), count: Callable[[Any], int] = batch_size
+) -> LoaderFacts:
     """Reads what a loader says about its batches.
 
     Args:
         loader: A DataLoader, a sequence of batches, or anything else (then only `sizes` is known).
         sizes: Sizes of the batches that were drawn.
+        count: Counts the samples of a batch.
     """
     if isinstance(loader, DataLoader):
-        return _dataloader_facts(loader, sizes)
+        facts = _dataloader_facts(loader, sizes)
+        if facts.batch_size == 1 and sizes and min(sizes) > 1:
+            # Its items are whole batches or graphs: what it counts are not the samples.
+            return LoaderFacts(None, max(sizes), facts.drop_last, None, sizes)
+        return facts
     if isinstance(loader, (list, tuple)) and loader:
-        all_sizes = [batch_size(batch) for batch in loader]
+        all_sizes = [count(batch) for batch in loader]
         return LoaderFacts(sum(all_sizes), max(all_sizes), None, all_sizes[-1], sizes)
     return LoaderFacts(None, max(sizes, default=0) or None, None, None, sizes)
 

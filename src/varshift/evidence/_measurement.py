@@ -44,9 +44,10 @@ class MeasurementProvider(Provider):
         self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
     ) -> Mapping[str, Any]:
         """Measures."""
+        subject.settle(limits, measures=True)
         measurement = measure(
             subject.network,
-            subject.batches,
+            subject.calls,
             forward=subject.forward,
             loss=subject.loss,
             estimator=subject.estimator,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from varshift.model import Forward, Norm, find_norms
-from varshift.probe import draw_batches, model_device
+from varshift.model import Call, Forward, Norm, Reader, find_norms
+from varshift.probe import batch_size_of, draw_batches, model_device, try_readings
 
 if TYPE_CHECKING:
     from varshift.flow import Capture
@@ -28,6 +28,7 @@ class Subject:
         network: The unwrapped network.
         norms: Its norms.
         batches: The batches that were drawn from the loader.
+        reader: Makes calls of them.
         captured: The capture, once there is one, with the example and the number of samples that it used.
     """
 
@@ -47,8 +48,10 @@ class Subject:
         self.device = self.device or model_device(self.network)
         self.norms: tuple[Norm, ...] = find_norms(self.network)
         self.batches: tuple[Any, ...] = ()
+        self.reader = Reader(self.network, self.forward)
+        self._settled: set[bool] = set()
         self.captured: Capture | None = None
-        self.captured_example: Any = None
+        self.captured_example: Call | None = None
         self.captured_samples = 0
 
     @property
@@ -70,11 +73,47 @@ class Subject:
         if count and self.loader is not None and not self.batches:
             self.batches = draw_batches(self.loader, min(count, self.max_batches), self.device)
 
-    def example(self) -> Any:
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The batches that were drawn, each split and counted."""
+        return tuple(map(self.reader.read, self.batches))
+
+    def settle(self, limits: list[str], *, measures: bool) -> None:
+        """Finds out by a trial how batches are to be read, before anything costly runs on them.
+
+        Args:
+            limits: What to say of it is added here.
+            measures: Whether all states will run, so that the model must run and targets must fit.
+
+        Raises:
+            ModelError: If the model does not run on the first batch, or `loss` fails on its outputs.
+            DataError: If its targets do not fit.
+        """
+        if not self.batches or measures in self._settled or True in self._settled:
+            return
+        self._settled.add(measures)
+        trial = try_readings(
+            self.network,
+            self.reader,
+            self.batches,
+            forward=self.forward,
+            loss=self.loss,
+            batch_size=batch_size_of(self.loader),
+            compares=measures,
+        )
+        limits.extend(limit for limit in trial.limits if limit not in limits)
+        if trial.error is not None and measures:
+            raise trial.error
+
+    def example(self) -> Call:
         """One batch to capture the network with: the first of the loader, the example, or one made up."""
         if self.batches:
-            return self.batches[0]
-        return self.example_inputs if self.shape is None else self._made_up(self.shape)
+            return self.reader.read(self.batches[0])
+        example = self.example_inputs if self.shape is None else self._made_up(self.shape)
+        # An example has no targets: what the network can take of it are inputs.
+        readings = self.reader.readings(example)
+        alone = (reading for reading in readings if reading is None or reading.target is None)
+        return self.reader.read_as(next(alone, readings[0]), example)
 
     def announce(self, stage: str) -> None:
         """Says what is being done now, where somebody wants to know."""

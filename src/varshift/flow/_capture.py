@@ -17,18 +17,16 @@ from varshift.flow._naming import Numbering
 from varshift.flow._recorder import BeforeWrite, Recording, Tier, record
 from varshift.flow._types import Capture, CaptureMethod, Flow
 from varshift.model import (
+    Call,
     Forward,
-    batch_size,
     canonical_names,
+    clone,
     copy_model,
-    default_forward,
-    map_tensors,
     message_of,
-    move,
     place_of,
+    read_call,
     shapes_of,
     short_message_of,
-    take_samples,
     unwrap,
 )
 
@@ -58,8 +56,8 @@ def capture(
 
     Args:
         model: The network; wrappers of `torch.compile` and of data parallelism are looked through.
-        batch: One batch as a loader yields it, or example inputs. A few samples of it are used.
-        forward: How the model is called with a batch; see `varshift.model.default_forward`.
+        batch: One batch as a loader yields it or as a `Call`, or example inputs. A few samples are used.
+        forward: How the model is called with a batch; by default see `varshift.model.Reader`.
         samples: How many samples of the batch to use; the shapes in the flows are for so many.
 
     Returns:
@@ -72,7 +70,7 @@ def capture(
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
     network = unwrap(model)
-    _requireshapes_of(network)
+    _require_shapes(network)
     try:
         copied = copy_model(network)
     except Exception as error:  # whatever a user's __deepcopy__ may raise
@@ -111,7 +109,7 @@ def capture_in_place(
         ModelError: If the model runs in neither mode.
         DataError: If the batch has a structure that `forward` cannot take.
     """
-    _requireshapes_of(network)
+    _require_shapes(network)
     return _Session(network, batch, forward, samples, (), before_write).run()
 
 
@@ -136,12 +134,13 @@ class _Session:
     ) -> None:
         self._model = model
         self._names = canonical_names(model)
-        self._forward = forward or default_forward
-        self._batch = batch
+        call = read_call(model, batch, forward)
+        self._forward = lambda model, batch: call.with_batch(batch).run(model, forward)
+        self._batch = call.batch
         self._limits = limits
         self._before_write = before_write
         first = next(iter((*model.parameters(), *model.buffers())), None)
-        self._batches = _candidates(move(batch, first.device if first is not None else None), samples)
+        self._batches = _candidates(call.to(first.device if first is not None else None), samples)
         self._refused: dict[Mode, list[_Refused]] = {"train": [], "eval": []}  # the last of each batch
         self._worked: dict[Mode, int] = {}  # which of the batches
         self._numbering = Numbering()
@@ -187,7 +186,7 @@ class _Session:
 
     def _pass(self, batch: Any, tier: Tier) -> Recording:
         def run() -> Recording:
-            own = map_tensors(batch, torch.clone)
+            own = clone(batch)
             return record(
                 self._model, own, self._forward, self._names, tier=tier, before_write=self._before_write
             )
@@ -237,7 +236,7 @@ def _inside(module: str, path: str) -> bool:
     return module == path or module.startswith(path + ".")
 
 
-def _requireshapes_of(model: nn.Module) -> None:
+def _require_shapes(model: nn.Module) -> None:
     lazy = next((name for name, value in _values(model) if torch.nn.parameter.is_lazy(value)), None)
     if lazy is not None:
         raise ModelError(
@@ -268,16 +267,15 @@ def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _candidates(batch: Any, samples: int) -> list[Any]:
+def _candidates(call: Call, samples: int) -> list[Any]:
     """Batches to try: a few samples are enough, one may have to be, but train mode wants more than one."""
     try:
-        few = take_samples(batch, samples)
-        if batch_size(batch) == 1:
-            return [map_tensors(batch, _doubled), batch]
-        candidates = [few, take_samples(batch, 1), batch]
-        return [candidate for candidate in candidates if candidate is not None]
+        if call.size == 1:
+            return [call.map(_doubled).batch, call.batch]
+        candidates = [call.take(samples), call.take(1), call]
+        return [candidate.batch for candidate in candidates if candidate is not None]
     except Exception:  # a structure of the user's own that cannot be rebuilt
-        return [batch]
+        return [call.batch]
 
 
 def _doubled(tensor: Tensor) -> Tensor:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varshift.flow._types import Ref
 
 Role = Literal["input", "parameter", "buffer", "attribute", "constant", "call", "output"]
 Frame = tuple[str, int]
-_MOST_DEPTH = 8
 
 
 class Trace(Protocol):
@@ -74,29 +73,6 @@ class Recording:
     nodes: list[RawNode] = field(default_factory=list)
     written: tuple[str, ...] = ()
     writes_input: bool = False
-
-
-def output_tensors(outputs: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Every tensor inside outputs or a batch: tensors, containers, dataclasses and plain objects."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-        return
-    if depth > _MOST_DEPTH:
-        return
-    if isinstance(outputs, Mapping):
-        children: list[Any] = list(outputs.values())
-    elif isinstance(outputs, (tuple, list)):
-        children = list(outputs)
-    elif is_dataclass(outputs) and not isinstance(outputs, type):
-        children = [getattr(outputs, field.name) for field in fields(outputs)]
-    elif (
-        hasattr(outputs, "__dict__") and not isinstance(outputs, (type, nn.Module)) and not callable(outputs)
-    ):
-        children = list(vars(outputs).values())
-    else:
-        return
-    for child in children:
-        yield from output_tensors(child, depth + 1)
 
 
 def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:

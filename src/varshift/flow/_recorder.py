@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varshift.flow._identity import Identities, storage_of
-from varshift.flow._raw import RawNode, Recording, Role, first_shape, output_tensors
+from varshift.flow._raw import RawNode, Recording, Role, first_shape
 from varshift.flow._slots import Slot, Watch, slots
 from varshift.flow._stack import Call, CallStack
 from varshift.flow._types import Ref
+from varshift.model import tensors
 
 Tier = Literal["whole", "gradients"]
 BeforeWrite = Callable[[Tensor], None]
@@ -59,11 +60,11 @@ def record(
     watch = Watch(held)
     recorder = _Recorder(held, CallStack(model, names, sys._getframe()), watch, before_write)
     try:
-        for tensor in output_tensors(batch):
+        for tensor in tensors(batch):
             recorder.add_input(tensor)
         with _function_mode(model), _tier(tier), recorder:
             outputs = forward(model, batch)
-        recorder.add_outputs(output_tensors(outputs))
+        recorder.add_outputs(tensors(outputs))
     finally:
         recorder.stack.forget()
     result = recorder.result

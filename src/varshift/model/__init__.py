@@ -30,6 +30,8 @@ from varshift.model._norms import norm_facts as norm_facts
 from varshift.model._outputs import primary_output as primary_output
 from varshift.model._reading import Reading as Reading
 from varshift.model._samples import batch_size as batch_size
+from varshift.model._samples import is_joinable as is_joinable
+from varshift.model._samples import is_whole as is_whole
 from varshift.model._samples import samples_in_lists as samples_in_lists
 from varshift.model._samples import take_samples as take_samples
 from varshift.model._unwrap import canonical_names as canonical_names

@@ -63,28 +63,30 @@ class Call:
         try:
             return self.run(model, forward)
         except Exception as error:
-            raise model_failure(error, model, self.batch) from error
+            inputs = self.batch if forward is not None else (self.args, self.kwargs)
+            raise model_failure(error, model, inputs) from error
 
     def copy(self) -> Call:
         """The same call on tensors, containers and objects of its own, which may be overwritten."""
-        return self._with(clone(self.batch))
+        return self.with_batch(clone(self.batch))
 
     def to(self, device: torch.device | str | None) -> Call:
         """The same call on a device."""
-        return self._with(move(self.batch, device))
+        return self.with_batch(move(self.batch, device))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Call:
         """The same call with a function applied to every tensor of the batch."""
-        return self._with(map_tensors(self.batch, function))
+        return self.with_batch(map_tensors(self.batch, function))
 
     def take(self, count: int) -> Call | None:
         """The first samples, None where it is not known how to cut the batch."""
         if self.size <= count:
             return self
         cut = take_samples(self.batch, count, size=self.size, axis=self.axis or 0)
-        return None if cut is None else replace(self._with(cut), size=count)
+        return None if cut is None else replace(self.with_batch(cut), size=count)
 
-    def _with(self, batch: Any) -> Call:
+    def with_batch(self, batch: Any) -> Call:
+        """The same call on another batch of the same structure and size."""
         args, kwargs, targets = ((), {}, None) if self.reading is None else self.reading.split(batch)
         return replace(self, batch=batch, args=args, kwargs=kwargs, targets=targets)
 

@@ -88,7 +88,9 @@ def _remedy(error: Exception, model: nn.Module, inputs: Any) -> str:
     """What is likely to help; empty where the error has to speak for itself."""
     weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     text = str(error).lower()
-    images = next((t for t in tensors(inputs) if t.dim() > 1 and t.dtype != weights), None)
+    odd = [tensor for tensor in tensors(inputs) if tensor.dim() > 1 and tensor.dtype != weights]
+    # Whole numbers next to floats may well be meant to be whole numbers.
+    images = next((tensor for tensor in odd if tensor.is_floating_point()), next(iter(odd), None))
     about_types = any(word in text for word in _ABOUT_TYPES)
     if weights is not None and images is not None and about_types:
         kind, wanted = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, weights))

@@ -107,6 +107,18 @@ def take_samples(batch: Any, count: int, *, size: int | None = None, axis: int =
         return None
 
 
+def is_whole(batch: Any) -> bool:
+    """Whether something is one batch as an object, even where one can iterate over it."""
+    return is_graph(batch) or (is_object(batch) and not hasattr(batch, "__iter__"))
+
+
+def is_joinable(batch: Any) -> bool:
+    """Whether batches of this structure may be joined tensor by tensor along their first axis."""
+    if isinstance(batch, PackedSequence) or is_object(batch) or any(map(_counts_itself, _entries(batch))):
+        return False
+    return take_samples(batch, 1) is not None
+
+
 class _WholeError(Exception):
     """A batch cannot be cut."""
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from varshift.flow import Capture
+from varshift.model import Call
 
 from ._predict import Session, input_tensors, learned_norms, sample_count
 from ._prediction import Prediction
 
 
-def samples_for_prediction(example: Any) -> int:
+def samples_for_prediction(example: Call) -> int:
     """How many samples of an example a capture should use so that a prediction can be made of it.
 
     A quarter of what `predict` follows: a check should not cost much more than its capture.
@@ -21,7 +20,7 @@ def samples_for_prediction(example: Any) -> int:
 
 
 def predict_captured(
-    network: nn.Module, captured: Capture, example: Any, samples: int, seed: int
+    network: nn.Module, captured: Capture, example: Call, samples: int, seed: int
 ) -> Prediction | None:
     """The data-free prediction for a network that has been captured.
 

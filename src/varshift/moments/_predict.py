@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from varshift._errors import DataError, ModelError
 from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, capture
-from varshift.model import Forward, batch_size, map_tensors, take_samples, tensors, unwrap
+from varshift.model import (
+    Call,
+    Forward,
+    batch_size,
+    is_joinable,
+    is_whole,
+    map_tensors,
+    read_call,
+    tensors,
+    unwrap,
+)
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor
@@ -106,17 +116,18 @@ def predict(
     real = data is not None and method != "anchored"
     with torch.random.fork_rng(devices=[]):
         batch = _examples(network, _shapes(shape)) if data is None else _gather(data, _MANY)
-    count, most = (sample_count(batch, real, gates=gates) for gates in (False, True))
+    call = read_call(network, batch, forward)
+    count, most = (sample_count(call, real, gates=gates) for gates in (False, True))
     if real:
-        for tensor in input_tensors(batch, most):
+        for tensor in input_tensors(call, most):
             _require_finite(tensor)
-    captured = capture(network, batch, forward=forward, samples=count)
+    captured = capture(network, call, forward=forward, samples=count)
     if captured.train is not None and count < most and gated(captured.train):
         count = most
-        captured = capture(network, batch, forward=forward, samples=count)
+        captured = capture(network, call, forward=forward, samples=count)
     if captured.train is None or captured.eval is None:
         raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
-    inputs = input_tensors(batch, count)
+    inputs = input_tensors(call, count)
     return Session(network, captured, captured.train, captured.eval, inputs, real, seed).predict({})
 
 
@@ -285,6 +296,8 @@ def _examples(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Any:
 
 def _gather(data: Any, wanted: int) -> Any:
     """One batch of at least so many samples, if the data have them."""
+    if is_whole(data):
+        return data
     if isinstance(data, (str, bytes)) or not isinstance(data, (Tensor, tuple, Mapping, Iterable)):
         raise DataError(f"data is a {type(data).__name__}: expected example inputs or a loader.")
     if isinstance(data, (Tensor, tuple, Mapping)) or not isinstance(data, Iterable):
@@ -292,11 +305,11 @@ def _gather(data: Any, wanted: int) -> Any:
     batches: list[Any] = []
     for batch in data:
         batches.append(batch)
-        if sum(map(batch_size, batches)) >= wanted:
+        if not is_joinable(batch) or sum(map(batch_size, batches)) >= wanted:
             break
     if not batches:
         raise DataError("the loader yields nothing: predict needs one batch, or shape=.")
-    if len(batches) == 1:
+    if len(batches) == 1 or not is_joinable(batches[-1]):
         return batches[0]
     columns: list[list[Tensor]] = []
     for batch in batches:
@@ -313,11 +326,11 @@ def _require_finite(tensor: Tensor) -> None:
         raise DataError("the data hold NaN or infinite values: nothing can be predicted from them.")
 
 
-def sample_count(batch: Any, real: bool, *, gates: bool = False) -> int:
+def sample_count(call: Call, real: bool, *, gates: bool = False) -> int:
     """How many samples of a batch a prediction follows: few of large inputs, more where there are gates."""
-    positions = [math.prod(tensor.shape[2:]) for tensor in tensors(batch)]
+    positions = [math.prod(tensor.shape[2:]) for tensor in tensors(call.batch)]
     fitting = _fitting(positions, 4 if real else 1, gates=gates)
-    return min(fitting, _MANY, max(batch_size(batch), 2))
+    return min(fitting, _MANY, max(call.size, 2))
 
 
 def _fitting(positions: Sequence[int], times: int = 1, *, gates: bool = False) -> int:
@@ -327,10 +340,9 @@ def _fitting(positions: Sequence[int], times: int = 1, *, gates: bool = False) -
     return max(found, min(_GATED, _GATED_TIMES * fitting)) if gates else found
 
 
-def input_tensors(batch: Any, count: int) -> list[Tensor]:
+def input_tensors(call: Call, count: int) -> list[Tensor]:
     """The tensors of a batch in order, with its first samples; with all where it cannot be cut."""
-    few = take_samples(batch, count)
-    return list(tensors(batch if few is None else few))
+    return list(tensors((call.take(count) or call).batch))
 
 
 def _site_names(flow: Flow) -> list[str]:

@@ -1,5 +1,6 @@
 """The live model: its four states, streaming statistics, recalibration and gap attribution."""
 
+from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss
 from varshift.probe._measure import draw_batches as draw_batches
@@ -8,6 +9,8 @@ from varshift.probe._pass import Progress as Progress
 from varshift.probe._recalibrate import LayerChange as LayerChange
 from varshift.probe._recalibrate import Recalibration as Recalibration
 from varshift.probe._recalibrate import recalibrate as recalibrate
+from varshift.probe._trial import Trial as Trial
+from varshift.probe._trial import try_readings as try_readings
 from varshift.probe._types import Gap as Gap
 from varshift.probe._types import GapStep as GapStep
 from varshift.probe._types import LayerMeasurement as LayerMeasurement

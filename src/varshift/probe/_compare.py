@@ -12,7 +12,7 @@ from varshift.model import Call, short_message_of
 from varshift.probe._loss import relative_l2
 
 _SAMPLES = 8  # enough for batch mates to matter, and cheap
-_SAME = 1e-4  # relative distance of outputs that agree up to rounding
+SAME = 1e-4  # relative distance of outputs that agree up to rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,19 @@ class Comparison:
     limits: tuple[str, ...] = ()
 
 
-def compare_outputs(call: Call, output: Callable[[Call], Tensor | None]) -> Comparison:
+def compare_outputs(
+    call: Call, output: Callable[[Call], Tensor | None], samples: int = _SAMPLES
+) -> Comparison:
     """Compares outputs; whatever goes wrong in it is a limit of the check and never its end.
 
     Args:
         call: One batch.
         output: Runs the network in state ``eval`` on a batch and returns the tensor to compare.
+        samples: Number of samples to compare, half of them alone.
     """
     repeat: float | None = None
     try:
-        few = call.take(_SAMPLES)
+        few = call.take(samples)
         whole, again = output(few or call), output(few or call)
         if whole is None or again is None or whole.shape != again.shape:
             return Comparison()
@@ -75,7 +78,7 @@ def _mates(whole: Tensor, part: Tensor | None, few: Call, half: Call, repeat: fl
     shape = [min(sizes) for sizes in zip(same.shape, part.shape, strict=True)]
     trimmed = [value[tuple(slice(size) for size in shape)] for value in (part, same)]
     difference = relative_l2(*trimmed)
-    if difference <= _SAME:
+    if difference <= SAME:
         return Comparison(repeat, difference)
     return Comparison(repeat, None, _unknown("the shape of the outputs depends on the batch"))
 

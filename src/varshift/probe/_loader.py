@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from varshift._errors import DataError
-from varshift.model import batch_size, first_tensor, move
+from varshift.model import batch_size, first_tensor, is_whole, move
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -20,6 +20,17 @@ def model_device(model: nn.Module) -> torch.device:
     if tensor is None:
         tensor = next(iter(model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def batch_size_of(loader: Any) -> int | None:
+    """Number of samples that a loader says its first batch has, None where it says nothing."""
+    size = getattr(loader, "batch_size", None)
+    if not isinstance(loader, DataLoader) or not isinstance(size, int):
+        return None
+    try:
+        return min(size, len(loader.dataset))  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return size
 
 
 def draw(
@@ -32,10 +43,25 @@ def draw(
     """
     if max_batches is not None and max_batches < 1:
         raise DataError(f"max_batches is {max_batches}: at least one batch is needed.")
+    if is_whole(loader):
+        raise DataError(
+            f"loader is a {type(loader).__name__} that holds tensors: this looks like one batch. "
+            "Wrap it in a list: [batch]."
+        )
     if isinstance(loader, Tensor) or (not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__")):
         raise DataError(
             f"loader is a {type(loader).__name__}: expected an iterable of batches. "
             "Wrap a single batch in a list: [batch]."
+        )
+    if isinstance(loader, Mapping):
+        keys = ", ".join(repr(key) for key in list(loader)[:4])
+        raise DataError(
+            f"loader is a {type(loader).__name__} with the keys {keys}: expected an iterable of batches. "
+            + (
+                "This looks like one batch: wrap it in a list, [batch]."
+                if first_tensor(loader) is not None
+                else "Pass one of its values."
+            )
         )
     if isinstance(loader, Dataset) and not hasattr(loader, "__iter__"):
         raise DataError(
@@ -59,7 +85,15 @@ def draw(
         yield count, move(batch, device)
         count += 1
     if count == 0:
-        raise DataError("the loader yielded no batches: check that its data set is not empty.")
+        raise DataError(
+            "the loader yielded no batches: "
+            + (
+                f"it is a {type(loader).__name__}, which can be gone through once only and may be used up. "
+                "Pass a DataLoader or a list of batches."
+                if isinstance(loader, Iterator)
+                else "check that its data set is not empty."
+            )
+        )
 
 
 def _is_one_batch(loader: Any) -> bool:

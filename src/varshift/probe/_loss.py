@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varshift._errors import DataError, ModelError
-from varshift.model import Call, describe, primary_output
+from varshift._errors import DataError, ModelError, VarshiftError
+from varshift.model import Call, describe, message_of, primary_output
 
 Loss = Callable[[Any, Any], Any]
 
@@ -26,10 +26,10 @@ def batch_loss(outputs: Any, call: Call, loss: Loss | None) -> float | None:
 
     Raises:
         DataError: If targets and outputs do not fit together.
-        ModelError: If the user's loss does not return one number.
+        ModelError: If the user's loss fails, from its own error, or does not return one number.
     """
     if loss is not None:
-        value = loss(outputs, call.compared)
+        value = _own_loss(loss, outputs, call)
         number = _number(value.detach() if isinstance(value, Tensor) else value)
         if number is None:
             raise ModelError(
@@ -53,6 +53,38 @@ def batch_loss(outputs: Any, call: Call, loss: Loss | None) -> float | None:
     return float(_default_loss(output.float() if output.dtype != torch.float64 else output, target).detach())
 
 
+def _own_loss(loss: Loss, outputs: Any, call: Call) -> Any:
+    try:
+        return loss(outputs, call.compared)
+    except VarshiftError:
+        raise
+    except Exception as error:
+        second = "targets" if call.compared is call.targets else "the batch"
+        raise ModelError(
+            f"loss= failed on outputs ({describe(outputs)}) and {second} ({describe(call.compared)}): "
+            f"{message_of(error)}"
+        ) from error
+
+
+def check_classes(outputs: Any, target: Any) -> None:
+    """Makes sure that targets which are class indices are classes of the model.
+
+    Raises:
+        DataError: If one is not.
+    """
+    output = primary_output(outputs)
+    if output is None or output.dim() < 2 or not isinstance(target, Tensor) or target.is_floating_point():
+        return
+    if output.shape[2:] != target.shape[1:] or output.shape[1] < 2:
+        return
+    classes, valid = output.shape[1], target[target != -100]
+    if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= classes):
+        raise DataError(
+            f"targets run from {int(valid.min())} to {int(valid.max())}, but the model has {classes} outputs:"
+            " pass a model and data that belong together, or loss= for another convention."
+        )
+
+
 def _number(value: Any) -> float | None:
     try:
         return float(value)
@@ -74,12 +106,7 @@ def _default_loss(output: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(output, target.reshape(output.shape).to(output.dtype))
     if output.dim() < 2 or output.shape[:1] + output.shape[2:] != target.shape:
         raise DataError(_mismatch(output, target))
-    classes, valid = output.shape[1], target[target != -100]
-    if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= classes):
-        raise DataError(
-            f"targets run from {int(valid.min())} to {int(valid.max())}, but the model has {classes} outputs:"
-            " pass a model and data that belong together, or loss= for another convention."
-        )
+    check_classes(output, target)
     return F.cross_entropy(output, target.long())
 
 
@@ -110,7 +137,10 @@ def mean_kl(output: Tensor, reference: Tensor) -> float | None:
 
 
 def _mismatch(output: Tensor, target: Tensor) -> str:
+    same = not target.is_floating_point() and output.numel() == target.numel()
+    remedy = " For a regression convert the targets to floats." if same else ""
     return (
         f"outputs of shape {tuple(output.shape)} and {str(target.dtype).removeprefix('torch.')} targets of "
         f"shape {tuple(target.shape)} fit no default loss. Pass loss= (a function of outputs and targets)."
+        f"{remedy}"
     )

@@ -71,7 +71,7 @@ def measure(
 
     Args:
         model: The model; compiled models and data-parallel wrappers are unwrapped.
-        batches: The batches, on the model's device.
+        batches: The batches, on the model's device, as they come or as calls.
         forward: Function of model and batch that runs the model.
         loss: Function of outputs and targets.
         estimator: ``"pooled"``, or ``"ema"`` for the protocol of Li et al. 2018: moving averages of
@@ -111,7 +111,7 @@ class _Probe:
     ) -> None:
         self._network, self._norms = network, norms
         reader = Reader(network, forward)
-        self._calls = [reader.read(batch) for batch in batches]
+        self._calls = [batch if isinstance(batch, Call) else reader.read(batch) for batch in batches]
         self._forward, self._loss = forward, loss
         self._estimator: Estimator = estimator
         self._snapshot, self._progress = snapshot, progress

@@ -29,6 +29,7 @@ from varshift.probe._pass import Progress, Stop, eager, run_pass
 from varshift.probe._predicted import predicted_statistics
 from varshift.probe._states import live_norms, set_noise
 from varshift.probe._tap import Tap
+from varshift.probe._trial import try_readings
 
 Estimator = Literal["pooled", "ema"]
 _Statistics = dict[str, tuple[Tensor, Tensor]]
@@ -259,6 +260,9 @@ class _Collector:
         if number is None:
             return False
         self._watch.look(number, batch)
+        if number == 0:
+            several = len(self._reader.readings(batch)) > 1
+            try_readings(self._network, self._reader, [batch], forward=self._forward, compares=several)
         call = self._reader.read(batch)
         if number == 0:
             self._prepare(call)

@@ -1,0 +1,177 @@
+"""A trial on a few samples: how batches are to be read, and whether model, targets and loss fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varshift._errors import DataError, ModelError, VarshiftError
+from varshift.model import Call, Forward, Reader, describe, preserved, primary_output
+from varshift.probe._compare import SAME, compare_outputs
+from varshift.probe._loss import Loss, batch_loss, check_classes
+from varshift.probe._pass import eager
+
+_FEW = 4  # samples; half of them have batch mates
+_TIME_FIRST = (
+    "Batches were read as (time, samples, ...): outputs depend on one another along the first axis and not "
+    "along the second. If the first axis holds the samples, the network mixes them."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial brought.
+
+    Attributes:
+        error: What is wrong with the likeliest reading where no reading runs and fits, else None.
+        limits: How batches were read where another reading was likely, in plain sentences.
+    """
+
+    error: VarshiftError | None = None
+    limits: tuple[str, ...] = ()
+
+
+def try_readings(
+    network: nn.Module,
+    reader: Reader,
+    batches: Sequence[Any],
+    *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    batch_size: int | None = None,
+    compares: bool = True,
+) -> Trial:
+    """Makes a reader read batches in the first way that runs, with targets that fit; the network is restored.
+
+    Nothing runs where there is nothing to find out: one reading, no targets and no loss.
+
+    Args:
+        network: The network.
+        reader: Reads its batches.
+        batches: Batches that were drawn; the first is tried, of the others only the targets are looked at.
+        forward: The user's function of model and batch, if any.
+        loss: The user's function of outputs and targets, if any.
+        batch_size: Batch size that the loader names, if any: it tells the axis of the samples.
+        compares: Whether a loss will be taken, so that targets and loss have to fit.
+    """
+    calls = [reader.read_as(reading, batches[0]) for reading in reader.readings(batches[0])]
+    calls = [replace_axis(reader, call, batch_size) for call in calls]
+    wanted = compares and (loss is not None or calls[0].targets is not None)
+    if len(calls) == 1 and calls[0].axis is not None and not wanted:
+        reader.choose(calls[0])
+        return Trial()
+    first: VarshiftError | None = None
+    both = len(calls) > 1 or (compares and loss is not None)
+    with preserved(network), eager(), torch.no_grad():
+        for call in calls:
+            error, outputs = _error(network, call, forward, loss if compares else None, compares, both)
+            if error is not None:
+                first = first or error
+                continue
+            limits = _chosen(network, reader, call, forward)
+            wrong = _classes(reader, batches[1:], outputs) if compares and loss is None else None
+            return Trial(wrong, limits)
+    reader.choose(calls[0])
+    return Trial(first)
+
+
+def replace_axis(reader: Reader, call: Call, batch_size: int | None) -> Call:
+    """A call whose axis of samples is that along which it has as many as the loader says, if one has."""
+    if call.axis is not None or batch_size is None:
+        return call
+    fitting = [axis for axis in (0, 1) if reader.read_as(call.reading, call.batch, axis).size == batch_size]
+    return reader.read_as(call.reading, call.batch, fitting[0]) if len(fitting) == 1 else call
+
+
+def _classes(reader: Reader, batches: Sequence[Any], outputs: Any) -> VarshiftError | None:
+    try:
+        for batch in batches:
+            check_classes(outputs, reader.read(batch).targets)
+    except VarshiftError as error:
+        return error
+    return None
+
+
+def _chosen(network: nn.Module, reader: Reader, call: Call, forward: Forward | None) -> tuple[str, ...]:
+    """Makes a reader read batches as a call was read, and says how where another reading was likely."""
+    words = call.reading.words if call.reading is not None else ""
+    limits = (words,) if words else ()
+    if call.axis is None:
+        call = reader.read_as(call.reading, call.batch, _axis(network, reader, call, forward))
+        limits = (*limits, _TIME_FIRST) if call.axis == 1 else limits
+    reader.choose(call)
+    return limits
+
+
+def _error(
+    network: nn.Module, call: Call, forward: Forward | None, loss: Loss | None, compares: bool, both: bool
+) -> tuple[VarshiftError | None, Any]:
+    """What is wrong with a call, None when it runs and its targets fit; and the outputs in eval mode.
+
+    Args:
+        network: The network.
+        call: The call.
+        forward: The user's function of model and batch, if any.
+        loss: The user's function of outputs and targets, if any.
+        compares: Whether targets and loss have to fit.
+        both: Whether it has to run in train mode, too.
+    """
+    error: VarshiftError | None = None
+    for few in _sizes(call):
+        error, returned = None, {}
+        for training in (False, True) if both else (False,):
+            network.train(training)
+            own = few.copy()
+            try:
+                returned[training] = outputs = own.outputs(network, forward)
+                if compares and loss is None:
+                    check_classes(outputs, call.targets)
+                if compares:
+                    batch_loss(outputs, own, loss)
+            except VarshiftError as reason:
+                error = error or reason
+        if error is None or isinstance(error, DataError):
+            return error, returned.get(False)
+    return _explained(error, returned), None
+
+
+def _explained(error: VarshiftError | None, returned: Mapping[bool, Any]) -> VarshiftError | None:
+    """The error of a loss, and that it gets different types in the two modes, where that is so."""
+    if error is None or len(returned) < 2 or type(returned[True]) is type(returned[False]):
+        return error
+    train, evaluation = describe(returned[True]), describe(returned[False])
+    explained = ModelError(
+        f"{error} The model returns {train} in train mode and {evaluation} in eval mode: let "
+        "loss= take both, as in `outputs = getattr(outputs, 'logits', outputs)`."
+    )
+    explained.__cause__ = error.__cause__
+    return explained
+
+
+def _sizes(call: Call) -> Iterator[Call]:
+    """A few samples, and where these do not run the whole batch."""
+    few = call.take(_FEW)
+    if few is not None and few is not call:
+        yield few
+    yield call
+
+
+def _axis(network: nn.Module, reader: Reader, call: Call, forward: Forward | None) -> int:
+    """Axis of the samples: the first, unless outputs depend on one another there and not along the second."""
+
+    def output(few: Call) -> Tensor | None:
+        return primary_output(few.copy().outputs(network, forward))
+
+    network.eval()
+    for axis in (0, 1):
+        along = reader.read_as(call.reading, call.batch, axis)
+        if along.size < 2:
+            return 0
+        mates = compare_outputs(replace(along, axis=axis), output, _FEW).mates
+        if mates is not None and mates <= SAME:
+            return axis
+    return 0
