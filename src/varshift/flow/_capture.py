@@ -22,7 +22,7 @@ from varshift.model import (
     canonical_names,
     clone,
     copy_model,
-    message_of,
+    model_failure,
     place_of,
     read_call,
     shapes_of,
@@ -201,15 +201,10 @@ class _Session:
 
     def _result(self, train: Flow | None, evaluation: Flow | None) -> Capture:
         if train is None and evaluation is None:
-            refused = self._refused["eval"][-1]
-            error = refused.error
+            error = self._refused["eval"][-1].error
             if isinstance(error, VarshiftError):
                 raise error
-            place = f", in {refused.where}" if refused.where else ""
-            raise ModelError(
-                f"the model cannot be run on the batch given ({shapes_of(self._batch)}{place}): "
-                f"{message_of(error)}"
-            ) from error
+            raise model_failure(error, self._model, self._batch, names=self._names) from error
         failures = []
         if train is None:
             failures.append(self._failure("train", "eval", evaluation))

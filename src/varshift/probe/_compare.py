@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from varshift._errors import strict
+from varshift._errors import VarshiftError, strict
 from varshift.model import Call, short_message_of
 from varshift.probe._loss import relative_l2
 
@@ -54,12 +54,13 @@ def compare_outputs(
         if half.size == few.size:
             return Comparison(repeat)
         return _mates(whole, output(half), few, half, repeat)
-    except Exception as error:  # an aside: whatever a network makes of half a batch
+    except VarshiftError as error:  # the model's own: it need not run on half a batch
+        reason = short_message_of(error.__cause__ or error)
+        return Comparison(repeat, None, _unknown(f"the model fails on a few samples ({reason})"))
+    except Exception as error:
         if strict():
             raise
-        return Comparison(
-            repeat, None, _unknown(f"the model fails on a few samples, {short_message_of(error)}")
-        )
+        return Comparison(repeat, None, _unknown(short_message_of(error)))
 
 
 def _mates(whole: Tensor, part: Tensor | None, few: Call, half: Call, repeat: float) -> Comparison:
