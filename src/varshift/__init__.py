@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from varshift._errors import DataError as DataError
     from varshift._errors import ModelError as ModelError
     from varshift._errors import VarshiftError as VarshiftError
+    from varshift._sites import SiteId as SiteId
     from varshift.moments import Prediction as Prediction
     from varshift.moments import predict as predict
     from varshift.probe import Recalibration as Recalibration
@@ -42,6 +43,7 @@ _HOME = {
     "Report": "varshift.report",
     "Finding": "varshift.rules",
     "Cure": "varshift.rules",
+    "SiteId": "varshift._sites",
     "VarshiftError": "varshift._errors",
     "DataError": "varshift._errors",
     "ModelError": "varshift._errors",
@@ -58,6 +60,7 @@ __all__ = [
     "Prediction",
     "Recalibration",
     "Report",
+    "SiteId",
     "VarshiftError",
     "__version__",
     "check",

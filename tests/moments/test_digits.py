@@ -64,7 +64,7 @@ def test_blame_agrees_with_switching_sites_off(shallow):
     checked = 0
     for site in prediction.rates:
         changed = copy.deepcopy(net)
-        changed.get_submodule(site).p = 0.0
+        changed.get_submodule(site.module).p = 0.0
         vs.recalibrate(changed, loader, noise=True)
         report = vs.check(changed, loader, max_batches=21)
         for layer in prediction.what_if({site: 0.0}).layers:
@@ -76,7 +76,7 @@ def test_blame_agrees_with_switching_sites_off(shallow):
     report = vs.check(net, loader, max_batches=21)
     for site in report.noises:
         at_norm = {name: shares[name][site.nearest] for name in prediction.rates}
-        assert min(at_norm, key=at_norm.get) == site.name
+        assert min(at_norm, key=at_norm.get).module == site.name
 
 
 def test_what_if_agrees_with_measurement(shallow):
@@ -84,7 +84,7 @@ def test_what_if_agrees_with_measurement(shallow):
     prediction = vs.predict(net, shape=(1, 8, 8))
     changed = copy.deepcopy(net)
     for site in prediction.rates:
-        changed.get_submodule(site).p = 0.1
+        changed.get_submodule(site.module).p = 0.1
     vs.recalibrate(changed, loader, noise=True)
     report = vs.check(changed, loader, max_batches=21)
     for layer in prediction.what_if(dict.fromkeys(prediction.rates, 0.1)).layers:
@@ -97,6 +97,6 @@ def test_safe_rates_are_safe(shallow):
     assert all(0 < rate < 0.3 for rate in safe.values())
     changed = copy.deepcopy(net)
     for site, rate in safe.items():
-        changed.get_submodule(site).p = rate
+        changed.get_submodule(site.module).p = rate
     vs.recalibrate(changed, loader, noise=True)
     assert max(layer.shift for layer in vs.check(changed, loader, max_batches=21).layers) < 1.17

@@ -12,7 +12,8 @@ from torch import library, nn
 from torch.nn import functional as F
 
 import varshift as vs
-from varshift.moments import guess_shape, predict
+from varshift import SiteId
+from varshift.moments import predict
 
 
 def net(p=0.5, norm=nn.BatchNorm2d):
@@ -98,7 +99,7 @@ def test_all_states_are_named_and_fit_together(trained):
             assert layer.shift == max(layer.ratio, 1 / layer.ratio)
         assert prediction.layer("1").noise == ()
         assert prediction.layer("1").ratio == pytest.approx(1, abs=1e-4)
-        assert prediction.layer("5").noise == ("3",)
+        assert prediction.layer("5").noise == (SiteId("3", "dropout"),)
         assert str(prediction).count("\n") >= 2
 
 
@@ -162,6 +163,70 @@ def test_masks_written_by_hand(form, shared):
             return self.last(self.second(x))
 
     agrees_with_check(ByHand(), torch.randn(256, 3, 10, 10).cumsum(-1) / 2, "last", batches=8, rel=0.03)
+
+
+def _floored(x, draw):
+    return x / 0.7 * torch.floor(0.7 + draw)
+
+
+def _floored_in_place(x, draw):
+    random_tensor = 0.7
+    random_tensor += draw
+    return x.div(0.7) * random_tensor.floor_()
+
+
+DROP_CONNECT = {
+    "mask last": _floored,
+    "in place": _floored_in_place,
+    "mask first": lambda x, draw: torch.floor(0.7 + draw) * x / 0.7,
+    "scaled mask": lambda x, draw: x * (torch.floor(draw + 0.7) / 0.7),
+    "two products": lambda x, draw: x * torch.floor(0.7 + draw) * (1 / 0.7),
+    "ceiling": lambda x, draw: x * torch.ceil(draw - 0.3) / 0.7,
+    "comparison": lambda x, draw: x.div(0.7).mul((draw < 0.7).to(x.dtype)),
+    "taken off": lambda x, draw: (x - x * torch.floor(draw + 0.3)) / 0.7,
+}
+
+
+@pytest.mark.parametrize("form", DROP_CONNECT)
+def test_drop_connect_written_by_hand(form):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.branch, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+
+        def forward(self, x):
+            x = F.relu6(self.norms[0](self.first(x)))
+            branch = self.norms[1](self.branch(x))
+            if self.training:
+                branch = DROP_CONNECT[form](branch, torch.rand(len(x), 1, 1, 1))
+            return self.norms[2](self.last(x + branch))
+
+    model = Residual()
+    agrees_with_check(model, torch.randn(256, 3, 8, 8).cumsum(-1) / 2, "norms.2", batches=24, rel=0.03)
+    prediction = predict(model, shape=(3, 8, 8))
+    assert [layer.name for layer in prediction.layers] == ["norms.0", "norms.1", "norms.2"]
+    assert prediction.layer("norms.2").ratio < 0.95
+
+
+def test_a_dead_channel_costs_no_norm_its_prediction():
+    """Trained networks have channels that are always 0: their running variance is 0 exactly."""
+    torch.manual_seed(0)
+    model = net()
+    with torch.no_grad():
+        model[0].weight[2] = 0.0
+        model[0].bias[2] = 0.0
+    learned(model, images, batches=300)
+    model[1].running_var[2] = model[1].running_mean[2] = 0.0
+    alive = copy.deepcopy(model)
+    prediction = predict(model, shape=(3, 10, 10))
+    assert [layer.name for layer in prediction.layers] == ["1", "5"]
+    alive[1].running_var[2] = 1e-12  # as good as dead, and no special number
+    expected = predict(alive, shape=(3, 10, 10))
+    for layer, other in zip(prediction.layers, expected.layers, strict=True):
+        assert layer.ratio == pytest.approx(other.ratio, rel=1e-3)
+        assert layer.mean_offset == pytest.approx(other.mean_offset, abs=1e-3)
+        assert layer.confidence == other.confidence
 
 
 def test_masks_that_drop_nothing_in_the_draw_that_was_looked_at():
@@ -257,7 +322,7 @@ def test_shared_norm():
     model = learned(Shared(), lambda: torch.randn(64, 6))
     prediction = predict(model, torch.randn(256, 6))
     assert [layer.name for layer in prediction.layers] == ["norm"]
-    assert prediction.layer("norm").noise == ("drop",)
+    assert prediction.layer("norm").noise == (SiteId("drop", "dropout"),)
     assert prediction.layer("norm").ratio < 1
     assert predict(model, shape=(6,)).layer("norm").ratio < 1.05
 
@@ -363,8 +428,16 @@ def test_operation_that_cannot_be_run_is_named():
     prediction = predict(model, shape=(3, 10, 10))
     assert any("'doubled'" in limit for limit in prediction.limits)
     assert {layer.name for layer in prediction.layers} == {"before.1", "after.5"}
-    assert prediction.layer("after.5").confidence == "low"
-    assert prediction.layer("after.5").ratio == pytest.approx(1, abs=1e-3)
+    layer = prediction.layer("after.5")
+    assert (layer.ratio, layer.local_ratio, layer.mean_offset, layer.noise_share) == (None,) * 4
+    assert (layer.shift, layer.confidence, dict(layer.states)) == (None, "none", {})
+    assert "could not be followed" in layer.reason
+    assert prediction.layer("before.1").ratio == pytest.approx(1, abs=1e-4)
+    assert " -" in str(prediction)
+    with pytest.raises(ValueError, match=r"'after\.5' has not been predicted"):
+        prediction.safe_rates()
+    assert all("after.5" not in shares for shares in prediction.blame().values())
+    assert prediction.what_if({"after.3": 0.1}).layer("after.5").ratio is None
     handle = vs.recalibrate(model, shape=(3, 10, 10))
     assert "after.5" in handle.skipped
 
@@ -416,10 +489,10 @@ def test_what_if_blame_and_safe_rates(trained):
     assert 0 < safe["3"] < 0.5
     assert prediction.what_if(safe).layer("5").shift <= 1.2
     assert prediction.what_if({"3": safe["3"] * 1.1}).layer("5").shift > 1.2
-    assert prediction.safe_rates(shift=100) == {"3": 0.5}
+    assert prediction.safe_rates(shift=100) == {SiteId("3", "dropout"): 0.5}
 
 
-def test_several_shapes_and_guessing():
+def test_several_shapes():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -433,10 +506,6 @@ def test_several_shapes_and_guessing():
     mean, variance = model.norm.running_mean, model.norm.running_var
     expected = float(((variance - mean.square() * 2 / 3) * 0.6).mean() / variance.mean())
     assert predict(model, shape=[(4,), (3,)]).layer("norm").ratio == pytest.approx(expected, rel=0.01)
-    assert guess_shape(net()) == (3, 224, 224)
-    assert guess_shape(nn.Sequential(nn.Flatten(), nn.Linear(7, 2))) == (7,)
-    with pytest.raises(vs.DataError, match="pass shape="):
-        guess_shape(nn.Sequential(nn.BatchNorm1d(4)))
 
 
 @pytest.mark.parametrize(
@@ -469,7 +538,7 @@ def test_bad_rates(trained):
     for rate in (1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match="rate"):
             prediction.what_if({"3": rate})
-    with pytest.raises(ValueError, match="no noise site is called 'x'"):
+    with pytest.raises(ValueError, match=r"no noise site is called 'x': .* '3:dropout'"):
         prediction.what_if({"x": 0.1})
     with pytest.raises(ValueError, match="shift"):
         prediction.safe_rates(shift=1.0)
@@ -483,6 +552,58 @@ def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(f"varshift.moments.{name}"))
     assert result.attempted
     assert not result.failed
+
+
+class Twice(nn.Module):
+    """Two calls of a function in one line have two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.norm = nn.Linear(6, 8), nn.Linear(6, 8), nn.BatchNorm1d(8)
+        self.drop, self.last = nn.Dropout(0.3), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        x = F.dropout(self.left(x), 0.2, self.training) + F.dropout(self.right(x), 0.4, self.training)
+        return self.last(self.drop(self.norm(x)))
+
+
+def test_noise_sites_go_by_id_text_and_module():
+    prediction = predict(learned(Twice(), lambda: torch.randn(64, 6)), shape=(6,))
+    first, second, drop = SiteId("", "dropout"), SiteId("", "dropout", 2), SiteId("drop", "dropout")
+    assert prediction.rates == {first: 0.2, second: 0.4, drop: 0.3}
+    assert prediction.layer("norm").noise == (first, second)
+    assert prediction.rates[":dropout#2"] == prediction.rates[second] == 0.4
+    assert prediction.rates["drop"] == 0.3
+    louder = prediction.what_if({":dropout#2": 0.6})
+    assert louder.rates == {first: 0.2, second: 0.6, drop: 0.3}
+    assert louder == prediction.what_if({second: 0.6})
+    assert louder.layer("norm").ratio < prediction.layer("norm").ratio
+    shares = prediction.blame()
+    assert shares[second]["norm"] < shares[first]["norm"] < 0
+    assert shares["drop"]["norm"] == 0
+    assert set(prediction.safe_rates(1.05)) == {first, second, drop}
+    for error, rates in [
+        ("several noise sites: ':dropout', ':dropout#2'", {"": 0.1}),
+        ("no noise site is called 'norm'", {"norm": 0.1}),
+        ("'drop:dropout' is given twice", {"drop": 0.1, drop: 0.2}),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            prediction.what_if(rates)
+    with pytest.raises(KeyError, match="several noise sites"):
+        shares[""]
+
+
+def test_answers_are_for_the_weights_that_were_predicted(trained):
+    model = copy.deepcopy(trained)
+    prediction = predict(model, shape=(3, 10, 10))
+    expected = predict(trained, shape=(3, 10, 10)).what_if({"3": 0.1}, exact=True)
+    model[1].running_var.mul_(3)  # statistics are the prediction's own
+    model[4].weight.data = model[4].weight.data.mul(2)  # other memory
+    assert prediction.what_if({"3": 0.1}, exact=True) == expected
+    again = predict(model, shape=(3, 10, 10))
+    model[4].weight.data.mul_(2)
+    with pytest.raises(vs.ModelError, match=r"'4.weight' has changed"):
+        again.what_if({"3": 0.1})
 
 
 class Renamed(nn.Module):

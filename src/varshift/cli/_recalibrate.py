@@ -52,7 +52,7 @@ def recalibrate(
             "--data",
             metavar="MODULE:NAME",
             help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
-            "returns one. Without it the statistics are predicted from the weights.",
+            "returns one. Without it the statistics are predicted from the weights, for inputs of --shape.",
             rich_help_panel=DATA,
             show_default=False,
         ),
@@ -91,7 +91,8 @@ def recalibrate(
 ) -> int:
     """Give a network statistics that fit it as deployed: noise off, pooled over the data.
 
-    The weights stay as they are; only running means and variances change. Without data these are predicted.
+    The weights stay as they are; only running means and variances change. Without data these are predicted,
+    which takes the shape of an input: --shape, unless the network states it.
 
     `varshift recalibrate nets.py:build --weights best.pt --data nets.py:loader --out fixed.pt`
     """

@@ -47,4 +47,5 @@ class PredictionProvider(Provider):
             raise NotMade("it failed") from error
         if prediction is None:
             raise NotMade("noise reaches no norm that has learned its statistics")
+        limits.extend(limit for limit in prediction.limits if limit not in limits)  # it has the capture's too
         return {"prediction": prediction}

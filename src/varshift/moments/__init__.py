@@ -10,4 +10,4 @@ from ._predict import predict as predict
 from ._prediction import LayerPrediction as LayerPrediction
 from ._prediction import Prediction as Prediction
 from ._prediction import State as State
-from ._shape import guess_shape as guess_shape
+from ._shape import stated_shape as stated_shape

@@ -144,6 +144,7 @@ def _shares(data: Tensor, noise: Tensor, wanted: Tensor, trust: Tensor) -> tuple
     changes are made, of errors whose covariance is ``[[1, trust], [trust, trust]]`` in logarithms.
     """
     there = data > TINY
+    wanted = wanted.clamp_min(TINY)  # trained networks have dead channels, whose variance is exactly 0
     changes = [torch.zeros_like(data), torch.zeros_like(data)]  # of the logarithms of both variances
     for _ in range(_STEPS):
         parts = [

@@ -7,8 +7,10 @@ from torch import nn
 from varshift.flow import Capture
 from varshift.model import Call
 
-from ._predict import Session, input_tensors, learned_norms, sample_count
+from ._figures import learned_norms
+from ._predict import captured_inputs, sample_count
 from ._prediction import Prediction
+from ._session import Session
 
 
 def samples_for_prediction(example: Call) -> int:
@@ -34,11 +36,11 @@ def predict_captured(
     Returns:
         The prediction; None where noise reaches no norm that has learned its statistics.
     """
-    train, evaluation = captured.train, captured.eval
-    if train is None or evaluation is None:
+    train = captured.train
+    if train is None or captured.eval is None:
         return None
-    learned = learned_norms(network, train)
+    learned = learned_norms(train, dict(network.named_buffers()) | dict(network.named_parameters()))
     if not any(name in learned for site in train.noises for name in site.reaches):
         return None
-    inputs = input_tensors(example, samples)
-    return Session(network, captured, train, evaluation, inputs, real=False, seed=seed).predict({})
+    inputs = captured_inputs(train, example, samples)
+    return Session.of(network, captured, inputs, real=False, seed=seed).predict({})

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from varshift.flow import Flow, Node
 
-from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown
+from ._interpreter import BATCH_NORMS, Anchors, Interpreter, UnknownOperand
 from ._operators import base_name, run
-from ._signal import affine, channel_mean, channel_variance
+from ._signal import Unknown, affine, channel_mean, channel_variance
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class CleanPass(Interpreter):
         if made is not None and made.stand_in is not None:
             x = made.stand_in
         if isinstance(x, Unknown):
-            raise ValueError("an operand is unknown")
+            raise UnknownOperand
         mean = channel_mean(x)
         variance = channel_variance(x, mean)
         gain, term = torch.ones_like(mean), torch.zeros_like(mean)

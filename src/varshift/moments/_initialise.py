@@ -18,7 +18,7 @@ from varshift.theory import equal_noise_keep, noise_variance
 
 from ._noise import multiplies
 from ._operators import base_name, run
-from ._shape import guess_shape
+from ._shape import stated_shape
 
 Activation = Callable[[Tensor], Tensor] | str
 _PASSES = ("view", "pool", "norm", "concat")
@@ -61,7 +61,8 @@ def initialise_network_(
 
     Args:
         model: The network; only weights and biases of linear and convolutional layers change.
-        shape: Shape of an input without the batch dimension, or several; by default one is found.
+        shape: Shape of an input without the batch dimension, or several; by default the
+            one that the network states.
         mode: Which variance to preserve; see `dropout_corrected_`.
         distribution: How directions are drawn; see `dropout_corrected_`.
         forward: How the network is called with a batch.
@@ -89,7 +90,7 @@ def initialise_network_(
         3 relu 0.5
     """
     network = unwrap(model)
-    sizes = guess_shape(network, forward) if shape is None else shape
+    sizes = stated_shape(network, forward) if shape is None else shape
     shapes = [sizes] if all(isinstance(size, int) for size in sizes) else list(sizes)
     examples = tuple(torch.zeros(2, *size) for size in shapes)  # type: ignore[misc]
     captured = capture(network, examples[0] if len(examples) == 1 else examples, forward=forward)

@@ -14,9 +14,10 @@ from varshift.flow import Flow, Node, NormSite, Ref
 
 from ._anchor import Anchor
 from ._operators import UnknownOperator, base_name, bound, writes_in_place
-from ._signal import Signal
+from ._signal import Signal, Unknown
 
 Anchors = Mapping[tuple[str, int], Anchor]
+_LEAVES = ("input", "parameter", "buffer", "constant")
 HALF = (torch.float16, torch.bfloat16)
 BATCH_NORMS = (
     "batch_norm",
@@ -27,8 +28,8 @@ BATCH_NORMS = (
 )
 
 
-class Unknown:
-    """The result of an operation that could not be run."""
+class UnknownOperand(ValueError):  # noqa: N818 - no error of the operation that meets it
+    """An operation reads what could not be computed."""
 
 
 @dataclass(slots=True)
@@ -65,6 +66,8 @@ class Interpreter(ABC):
                 self.values[node.index] = node.value if isinstance(node.value, Tensor) else Unknown()
             elif node.kind != "output":
                 self._call(node)
+            if node.kind in _LEAVES and isinstance(self.values[node.index], Unknown):
+                self.failed.setdefault(node.target or node.kind, "its value is not known")
             if self.watch is not None:
                 self.watch(node)
             for index in self.last.get(node.index, ()):
@@ -86,6 +89,8 @@ class Interpreter(ABC):
     def _call(self, node: Node) -> None:
         try:
             result = self.call(node)
+        except UnknownOperand:  # the operation that lost it has been named
+            result = Unknown()
         except (
             UnknownOperator,
             RuntimeError,
@@ -114,11 +119,20 @@ class Interpreter(ABC):
         if isinstance(value, Ref):
             found = self.values.get(value.index, Unknown())
             if isinstance(found, Unknown):
-                raise ValueError("an operand is unknown")
+                self.blame(value.index, found)
+                raise UnknownOperand
             return found
         if isinstance(value, (tuple, list)):
             return type(value)(self.fill(item) for item in value)
         return value
+
+    def blame(self, index: int, value: Unknown) -> None:
+        """Names the operation that made an unknown value which something reads."""
+        node = self.flow.nodes[index]
+        while base_name(node) == "getitem" and node.inputs:
+            node = self.flow.nodes[node.inputs[0]]
+        if value.reason:
+            self.failed.setdefault(base_name(node), value.reason)
 
     def statistics(self, node: Node) -> dict[str, Any]:
         """Arguments of a batch norm by name."""

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from varshift._sites import SiteId
+
+from ._by_site import BySite, SiteKey, by_site
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Method = Literal["anchored", "hybrid"]
-Confidence = Literal["high", "medium", "low"]
+Confidence = Literal["high", "medium", "low", "none"]
 _GRID, _REFINEMENTS = 16, 2  # of the search for safe rates
 
 
@@ -25,7 +29,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class LayerPrediction:
-    """What one norm will see.
+    """What one norm will see. Figures that could not be predicted are None.
 
     Attributes:
         name: Module path of the norm, as in a report.
@@ -38,35 +42,39 @@ class LayerPrediction:
         states: Mean and variance in ``"train"``, ``"clean"``, ``"sampling"`` and ``"eval"``.
         confidence: ``"high"``; ``"medium"`` where an operation upstream was treated approximately or the
             noise is shared by many units; ``"low"`` where the norm's statistics have not been learned and the
-            data are made up, noise upstream could not be followed, or it was divided by.
+            data are made up, or noise was divided by; ``"none"`` where there are no figures.
         noise: The noise sites upstream.
+        reason: Why there are no figures; None where there are.
     """
 
     name: str
     cls: str
     source: str | None
-    ratio: float
-    local_ratio: float
-    mean_offset: float
-    noise_share: float
+    ratio: float | None
+    local_ratio: float | None
+    mean_offset: float | None
+    noise_share: float | None
     states: Mapping[str, State]
     confidence: Confidence
-    noise: tuple[str, ...] = ()
+    noise: tuple[SiteId, ...] = ()
+    reason: str | None = None
 
     @property
-    def shift(self) -> float:
-        """``max(ratio, 1 / ratio)``."""
+    def shift(self) -> float | None:
+        """``max(ratio, 1 / ratio)``; None without a ratio."""
+        if self.ratio is None:
+            return None
         return max(self.ratio, 1 / self.ratio) if self.ratio > 0 else math.inf
 
 
 class Source(Protocol):
     """What a prediction was made from."""
 
-    def predict(self, rates: Mapping[str, float]) -> Prediction:
+    def predict(self, rates: Mapping[SiteId, float]) -> Prediction:
         """The prediction at other rates, from passes through the network."""
         ...
 
-    def answer(self, rates: Sequence[Mapping[str, float]]) -> list[Prediction]:
+    def answer(self, rates: Sequence[Mapping[SiteId, float]]) -> list[Prediction]:
         """Predictions at several sets of other rates, from what was kept of the first passes."""
         ...
 
@@ -75,9 +83,16 @@ class Source(Protocol):
 class Prediction:
     """What every norm of a network will see, predicted.
 
+    Noise sites go by their `SiteId`. Wherever one is asked for, its text (``"blocks.2:dropout#2"``) will do,
+    and the path of its module (``"blocks.2"``) where the module has no other.
+
+    For `what_if`, `blame` and `safe_rates` a prediction keeps the captured operations, its inputs and the
+    weights of the network. The weights are shared with the network: once they have changed, questions that
+    would have to read them again raise an error.
+
     Attributes:
         layers: One entry per norm with running statistics, in order of execution.
-        rates: Rates of the noise sites by name; a second site of the same module is ``"name:2"``.
+        rates: Rates of the noise sites, where they are known.
         method: ``"anchored"`` (made-up inputs, sizes from the norms' statistics) or ``"hybrid"`` (real data).
         limits: What could not be followed, in plain sentences.
         statistics: Mean and variance per channel of every norm's input in the state `clean`, by norm name:
@@ -91,8 +106,8 @@ class Prediction:
         >>> for _ in range(100):
         ...     _ = net(torch.randn(64, 16))
         >>> prediction = vs.predict(net, torch.randn(256, 16))
-        >>> prediction.method, dict(prediction.rates)
-        ('hybrid', {'2': 0.5})
+        >>> prediction.method, {str(site): rate for site, rate in prediction.rates.items()}
+        ('hybrid', {'2:dropout': 0.5})
         >>> shares = prediction.blame()
         >>> round(shares["2"]["3"] - (prediction.layer("3").ratio - 1), 6)
         0.0
@@ -101,7 +116,7 @@ class Prediction:
     """
 
     layers: tuple[LayerPrediction, ...]
-    rates: Mapping[str, float]
+    rates: BySite[float]
     method: Method
     limits: tuple[str, ...] = ()
     statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
@@ -120,7 +135,7 @@ class Prediction:
             f"no norm is called {name!r}: there are {', '.join(other.name for other in self.layers)}."
         )
 
-    def what_if(self, rates: Mapping[str, float], *, exact: bool = False) -> Prediction:
+    def what_if(self, rates: Mapping[SiteKey, float], *, exact: bool = False) -> Prediction:
         """The prediction with other rates, the weights and what they make of the data unchanged.
 
         It answers for norms that have learned their statistics anew with the other rates. The first question
@@ -128,47 +143,50 @@ class Prediction:
         channel, answers it and all others.
 
         Args:
-            rates: New rates by the names in `rates`; 0 switches a site off.
+            rates: New rates by noise site; 0 switches a site off.
             exact: Whether to follow the network again at these rates: that costs a prediction each time.
 
         Raises:
             ValueError: If a site is unknown or a rate does not fit its kind.
+            ModelError: If the weights have changed since the prediction was made.
         """
         asked = self._rates(rates)
         if exact:
             return self._origin().predict(asked)
         return self._answers([asked])[0]
 
-    def blame(self) -> dict[str, dict[str, float]]:
+    def blame(self) -> BySite[dict[str, float]]:
         """How much of every norm's shift each noise site is to blame for: ``blame()[site][norm]``.
 
         Every site that reaches a norm is switched off by itself; what that changes in the logarithm of the
         ratio is its part. What is left (sites act together) goes to the sites in proportion to the size of
         their parts, and the sum is brought to the scale of ``ratio - 1``: over all sites the shares add up to
-        it. It asks `what_if` for each site.
+        it. It asks `what_if` for each site. Norms without figures have no shares.
         """
-        others = self._answers([{**self.rates, name: 0.0} for name in self.rates])
-        without = dict(zip(self.rates, others, strict=True))
-        shares: dict[str, dict[str, float]] = {name: {} for name in self.rates}
+        others = self._answers([{**self.rates, site: 0.0} for site in self.rates])
+        shares: BySite[dict[str, float]] = BySite({site: {} for site in self.rates})
         ratios = {
-            name: {layer.name: layer.ratio for layer in other.layers} for name, other in without.items()
+            site: {layer.name: layer.ratio for layer in other.layers}
+            for site, other in zip(self.rates, others, strict=True)
         }
         for layer in self.layers:
-            parts = {
-                name: math.log(layer.ratio / ratios[name].get(layer.name, layer.ratio))
-                if name in layer.noise
+            if layer.ratio is None:
+                continue
+            changes = {
+                site: math.log(layer.ratio / (without.get(layer.name) or layer.ratio))
+                if site in layer.noise
                 else 0.0
-                for name in without
+                for site, without in ratios.items()
             }
-            whole, size = math.log(layer.ratio), sum(map(abs, parts.values()))
-            left = whole - sum(parts.values())
+            whole, size = math.log(layer.ratio), sum(map(abs, changes.values()))
+            left = whole - sum(changes.values())
             scale = (layer.ratio - 1) / whole if abs(whole) > 1e-9 else 1.0
-            for name, part in parts.items():
-                rest = left * abs(part) / size if size > 1e-9 else 0.0
-                shares[name][layer.name] = scale * (part + rest)
+            for site, change in changes.items():
+                rest = left * abs(change) / size if size > 1e-9 else 0.0
+                shares[site][layer.name] = scale * (change + rest)
         return shares
 
-    def safe_rates(self, shift: float = 1.1) -> dict[str, float]:
+    def safe_rates(self, shift: float = 1.1) -> BySite[float]:
         """The largest rates, all sites scaled alike, that keep every norm under a shift.
 
         It asks `what_if` for a grid of scales, and for a finer one between the last that keeps every norm
@@ -178,57 +196,63 @@ class Prediction:
             shift: Largest ``max(ratio, 1 / ratio)`` of any norm.
 
         Raises:
-            ValueError: If `shift` is not above 1.
+            ValueError: If `shift` is not above 1, or noise reaches a norm that could not be predicted.
         """
         if not shift > 1:
             raise ValueError(f"shift={shift!r} must be above 1: without any shift all rates are 0.")
-        if self.worst <= shift:
-            return dict(self.rates)
+        unknown = next((layer for layer in self.layers if layer.ratio is None and layer.noise), None)
+        if unknown is not None:
+            raise ValueError(
+                f"no rates are known to be safe: the norm {unknown.name!r} has not been predicted, since "
+                f"{unknown.reason}."
+            )
+        if self.worst is None or self.worst <= shift:
+            return BySite(self.rates)
         low, high = 0.0, 1.0
         for _ in range(_REFINEMENTS):
             scales = [low + (high - low) * step / _GRID for step in range(1, _GRID)]
-            found = self._answers([self._scaled(scale) for scale in scales])
+            answers = self._answers([self._scaled(scale) for scale in scales])
             high = next(
-                (scale for scale, other in zip(scales, found, strict=True) if other.worst > shift), high
+                (s for s, other in zip(scales, answers, strict=True) if (other.worst or 1.0) > shift), high
             )
             low = max((scale for scale in scales if scale < high), default=low)
         return self._scaled(low)
 
     @property
-    def worst(self) -> float:
-        """The largest shift of any norm; 1 without norms."""
-        return max((layer.shift for layer in self.layers), default=1.0)
+    def worst(self) -> float | None:
+        """The largest shift of any norm that was predicted; None without one."""
+        return max((layer.shift for layer in self.layers if layer.shift is not None), default=None)
 
-    def _scaled(self, scale: float) -> dict[str, float]:
-        return {name: scale * rate for name, rate in self.rates.items()}
+    def _scaled(self, scale: float) -> BySite[float]:
+        return BySite({site: scale * rate for site, rate in self.rates.items()})
 
-    def _rates(self, rates: Mapping[str, float]) -> dict[str, float]:
-        unknown = [name for name in rates if name not in self.rates]
-        if unknown:
-            known = ", ".join(self.rates) or "none"
-            raise ValueError(f"no noise site is called {unknown[0]!r}: with a known rate there are {known}.")
-        return {**self.rates, **rates}
+    def _rates(self, rates: Mapping[SiteKey, float]) -> dict[SiteId, float]:
+        return {**self.rates, **by_site(self.rates, rates)}
 
     def _origin(self) -> Source:
         if self._source is None:
             raise ValueError("this prediction was not kept together with its network: predict again.")
         return self._source
 
-    def _answers(self, rates: Sequence[Mapping[str, float]]) -> list[Prediction]:
+    def _answers(self, rates: Sequence[Mapping[SiteId, float]]) -> list[Prediction]:
         return self._origin().answer(rates) if rates else []
 
     def __repr__(self) -> str:
-        return (
-            f"Prediction(method={self.method!r}, {len(self.layers)} norms, {len(self.rates)} noise sites, "
-            f"worst shift {self.worst:.3g})"
-        )
+        worst = "nothing predicted" if self.worst is None else f"worst shift {self.worst:.3g}"
+        counts = f"{len(self.layers)} norms, {len(self.rates)} noise sites"
+        return f"Prediction(method={self.method!r}, {counts}, {worst})"
 
     def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=4)
         lines = [f"{'norm':{width}}  ratio  local  noise  confidence"]
-        lines += [
-            f"{layer.name:{width}}  {layer.ratio:5.3f}  {layer.local_ratio:5.3f}  {layer.noise_share:5.1%}  "
-            f"{layer.confidence}"
-            for layer in self.layers
-        ]
+        for layer in self.layers:
+            figures = (
+                f"{_figure(layer.ratio, '5.3f')}  {_figure(layer.local_ratio, '5.3f')}  "
+                f"{_figure(layer.noise_share, '5.1%')}"
+            )
+            lines.append(f"{layer.name:{width}}  {figures}  {layer.confidence}")
         return "\n".join([*lines, *self.limits])
+
+
+def _figure(value: float | None, form: str) -> str:
+    return f"{'-':>5}" if value is None else format(value, form)

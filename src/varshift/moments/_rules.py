@@ -18,6 +18,8 @@ from varshift.flow._ops import (
     EXPANSIONS,
     INDEXING,
     PRODUCTS,
+    SHAPE_ARGUMENTS,
+    SHAPE_ONLY,
     SUMS,
     VIEWS,
 )
@@ -25,7 +27,7 @@ from varshift.flow._ops import (
 from . import _elementwise
 from ._masks import commutes, of_sum, past_linear, side_by_side
 from ._operators import WEIGHTS, base_name, bound, run, weight_key
-from ._signal import TINY, Signal, channel_mean, channel_power, channel_variance, even, per_channel
+from ._signal import TINY, Signal, Unknown, channel_mean, channel_power, channel_variance, even, per_channel
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
@@ -44,6 +46,9 @@ _KEEPS_ELEMENTS = (
 )
 _REPEATS = EXPANSIONS | INDEXING | frozenset(["unfold", "im2col", "reflection_pad1d", "reflection_pad2d"])
 _POOLS = tuple(f"{kind}avg_pool{dims}d" for kind in ("", "adaptive_") for dims in (1, 2, 3))
+_DIVIDES = Unknown("it has no mean where noise reaches 0")
+_FAR, _MOST_NEAR = 3.0, 0.02  # standard deviations from 0, and the share of elements that may be nearer
+_LEFT = {"mm": "self", "matmul": "self", "bmm": "self", "addmm": "mat1", "_sparse_mm": "sparse"}
 _PAIRS = 4  # of draws with opposite signs for operations without a rule
 # Listed with the elementwise functions, but no function of one value alone, or with a result that is none.
 NOT_ELEMENTWISE = (
@@ -60,10 +65,12 @@ class Call:
     """A call with its operands: plain tensors and signals."""
 
     def __init__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.node, self.args, self.kwargs = node, args, kwargs
+        self.node = node
+        self.args, self.kwargs = _without_shape_arguments(node, args, kwargs)
         self.signals: list[Signal] = []
         self._squares: Tensor | None = None
-        _visit((args, kwargs), self.signals.append)
+        self._settled: frozenset[str] = frozenset()  # doubts of operands that are signals no more
+        _visit((self.args, self.kwargs), self.signals.append)
 
     def run(self, pick: Callable[[Signal], Any]) -> Any:
         """Runs the operation on one view of every signal."""
@@ -86,7 +93,18 @@ class Call:
 
     def doubts(self) -> frozenset[str]:
         """The doubts of all operands."""
-        return frozenset().union(*(signal.doubts for signal in self.signals))
+        return self._settled.union(*(signal.doubts for signal in self.signals))
+
+    def settled(self) -> Call:
+        """The same call with plain tensors in the place of signals without noise."""
+
+        def settle(signal: Signal) -> Signal | Tensor:
+            return signal if signal.noisy else signal.mean
+
+        args, kwargs = _swap((self.args, self.kwargs), settle)
+        call = Call(self.node, args, kwargs)
+        call._settled = self.doubts()
+        return call
 
     def floating(self) -> bool:
         """Whether every signal still has the scale of a made-up input."""
@@ -137,7 +155,24 @@ def propagate(call: Call) -> Any:
     found = REGISTRY.get(name)
     if found is None and name in ACTIVATIONS - NOT_ELEMENTWISE and len(call.signals) == 1:
         found = _activation
-    return found(call.node, call) if found else _by_difference(call.node, call)
+    return found(call.node, call) if found else by_difference(call.node, call)
+
+
+def _without_shape_arguments(
+    node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The operands; a signal that only lends its shape or type is no signal."""
+    name = base_name(node)
+    lenders = [argument for owner, argument in SHAPE_ARGUMENTS if owner == name]
+    if name in SHAPE_ONLY:
+        return _swap(args, plain), _swap(kwargs, plain)
+    for lender in lenders:
+        place = list(bound(node)).index(lender) if lender in bound(node) else len(args)
+        if place < len(args):
+            args = (*args[:place], _swap(args[place], plain), *args[place + 1 :])
+        elif lender in kwargs:
+            kwargs = kwargs | {lender: _swap(kwargs[lender], plain)}
+    return args, kwargs
 
 
 def _visit(value: Any, function: Callable[[Signal], Any]) -> None:
@@ -161,18 +196,22 @@ def _swap(value: Any, pick: Callable[[Signal], Any]) -> Any:
     return value
 
 
-@rule(*WEIGHTS, "bmm", "embedding")
+@rule(*WEIGHTS, "bmm", "embedding", "_sparse_mm")
 def _weight(node: Node, call: Call) -> Signal:
     """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit.
 
     For noise that units share, the draw alone tells how large it is, but squared weights still tell where in
     the channel. To take it as the same everywhere makes ratios of trained networks several times as wrong.
     """
+    call = call.settled() if len(call.signals) > 1 else call
     named = call.named()
     weight = weight_key(named)
-    if weight is None or len(call.signals) != 1:
-        return call.linear(None) if len(call.signals) == 1 else _by_difference(node, call)
-    plain = Call(node, (), {key: value for key, value in named.items() if value is not None})
+    if len(call.signals) != 1:
+        return by_difference(node, call)
+    if weight is None:
+        return _mixed_samples(node, call)
+    # By name; what is left out has a default. `bias` of a convolution may be None and has none.
+    plain = Call(node, (), named)
     for bias in ("bias", "self"):
         if isinstance(plain.kwargs.get(bias), Tensor):
             plain.kwargs[bias] = torch.zeros_like(plain.kwargs[bias])
@@ -184,6 +223,19 @@ def _weight(node: Node, call: Call) -> Signal:
     exact = given.exact and given.independent
     draw = plain.run(lambda signal: signal.draw)
     return call.linear(squared.run(lambda signal: signal.spread()), draw=draw, exact=exact)
+
+
+def _mixed_samples(node: Node, call: Call) -> Signal:
+    """A signal with a matrix in front of it, which mixes its samples, as the neighbours of a graph."""
+    named, given = call.named(), call.signals[0]
+    key = _LEFT.get(base_name(node))
+    if key is None or not isinstance(named.get(key), Tensor):
+        return call.linear(None)
+    squares = named | {key: named[key] * named[key]}
+    if key == "mat1" and isinstance(named["self"], Tensor):
+        squares["self"] = torch.zeros_like(named["self"])
+    spread = Call(node, (), squares).run(lambda signal: signal.spread())
+    return call.linear(spread, exact=given.exact and given.independent)
 
 
 @rule(*VIEWS)
@@ -274,12 +326,18 @@ def _total_of(terms: Sequence[Tensor]) -> Tensor:
 
 
 @rule("mul", "multiply", "div", "divide", "true_divide")
-def _product(node: Node, call: Call) -> Signal:
+def _product(node: Node, call: Call) -> Any:
     named = call.named()
+    divisor = None if base_name(node).startswith("mul") else named.get("other")
+    if isinstance(divisor, Signal) and not divisor.noisy:  # a signal by the number of its terms, say
+        call = call.settled()
+        named = call.named()
+    elif isinstance(divisor, Signal) and not _steady(divisor):
+        return _DIVIDES
     if len(call.signals) == 2:
-        return _gate(call) if base_name(node).startswith("mul") else _by_difference(node, call)
+        return _gate(call) if base_name(node).startswith("mul") else by_difference(node, call)
     if isinstance(named.get("other"), Signal) and base_name(node) not in ("mul", "multiply"):
-        return _by_difference(node, call)  # a constant divided by the signal
+        return by_difference(node, call)  # a constant divided by the signal
     other = named["other"] if not isinstance(named["other"], Signal) else named["self"]
     squared = other.square() if isinstance(other, Tensor) else other * other
     spread = call.signals[0].spread()
@@ -329,13 +387,29 @@ def _no_dropout(node: Node, call: Call) -> Any:
     return (call.signals[0], None) if base_name(node) == "native_dropout" else call.signals[0]
 
 
+def _steady(x: Signal) -> bool:
+    """Whether noise leaves nearly all elements of a signal far from 0, so that it may be divided by."""
+    near = x.spread() > (x.mean / _FAR).square()
+    return bool(near.to(x.mean.dtype).mean() < _MOST_NEAR)
+
+
+@rule("reciprocal", "rsqrt", "log", "log2", "log10", "pow")
+def _singular(node: Node, call: Call) -> Any:
+    """Functions that have no moments where noise reaches 0."""
+    exponent = call.named().get("exponent", -1)
+    singular = not isinstance(exponent, (int, float)) or exponent < 0
+    if singular and not all(_steady(signal) for signal in call.signals):
+        return _DIVIDES
+    return _activation(node, call) if len(call.signals) == 1 else by_difference(node, call)
+
+
 def _activation(node: Node, call: Call) -> Any:
     def function(tensor: Tensor) -> Tensor:
         return call.run(lambda _: tensor)
 
     result = _elementwise.apply(base_name(node), function, call.named(), call.signals[0])
     if result is None:
-        return _by_difference(node, call)
+        return by_difference(node, call)
     given = call.signals[0]
     return result.but(source=(given.but(sized=given.sized), function))
 
@@ -366,7 +440,7 @@ def sampled(
     return _over_draws((total, *runs), floating, doubts)
 
 
-def _by_difference(node: Node, call: Call) -> Any:
+def by_difference(node: Node, call: Call) -> Any:
     """Any operation: run with several draws of the noise."""
     return sampled(base_name(node), call.signals, call.run)
 
@@ -374,8 +448,11 @@ def _by_difference(node: Node, call: Call) -> Any:
 def _over_draws(values: Sequence[Any], floating: bool, doubts: frozenset[str]) -> Any:
     """Mean and variance over draws; the first of them is the draw that goes on."""
     total = values[0]
-    if not isinstance(total, Tensor) or not total.is_floating_point():
+    if not isinstance(total, Tensor):
         return total
+    if not total.is_floating_point():
+        chosen = total.dtype == torch.bool or all(torch.equal(total, run) for run in values[1:])
+        return total if chosen else Unknown("which elements it picks depends on noise")
     # A draw may leave the domain of an operation, as a root's, where the signal itself does not.
     runs = torch.stack([torch.where(torch.isfinite(run), run, total) for run in values[1:]])
     mean, variance = runs.mean(0), runs.var(0, correction=0)

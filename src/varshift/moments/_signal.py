@@ -85,6 +85,17 @@ class Mask:
         return replace(self, shift=shift, beside=self.beside if noise is None else noise)
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A value that could not be computed.
+
+    Attributes:
+        reason: Why not; empty where it was said of what it derives from.
+    """
+
+    reason: str = ""
+
+
 class Line(NamedTuple):
     """What becomes of the values of a channel: ``gain mean + term``, and noise times `louder`."""
 

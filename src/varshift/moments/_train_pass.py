@@ -13,13 +13,13 @@ from torch import Tensor
 from varshift.flow import Flow, Node, NoiseSite, NormSite, Ref
 from varshift.flow._ops import DROPOUT, PRODUCTS
 
-from . import _noise
+from . import _indexing, _noise  # noqa: F401 - the former registers rules
 from ._anchor import Anchor, anchor
 from ._fields import made_up_input
-from ._interpreter import BATCH_NORMS, Anchors, Interpreter, Unknown, wide
+from ._interpreter import BATCH_NORMS, Anchors, Interpreter, UnknownOperand, wide
 from ._operators import WEIGHTS, UnknownOperator, base_name, bound, run, writes_in_place
 from ._rules import Call, plain, propagate, sampled
-from ._signal import TINY, Line, Signal, channel_mean, channel_variance, per_channel
+from ._signal import TINY, Line, Signal, Unknown, channel_mean, channel_variance, per_channel
 from ._unsure import unsure_after, unsure_behind
 
 Rates = Mapping[int, float]
@@ -28,6 +28,9 @@ _SAMPLES = 4096  # draws of a mask whose rate does not tell how much it drops
 _MOST_STEPS = 64  # of one hand-written noise
 # A doubt: batch statistics follow noise that a whole batch shares, and the variance in it has none of that.
 ONE_DRAW = "one draw per batch"
+# A doubt: noise has been lost on the way, so that nothing is known of what is left of it.
+UNKNOWN = "unknown"
+STAND_IN = "stand-in"  # a doubt: the input of a norm is made up
 _RATES = ("dropout_p", "dropout")
 
 
@@ -114,8 +117,11 @@ class TrainPass(Interpreter):
         mean, variance = (named["running_mean"], named["running_var"]) if learned else (None, None)
         stand_in = None
         if isinstance(x, Unknown):
+            self.blame(node.inputs[0], x)
             stand_in = self._stand_in(node, site, call, mean, variance)
-            x = Signal(stand_in, doubts=frozenset({"unknown"}))
+            # Where no noise got lost, training and evaluation agree on what the field stands for.
+            lost = any(site.name in noise.reaches for noise in self.flow.noises)
+            x = Signal(stand_in, doubts=frozenset({UNKNOWN if lost else STAND_IN}))
         made, x, line = anchor(site.name, x, mean, variance, self.frozen.get(key))
         made.stand_in = stand_in
         self.anchors[key] = made
@@ -132,7 +138,7 @@ class TrainPass(Interpreter):
     ) -> Tensor:
         """In the place of an unknown input, a field with the mean and variance that the norm has learned."""
         if mean is None or variance is None:
-            raise ValueError("an operand is unknown")
+            raise UnknownOperand
         known = self.frozen.get((site.name, call))
         if known is not None and known.stand_in is not None:
             return known.stand_in
@@ -164,11 +170,14 @@ class TrainPass(Interpreter):
                 return _noise.add(x, site, rate)
             if site.kind in ("alpha_dropout", "feature_alpha_dropout"):
                 return _noise.alpha_dropout(x, rate, shape)
+        if not signals and self._lost(node):
+            raise UnknownOperand
         if signals and (explicit or rate != 0):
             found = self._sampled(node, site, rate, signals, explicit)
             if found is not None:
                 return found
-        self.untreated[place] = site
+        if rate != 0:
+            self.untreated[place] = site
         fitting = [signal for signal in signals if tuple(signal.mean.shape) == node.shape]
         if not fitting:
             args, kwargs = self.operands(node)
@@ -248,6 +257,14 @@ class TrainPass(Interpreter):
             elif isinstance(self.values.get(index), Signal):
                 found.append(index)
         return found
+
+    def _lost(self, node: Node) -> bool:
+        """Whether what a noise site reads could not be computed."""
+        lost = [i for i in node.inputs if isinstance(self.values.get(i), Unknown)]
+        lost = [index for index in lost if index not in self._noisy_paths]
+        for index in lost:
+            self.blame(index, self.values[index])
+        return bool(lost)
 
     def _mask(self, node: Node) -> Tensor | None:
         """What a hand-written site multiplies with, as one forward pass of the network would draw it."""

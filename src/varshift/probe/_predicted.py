@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from varshift.model import Forward, Norm
-from varshift.moments import guess_shape, predict
+from varshift.moments import predict
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
@@ -21,12 +21,10 @@ def predicted_statistics(
     Args:
         network: The network.
         norms: Its norms.
-        shape: Shape of an input without the batch dimension; None to find one.
+        shape: Shape of an input without the batch dimension, or several of them.
         forward: How the network is called with a batch.
     """
-    prediction = predict(
-        network, shape=guess_shape(network, forward) if shape is None else shape, forward=forward
-    )
+    prediction = predict(network, shape=shape, forward=forward)
     layers = {layer.name: layer for layer in prediction.layers}
     found: Statistics = {}
     reasons: dict[str, str] = {}

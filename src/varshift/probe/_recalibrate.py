@@ -22,6 +22,7 @@ from varshift.model import (
     require_values,
     write,
 )
+from varshift.moments import stated_shape
 from varshift.probe._distributed import Ranks
 from varshift.probe._loader import FiniteWatch, draw, model_device
 from varshift.probe._moments import Moments
@@ -70,6 +71,7 @@ class Recalibration:
         batches: Number of batches used by this process.
         samples: Number of samples used by this process.
         converged: Whether the tolerance was reached; None when none was given.
+        shape: Without data: the shape of the inputs that the statistics were predicted for.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class Recalibration:
         samples: int,
         converged: bool | None,
         old: Sequence[_Value] = (),
+        shape: Any = None,
     ) -> None:
         self.layers, self.batches, self.samples, self.converged = layers, batches, samples, converged
+        self.shape = shape
         self._old = tuple(old)
 
     @property
@@ -95,6 +99,8 @@ class Recalibration:
     def __repr__(self) -> str:
         updated = sum(layer.updated for layer in self.layers)
         source = f"from {self.batches} batches" if self.batches else "without data"
+        if self.shape is not None:
+            source += f", for inputs of shape {self.shape}"
         text = f"<Recalibration: {updated} of {len(self.layers)} norms updated {source}"
         if self.converged is not None:
             text += ", tolerance reached" if self.converged else ", tolerance not reached"
@@ -137,7 +143,8 @@ def recalibrate(
         model: The model; compiled models and data-parallel wrappers are unwrapped.
         loader: Batches, as the model was trained on them. Any iterable. None to do without data.
         shape: Without a loader: the shape of an input without the batch dimension, or several of them; by
-            default one is found from the network.
+            default the one that the network states, in its ``default_cfg`` or by a linear layer that comes
+            first.
         noise: True keeps dropout and its kin on: the statistics that training would have produced.
         estimator: ``"pooled"``, or ``"ema"`` for each norm's own moving average with its own momentum,
             started from the stored statistics (the protocol of Li et al. 2018, section 4).
@@ -155,7 +162,8 @@ def recalibrate(
 
     Raises:
         ModelError: If an activation or a statistic is not finite, or another process failed.
-        DataError: If the loader yields nothing, or inputs are not finite.
+        DataError: If the loader yields nothing, or inputs are not finite; without a loader, if there is no
+            shape and the network states none.
         ValueError: If an argument is out of range, or asks for data while there is no loader.
     """
     if loader is None and (
@@ -176,6 +184,7 @@ def recalibrate(
         return Recalibration((), 0, 0, None if stop is None else True)
     if loader is None:
         with preserved(network):
+            shape = stated_shape(network, forward) if shape is None else shape
             found, reasons = predicted_statistics(network, norms, shape, forward)
             by_name = {norm.name: norm for norm in norms}
             statistics = {
@@ -186,7 +195,7 @@ def recalibrate(
                 for name, (mean, var) in found.items()
             }
         layers, old = _write(norms, statistics, reasons, None)
-        return Recalibration(layers, 0, 0, None, old)
+        return Recalibration(layers, 0, 0, None, old, shape)
     ranks = Ranks(process_group)
     with preserved(network) as snapshot, eager():
         collector = _Collector(network, norms, forward, snapshot, noise, estimator, stop)

@@ -313,9 +313,9 @@ class VarianceShift(Rule):
         layers = {layer.name: layer for layer in evidence.prediction.layers} if evidence.prediction else {}
         for name in norms_in_order(evidence):
             layer = layers.get(name)
-            if layer is None or not layer.noise or layer.confidence == "low" or not learns(evidence, name):
+            if layer is None or layer.shift is None or not layer.noise or not learns(evidence, name):
                 continue
-            severity = shift_severity(layer.shift)
+            severity = None if layer.confidence == "low" else shift_severity(layer.shift)
             if severity is None:
                 continue
             yield Finding(
@@ -332,7 +332,7 @@ class VarianceShift(Rule):
                     "predicted_local_ratio": layer.local_ratio,
                     "noise_share": layer.noise_share,
                     "prediction_confidence": layer.confidence,
-                    "noise": list(layer.noise),
+                    "noise": [str(site) for site in layer.noise],
                 },
                 cures=(_RECALIBRATE_UNSEEN, _MOVE_NOISE),
             )

@@ -1,0 +1,236 @@
+"""From what the passes found at the norms to the figures of a prediction, and how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref
+
+from ._anchor import Anchor
+from ._operators import UnknownOperator, bound
+from ._outcome import Key, Outcome
+from ._prediction import Confidence, LayerPrediction, State
+from ._train_pass import ONE_DRAW, UNKNOWN
+
+_GATED_FEW = 16  # samples below which what gates do is not known
+_IMPLAUSIBLE = 1.3  # times the learned variance: without its noise a signal has less, and hardly ever more
+_IMPOSSIBLE = 3.0  # times the learned variance: nothing is left of such a prediction
+_DEAD = 1e-6  # of the average variance: channels below are no signal
+_FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
+# Operations that no average over draws settles: a noisy denominator, as in a norm per sample written by hand.
+_WEAK = frozenset(
+    ["div", "divide", "true_divide", "reciprocal", "pow", "sqrt", "rsqrt", "log", "log2", "log10", "log1p"]
+) | {ONE_DRAW}
+# Which tokens attend to which, made-up inputs do not tell.
+_ATTENTION = frozenset(["matmul", "bmm", "baddbmm", "scaled_dot_product_attention"])
+_SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout")
+
+
+def learned_norms(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Norms whose statistics have been learned: not still exactly 0 and 1, finite, and positive."""
+    found = set()
+    for site in flow.norms:
+        mean, variance = (tensors.get(_buffer(flow, site, name)) for name in ("running_mean", "running_var"))
+        if mean is None or variance is None:
+            continue
+        moved = bool((mean != 0).any() or (variance != 1).any())
+        sound = bool(torch.isfinite(mean).all() and torch.isfinite(variance).all() and (variance >= 0).all())
+        if moved and sound:
+            found.add(site.name)
+    return frozenset(found)
+
+
+def _buffer(flow: Flow, site: NormSite, argument: str) -> str:
+    """Name of the buffer that a norm is handed as its running mean or variance."""
+    node = flow.nodes[site.calls[0]]
+    try:
+        given = bound(node).get(argument)
+    except UnknownOperator:
+        given = None
+    target = flow.nodes[given.index].target if isinstance(given, Ref) else None
+    return target or (f"{site.name}.{argument}" if site.name else argument)
+
+
+def norm_figures(flow: Flow, found: Outcome, *, real: bool, gates: bool) -> tuple[LayerPrediction, ...]:
+    """The figures of all norms with running statistics; those that are not known have none.
+
+    Args:
+        flow: The network in train mode.
+        found: What the passes found.
+        real: Whether they followed real data.
+        gates: Whether the network has gates.
+    """
+    layers: list[LayerPrediction] = []
+    most = 0.0  # of what has been predicted at norms after operations without a rule
+    for site in flow.norms:
+        if not site.tracked:
+            continue
+        reason = _why_unknown(site, flow, found)
+        if reason is not None:
+            layers.append(_without_figures(site, flow, reason))
+            continue
+        layer, unruled = _figures(site, flow, found, real=real, gates=gates)
+        if unruled:
+            most = max(most, layer.ratio or 0.0, layer.local_ratio or 0.0)
+        # What is wrong at one norm is so at all downstream.
+        if layer.noise and most > _IMPOSSIBLE:
+            layer = _without_figures(site, flow, "operations without a rule made its prediction impossible")
+        elif layer.noise and most > _IMPLAUSIBLE:
+            layer = replace(layer, confidence="low")
+        layers.append(layer)
+    return tuple(layers)
+
+
+def _keys(site: NormSite, found: Outcome) -> list[Key]:
+    """The calls of a norm that all passes followed."""
+    keys = [(site.name, call) for call in range(len(site.calls))]
+    return [
+        key for key in keys if key in found.anchors and all(key in seen for seen in found.observed.values())
+    ]
+
+
+def _upstream(site: NormSite, flow: Flow) -> list[tuple[int, NoiseSite]]:
+    return [(place, noise) for place, noise in enumerate(flow.noises) if site.name in noise.reaches]
+
+
+def _why_unknown(site: NormSite, flow: Flow, found: Outcome) -> str | None:
+    """Why a norm has no figures, None where it has."""
+    keys = _keys(site, found)
+    if not keys:
+        return "an operation upstream could not be followed"
+    upstream = _upstream(site, flow)
+    untreated = next((noise for place, noise in upstream if place in found.untreated), None)
+    if untreated is not None:
+        return f"the noise of {str(untreated.id)!r} could not be followed"
+    if upstream and any(UNKNOWN in found.anchors[key].doubts for key in keys):
+        return "an operation upstream that carries noise could not be followed"
+    figures = [figure for key in keys for figure in _values(key, found)]
+    if not all(bool(torch.isfinite(figure).all()) for figure in figures):
+        return "what reaches it is not finite"
+    return None
+
+
+def _without_figures(site: NormSite, flow: Flow, reason: str) -> LayerPrediction:
+    return LayerPrediction(
+        name=site.name,
+        cls=site.cls,
+        source=None if site.source is None else str(site.source),
+        ratio=None,
+        local_ratio=None,
+        mean_offset=None,
+        noise_share=None,
+        states={},
+        confidence="none",
+        noise=tuple(noise.id for _, noise in _upstream(site, flow)),
+        reason=reason,
+    )
+
+
+def _figures(
+    site: NormSite, flow: Flow, found: Outcome, *, real: bool, gates: bool
+) -> tuple[LayerPrediction, bool]:
+    """The figures of one norm, and whether its noise went through operations without a rule."""
+    keys, observed = _keys(site, found), found.observed
+    anchors = [found.anchors[key] for key in keys]
+    seen = {state: [at[key] for key in keys] for state, at in observed.items()}
+    learned = average([a.variance for a in anchors])
+    centre = average([a.channels_mean for a in anchors])
+    noise = average([a.noise for a in anchors])
+    variance = {state: average([o.variance for o in calls]) for state, calls in seen.items()}
+    mean = {state: average([o.mean for o in calls]) for state, calls in seen.items()}
+    # A dead channel has no deviation that its mean could be off by.
+    alive = learned > _DEAD * learned.mean()
+    offset = torch.where(alive, (mean["eval"] - centre) / learned.clamp_min(1e-20).sqrt(), 0.0)
+    training = State(float(centre.mean()), float(learned.mean()))
+    ratio, local = (float(variance[state].mean() / learned.mean()) for state in ("eval", "clean"))
+    upstream = _upstream(site, flow)
+    # Noise that is not scaled makes a signal larger, too, but after operations without a rule it is an error.
+    unruled = bool(upstream) and any(anchor.doubts for anchor in anchors)
+    samples = site.shapes[0][0] if site.shapes and site.shapes[0] else 0
+    few = bool(upstream) and gates and samples < _GATED_FEW
+    layer = LayerPrediction(
+        name=site.name,
+        cls=site.cls,
+        source=None if site.source is None else str(site.source),
+        ratio=ratio,
+        local_ratio=local,
+        mean_offset=float(offset.square().mean().sqrt()),
+        noise_share=float(noise.mean() / learned.mean()),
+        states={
+            "train": training,
+            "clean": State(float(mean["clean"].mean()), float(variance["clean"].mean())),
+            "sampling": training,
+            "eval": State(float(mean["eval"].mean()), float(variance["eval"].mean())),
+        },
+        confidence="low" if few else _confidence(site, upstream, anchors, real=real),
+        noise=tuple(noise.id for _, noise in upstream),
+    )
+    return layer, unruled
+
+
+def _values(key: Key, found: Outcome) -> list[Tensor]:
+    made = found.anchors[key]
+    figures = [made.channels_mean, made.variance, made.noise]
+    for observed in found.observed.values():
+        figures += [observed[key].mean, observed[key].variance]
+    return figures
+
+
+def _confidence(
+    site: NormSite, upstream: Sequence[tuple[int, NoiseSite]], anchors: Sequence[Anchor], *, real: bool
+) -> Confidence:
+    if not upstream:
+        return "high"
+    weak = _WEAK if real else _WEAK | _ATTENTION
+    # A frozen norm holds what was learned in another training.
+    unknown = not site.batch_statistics or any(anchor.doubts & weak for anchor in anchors)
+    if unknown or not (real or all(a.anchored for a in anchors)):
+        return "low"
+    shape = site.shapes[0] if site.shapes else ()
+    values = math.prod(shape) // max(shape[1], 1) if len(shape) > 1 else 0
+    shared = any(noise.kind in _SHARED for _, noise in upstream)
+    doubts = any(anchor.doubts for anchor in anchors)
+    return "medium" if shared or doubts or values < _FEW_VALUES else "high"
+
+
+def average(values: Sequence[Tensor]) -> Tensor:
+    """Mean of figures per channel over the calls of a norm."""
+    return torch.stack([value.double() for value in values]).mean(0)
+
+
+def prediction_limits(
+    captured: Capture, flow: Flow, found: Outcome, layers: Sequence[LayerPrediction], *, real: bool
+) -> tuple[str, ...]:
+    """What could not be seen or followed, in plain sentences."""
+    limits = list(captured.limits)
+    for site in found.untreated.values():
+        limits.append(
+            f"The noise of {str(site.id)!r} could not be followed: norms that it reaches are not predicted."
+        )
+    for name, reason in found.failed.items():
+        limits.append(
+            f"The operation {name!r} could not be followed ({reason}): norms that noise reaches through it "
+            "are not predicted."
+        )
+    new = [a.name for a in found.anchors.values() if not a.anchored]
+    if new and not real:
+        limits.append(
+            f"{_counted(new)} not learned their statistics: there the size of the data is propagated, not "
+            "known."
+        )
+    missing = [layer.name for layer in layers if layer.ratio is None]
+    if missing:
+        reasons = sorted({layer.reason or "" for layer in layers if layer.ratio is None})
+        limits.append(f"{_counted(missing)} not been predicted: {'; '.join(reasons)}.")
+    return tuple(dict.fromkeys(limits))
+
+
+def _counted(names: Sequence[str]) -> str:
+    """How many norms there are and which is the first, with its verb."""
+    first = repr(names[0] or "(root)")
+    return f"The norm {first} has" if len(names) == 1 else f"{len(names)} norms ({first}, ...) have"
