@@ -1,4 +1,4 @@
-"""Graph networks: what is moved by indices is followed, or its norms have no figures and the limits say why."""
+"""Graph networks: what indices move is followed, or norms have no figures and the limits say why."""
 
 import pytest
 import torch
