@@ -1,6 +1,7 @@
 """What a check runs for which rules: passes and kinds of evidence are counted on a network, code by code."""
 
 from collections import Counter
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -269,3 +270,18 @@ def test_a_plan_is_made_from_what_rules_say():
     wanted = plan([get_rule("VS101"), get_rule("VS301")])
     assert wanted.first == {"modules", "capture", "loader"}
     assert wanted.later == {"measurement", "capture"}
+
+
+def test_the_page_on_what_a_check_runs_is_that_of_the_code():
+    page = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith(("| `", "| VS"))]
+    by_kind = {provider.kind: provider for provider in PROVIDERS}
+    expected = [f"| `{k}` | {p.makes} | {p.inputs} | {p.cost} |" for k in KINDS for p in [by_kind[k]]]
+    for rule in all_rules():
+        needs = ", ".join(filter(None, (named(rule.needs), named(rule.needs_one_of, " or "))))
+        expected.append(f"| {rule.code} | {needs} | {named(rule.uses)} | {named(rule.improves_with)} |")
+    assert lines == expected
+
+
+def named(needs, separator=", "):
+    return separator.join(f"`{need}`" for need in needs)
