@@ -63,7 +63,8 @@ def test_a_report_tells_where_how_much_and_why(sick, batches):
     assert finding.evidence["ratio"] < 0.55
     assert {found.where for found in report.findings if found.code == "VS207"} == {"norm2"}
     assert report.layer("norm1").ratio == pytest.approx(1, abs=0.02)
-    assert report.layer("norm2").noise == ("",)
+    assert str(report.layer("norm2").noise) == ":dropout"
+    assert [row.name for row in report.noises_before(report.layer("norm2"))] == [""]
     assert report.data.batches == 6
     assert report.data.samples == 192
     assert report.capture == "recorded"

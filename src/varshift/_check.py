@@ -99,7 +99,7 @@ def check(
             progress=progress,
         )
     )
-    findings, _ = examine(gathering, codes)
+    findings, runs = examine(gathering, codes)
     return build_report(
         target=target or type(network).__name__,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -107,4 +107,6 @@ def check(
         capture_method=gathering.capture_method,
         findings=findings,
         limits=gathering.limits,
+        rules=runs,
+        provided=gathering.runs(),
     )

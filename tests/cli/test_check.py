@@ -112,7 +112,7 @@ def test_a_sick_network_has_findings_and_exits_with_one(run, place):
     assert content["model"]["target"] == "nets:trained"
     assert content["data"] == {"batches": 3, "samples": 192}
     assert {"VS101", "VS207"} <= {finding["code"] for finding in content["findings"]}
-    assert content["layers"][0]["ratio"] < 0.75
+    assert content["layers"][0]["measured"]["ratio"] < 0.75
 
 
 def test_a_healthy_network_exits_with_zero(run):
@@ -200,7 +200,7 @@ def test_weights_are_loaded(run, place):
     words = ("--data", "nets:loader", "--json", "r.json")
     result = run("check", "nets:build", "--weights", "w.pt", *words)
     assert result.err.startswith("varshift: note: w.pt has several state dicts; took state_dict.")
-    assert report_of((place / "r.json").read_text())["layers"][0]["moving_var"] == pytest.approx(
+    assert report_of((place / "r.json").read_text())["layers"][0]["measured"]["moving_var"] == pytest.approx(
         float(trained.norm.running_var.mean()), rel=1e-6
     )
     assert run("check", "nets:build", "--weights", "w.pt", "--weights-key", "ema", *words).err == ""

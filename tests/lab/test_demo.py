@@ -37,7 +37,12 @@ def test_the_sick_network_is_found_sick(played):
     jsonschema.validate(report, report_schema())
     errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
     sites = {f"stages.{stage}.{block}.before_norm" for stage in range(3) for block in range(3)}
-    assert {finding["where"] for finding in errors if finding["code"] == "VS101"} == sites
+    assert {
+        site["id"].split(":")[0]
+        for finding in errors
+        if finding["code"] == "VS101"
+        for site in finding["sites"]
+    } == sites
     assert report["model"]["norms"] == 19
     assert report["data"] == {"batches": 21, "samples": 1344}
     steps = {step["cause"]: step for step in report["gap"]["steps"]}

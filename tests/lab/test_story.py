@@ -8,7 +8,7 @@ import torch
 from varshift import Finding, Report
 from varshift._sites import SiteId
 from varshift.probe import Gap, GapStep
-from varshift.report import LayerRow, ModelInfo
+from varshift.report import Framework, LayerRow, MeasuredFigures, ModelInfo
 from varshift.rules import FindingSite
 from varshift_lab._demo import Outcome
 from varshift_lab._story import change, in_training, tell, wrong
@@ -24,18 +24,23 @@ def finding(code: str, severity: str) -> Finding:
     return Finding(code, severity, "measured", (FindingSite(SiteId("norm", "batch_norm")),), "A message.")
 
 
+def row(name: str, ratio: float | None) -> LayerRow:
+    figures = MeasuredFigures(ratio=ratio)
+    return LayerRow(SiteId(name, "batch_norm"), "BatchNorm2d", None, 4, ratio is not None, measured=figures)
+
+
 def report(*findings: Finding, train: float | None = 0.1, delta: float | None = 0.2) -> Report:
     states = dict.fromkeys(("train", "clean", "recalibrated", "recalibrated_noisy", "eval"), train)
     causes = ("noise", "small-batch", "variance-shift", "statistics")
     return Report(
         varshift="0",
-        torch="0",
+        framework=Framework("torch", "0"),
         capture="recorded",
         model=ModelInfo("net", 1, 1, 1),
         layers=(
-            LayerRow("first", "BatchNorm2d", None, 4, True, ratio=0.8, shift=1.25),
-            LayerRow("second", "BatchNorm2d", None, 4, True, ratio=2.5, shift=2.5),
-            LayerRow("third", "BatchNorm2d", None, 4, False),
+            row("first", 0.8),
+            row("second", 2.5),
+            row("third", None),
         ),
         findings=findings,
         gap=Gap(

@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from varshift import VarshiftError
-from varshift.report._files import check_writable, write_atomically, write_text
+from varshift.report import check_writable, write_atomically, write_text
 
 
 def test_a_file_is_replaced_as_a_whole_and_keeps_its_permissions(tmp_path):

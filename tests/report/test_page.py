@@ -10,7 +10,8 @@ from rich.console import Console
 
 from varshift.report import _html, _text
 from varshift.report._layers import ratio_bar
-from varshift.report._page import page, text_of
+from varshift.report._layout import page
+from varshift.report._page import text_of
 from varshift.report._terminal import print_report
 from varshift.report._waterfall import step_bar
 from varshift.report._words import counted, figure, large, place, ratio, shortened, signed, uncertain
@@ -86,13 +87,13 @@ def test_a_long_table_is_cut_to_the_worst_in_order_of_execution(sick):
 
 
 def test_a_shift_that_the_control_has_too_is_no_cause_for_colour(make):
+    from varshift._sites import SiteId
+    from varshift.report import LayerRow, MeasuredFigures
     from varshift.report._levels import excess, style_of
-    from varshift.report._report import LayerRow
 
     def row(value, control):
-        return LayerRow(
-            "a", "", None, 1, True, ratio=value, shift=max(value, 1 / value), control_ratio=control
-        )
+        figures = MeasuredFigures(ratio=value, control_ratio=control)
+        return LayerRow(SiteId("a", "batch_norm"), "", None, 1, True, measured=figures)
 
     assert style_of(excess(row(1.2, 1.19))) == "good"
     assert style_of(excess(row(1.2, None))) == "warning"
@@ -305,10 +306,10 @@ def test_steps_are_drawn_between_their_values(before, after, bar):
 
 def test_figures_are_short_and_honest():
     assert [figure(x) for x in (None, 0.0, 1.0, 0.0123, 123456.0, 1e-7, float("inf"), -float("inf"))] == [
-        "·", "0", "1.00", "0.0123", "1.2e5", "1.0e-7", "inf", "-inf",
+        "-", "0", "1.00", "0.0123", "1.2e5", "1.0e-7", "inf", "-inf",
     ]  # fmt: skip
-    assert [ratio(x) for x in (1.0004, 25.3, 0.04, None)] == ["1.000", "25.3", "0.0400", "·"]
-    assert [signed(x) for x in (0.5, -0.5, 0.0, None)] == ["+0.500", "-0.500", "0", "·"]
+    assert [ratio(x) for x in (1.0004, 25.3, 0.04, None)] == ["1.000", "25.3", "0.0400", "-"]
+    assert [signed(x) for x in (0.5, -0.5, 0.0, None)] == ["+0.500", "-0.500", "0", "-"]
     assert uncertain(0.38214, 0.0042) == "+0.382 ± 0.004"
     assert uncertain(0.38214, 0.00142) == "+0.3821 ± 0.0014"
     assert uncertain(12.3, 4.0) == "+12 ± 4"

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from varshift import VarshiftError
-from varshift.report import LayerRow, ModelInfo, Report, report_schema
-from varshift.report._json import plain
+from varshift._sites import SiteId
+from varshift.report import Framework, LayerRow, ModelInfo, Report, report_schema
+from varshift.report._codec import encode
 
 VALIDATOR = Draft202012Validator(report_schema())
 
@@ -23,13 +24,15 @@ def written(report):
     content = json.loads(report.to_json(), parse_constant=refuse)
     VALIDATOR.validate(content)
     assert content == report.to_dict()
+    assert Report.from_json(report.to_json()) == report
     return content
 
 
 def test_the_schema_is_itself_valid_and_forbids_what_it_does_not_name(sick):
     Draft202012Validator.check_schema(report_schema())
     content = sick.to_dict()
-    for part in (content, content["model"], content["layers"][0], content["findings"][0], content["gap"]):
+    parts = (content, content["model"], content["layers"][0], content["findings"][0], content["gap"])
+    for part in (*parts, content["findings"][0]["sites"][0], content["findings"][0]["cures"][0]):
         part["surprise"] = 1
         assert not VALIDATOR.is_valid(content)
         del part["surprise"]
@@ -38,21 +41,34 @@ def test_the_schema_is_itself_valid_and_forbids_what_it_does_not_name(sick):
 
 def test_a_report_with_everything_fits_the_schema(sick):
     content = written(sick)
-    assert content["schema"] == "varshift.report/1"
-    assert content["torch"] == torch.__version__
+    assert content["schema"] == "varshift.report/2"
+    assert content["framework"] == {"name": "torch", "version": torch.__version__}
     assert content["model"] == {
         "target": "nets.residual:build",
         "parameters": 1_234_567,
         "norms": 31,
         "noises": 1,
     }
-    assert content["data"] == {"batches": 16, "samples": 1024}
+    assert content["data"] == {
+        "batches": 16,
+        "samples": 1024,
+        "repeat_difference": None,
+        "batch_mate_difference": None,
+    }
     first = content["layers"][0]
     assert first["class"] == "BatchNorm2d"
-    assert first["source"] == "/nets/residual.py:1"
-    assert first["noise"] == ["body.0.drop"]
-    assert (first["ratio"], first["shift"], first["predicted_ratio"]) == (0.5, 2.0, None)
-    assert content["findings"][0]["cures"][0]["safety"] == "safe"
+    assert first["id"] == "body.0.norm:batch_norm"
+    assert first["source"] == {"file": "/nets/residual.py", "line": 1}
+    assert (first["noise"], first["noise_count"]) == ("body.0.drop:dropout", 1)
+    assert (first["measured"]["ratio"], first["predicted"]) == (0.5, None)
+    assert content["findings"][0]["cures"][0] == {
+        "code": "recalibrate",
+        "name": "recalibrate the running statistics with the noise off",
+        "safety": "safe",
+        "target": None,
+        "options": {},
+        "measured": None,
+    }
     assert sum(step["delta"] for step in content["gap"]["steps"]) == pytest.approx(0.5948 - 0.2134)
     assert content["gap"]["accuracy"]["eval"] == 0.7
 
@@ -62,8 +78,9 @@ def test_a_report_without_data_fits_the_schema_and_keeps_measured_figures_null(m
     assert content["data"] is None
     assert content["gap"] is None
     assert [row["reached"] for row in content["layers"]] == [True, True]
-    assert all(row[key] is None for row in content["layers"] for key in ("ratio", "real_var", "moving_var"))
-    assert content["layers"][1]["noise"] == ["body.0.drop"]
+    assert all(row["measured"] is row["predicted"] is None for row in content["layers"])
+    assert content["layers"][1]["noise"] == "body.0.drop:dropout"
+    assert content["noises"][0]["reaches"] == [[1, 2]]
 
 
 def test_nothing_that_is_not_finite_reaches_the_file(make):
@@ -73,8 +90,8 @@ def test_nothing_that_is_not_finite_reaches_the_file(make):
         {"a": math.inf, "b": math.nan, "c": -0.5}, [make.finding(evidence=evidence)], gap=gap
     )
     content = written(report)
-    assert [row["ratio"] for row in content["layers"]] == [None, None, -0.5]
-    assert [row["shift"] for row in content["layers"]] == [None, None, None]
+    assert [row["measured"]["ratio"] for row in content["layers"]] == [None, None, -0.5]
+    assert [row.shift for row in report.layers] == [None, None, None]
     assert content["findings"][0]["evidence"] == {"a": None, "b": [2.5, 3, {"c": None}], "4": [0, 1]}
     assert content["gap"]["states"]["eval"] is None
 
@@ -92,7 +109,7 @@ def test_nothing_that_is_not_finite_reaches_the_file(make):
     ],
 )
 def test_values_of_other_libraries_become_plain(value, expected):
-    result = plain(value)
+    result = encode(value)
     assert result == expected
     assert type(result) is type(expected)
 
@@ -104,8 +121,9 @@ def test_values_of_other_libraries_become_plain(value, expected):
         max_leaves=20,
     )
 )
-def test_any_evidence_becomes_strict_json(value):
-    json.dumps(plain(value), allow_nan=False)
+def test_any_evidence_becomes_strict_json_that_reads_back_the_same(value):
+    content = encode(value)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
 
 
 @given(st.floats(min_value=1e-6, max_value=1e6))
@@ -187,12 +205,12 @@ def test_a_clean_report_says_so(make):
 def test_reports_are_frozen_plain_data_that_pickles(sick):
     assert pickle.loads(pickle.dumps(sick)) == sick
     with pytest.raises(AttributeError):
-        sick.torch = "2"
+        sick.varshift = "2"
 
 
 def test_a_report_made_by_hand_prints_and_fits():
-    row = LayerRow("a", "BatchNorm1d", None, 3, True)
-    report = Report("0", "2", "hooks", ModelInfo("x", 1, 1, 0), layers=(row,))
+    row = LayerRow(SiteId("a", "batch_norm"), "BatchNorm1d", None, 3, True)
+    report = Report("0", Framework("torch", "2"), "hooks", ModelInfo("x", 1, 1, 0), layers=(row,))
     written(report)
     assert "1 norm" in str(report)
 

@@ -223,6 +223,7 @@ def test_without_data_reaching_a_norm_is_never_an_error(build, path, values, sev
 
 def test_noise_that_shares_its_norm_names_the_others(build):
     sites = [build.feeding(name=name, path="join") for name in ("one", "two", "two", "far")]
+    sites[2] = build.feeding(name="two", path="join", ordinal=2)
     sites[3] = build.feeding("other", name="far", path="join")
     flow = build.flow(sites, [build.norm(), build.norm("other")])
     known = build.evidence(
@@ -232,7 +233,8 @@ def test_noise_that_shares_its_norm_names_the_others(build):
     )
     first, *_ = build.findings("VS102", known)
     assert first.where == "one"
-    assert first.evidence["shared_with"] == ["two"]
+    assert first.evidence["shared_with"] == ["two:dropout", "two:dropout#2"]
+    assert first.evidence["shared_count"] == 2
 
 
 def test_findings_follow_the_noise_sites_in_order(build):

@@ -168,14 +168,15 @@ def test_a_shift_carries_its_figures_its_noise_and_its_share_of_the_gap(build):
     sites = [
         build.noise("early", reaches=("bn", "x")),
         build.noise("late", reaches=("x",)),
-        build.noise("early", reaches=("bn",)),
+        build.noise("early", reaches=("bn",), ordinal=2),
     ]
     gap = build.gap((0.0, 0.1, 0.3, 0.1))
     layer = build.shifted(ratio=0.6, control_ratio=1.2, local_ratio=0.4, mean_offset=0.25)
     (finding,) = build.findings(
         "VS207", known(build, layer, train=build.flow(sites, [build.norm()]), gap=gap)
     )
-    assert finding.evidence["noise"] == ["early"]
+    assert finding.evidence["noise"] == ["early:dropout", "early:dropout#2"]
+    assert finding.evidence["noise_count"] == 2
     assert finding.evidence["excess"] == pytest.approx(0.5)
     assert finding.evidence["mean_offset"] == 0.25
     assert finding.evidence["gap_step"] == 0.3

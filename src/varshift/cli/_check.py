@@ -111,7 +111,7 @@ def check(
     `varshift check timm:densenet121 --arg proj_drop_rate=0.2 --shape 3,224,224`
     """
     from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
-    from varshift.report._files import check_writable, write_text
+    from varshift.report import check_writable, write_text
     from varshift.rules import load_config
 
     # Whatever can be wrong with the command is found before anything is imported or measured.
@@ -193,6 +193,6 @@ def _measured(
 
 def _print(report: Report, *, full: bool, to_error: bool) -> None:
     from varshift.cli._console import wide_console
-    from varshift.report._terminal import print_report
+    from varshift.report import print_report
 
     print_report(report, wide_console(to_error=to_error), full=full)

@@ -174,7 +174,7 @@ def _print(handle: Recalibration, *, full: bool) -> None:
     from rich.text import Text
 
     from varshift.cli._console import wide_console
-    from varshift.report._words import counted, figure, module_name, ratio, shortened
+    from varshift.report import counted, figure, module_name, ratio, shortened
 
     console = wide_console()
     updated = [layer for layer in handle.layers if layer.updated]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from varshift._errors import VarshiftError
 from varshift.cli._errors import described, one_line
 from varshift.cli._objects import suggestion
-from varshift.report._files import check_writable, write_atomically
+from varshift.report import check_writable, write_atomically
 
 # Where training scripts put the state dict, in the order in which it is looked for; averages come last.
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params")

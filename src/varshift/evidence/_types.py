@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
+from varshift._sites import as_source
+
 if TYPE_CHECKING:  # rules are listed and explained without importing torch
-    from varshift.flow import Flow
+    from varshift._sites import Source
+    from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
     from varshift.probe import Measurement
@@ -109,6 +113,27 @@ class Evidence:
     loader: LoaderFacts | None = None
     measurement: Measurement | None = None
     prediction: Prediction | None = None
+
+    @cached_property
+    def train_norms(self) -> Mapping[str, NormSite]:
+        """The norms of the flow in train mode by name."""
+        return {site.name: site for site in reversed(self.train.norms)} if self.train else {}
+
+    @cached_property
+    def eval_norms(self) -> Mapping[str, NormSite]:
+        """The norms of the flow in eval mode by name."""
+        return {site.name: site for site in reversed(self.eval.norms)} if self.eval else {}
+
+    @cached_property
+    def sources(self) -> Mapping[str, Source]:
+        """The line that calls a norm or noise module, by the module's name, where a flow shows it."""
+        lines: dict[str, Source] = {}
+        for flow in (self.train, self.eval):
+            for site in (*flow.norms, *flow.noises) if flow else ():
+                source = as_source(site.source)
+                if source is not None:
+                    lines.setdefault(site.name, source)
+        return lines
 
     def has(self, need: Need) -> bool:
         """Whether there is evidence of this kind."""

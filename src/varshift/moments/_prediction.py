@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from varshift._sites import SiteId
+from varshift.theory import fold
 
 from ._by_site import BySite, SiteKey, by_site
 
@@ -62,9 +63,7 @@ class LayerPrediction:
     @property
     def shift(self) -> float | None:
         """``max(ratio, 1 / ratio)``; None without a ratio."""
-        if self.ratio is None:
-            return None
-        return max(self.ratio, 1 / self.ratio) if self.ratio > 0 else math.inf
+        return None if self.ratio is None else fold(self.ratio)
 
 
 class Source(Protocol):

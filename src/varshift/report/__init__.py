@@ -1,11 +1,35 @@
-"""One plain-data `Report` and one file per format that writes it."""
+"""One plain-data `Report` and one file per format that renders it."""
 
+from varshift.report import _html, _json, _svg, _terminal, _text
 from varshift.report._build import build_report as build_report
+from varshift.report._files import check_writable as check_writable
+from varshift.report._files import write_atomically as write_atomically
+from varshift.report._files import write_text as write_text
 from varshift.report._formats import FORMATS as FORMATS
 from varshift.report._formats import Format as Format
+from varshift.report._formats import register as register
 from varshift.report._report import DataInfo as DataInfo
-from varshift.report._report import LayerRow as LayerRow
+from varshift.report._report import Framework as Framework
 from varshift.report._report import ModelInfo as ModelInfo
-from varshift.report._report import NoiseRow as NoiseRow
 from varshift.report._report import Report as Report
+from varshift.report._rows import LayerRow as LayerRow
+from varshift.report._rows import MeasuredFigures as MeasuredFigures
+from varshift.report._rows import NoiseRow as NoiseRow
+from varshift.report._rows import PredictedFigures as PredictedFigures
+from varshift.report._rows import StatisticsInfo as StatisticsInfo
 from varshift.report._schema import report_schema as report_schema
+from varshift.report._terminal import print_report as print_report
+from varshift.report._words import counted as counted
+from varshift.report._words import figure as figure
+from varshift.report._words import module_name as module_name
+from varshift.report._words import ratio as ratio
+from varshift.report._words import shortened as shortened
+
+register("json", _json.render, ".json")
+register("text", _text.render, ".txt")
+register("html", _html.render, ".html")
+register("svg", _svg.render, ".svg")
+# For a prompt, a notebook and a console; none of them is a file.
+register("brief", _text.brief)
+register("notebook", _html.fragment)
+register("rich", _terminal.renderables)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from varshift.report._report import DataInfo, LayerRow, ModelInfo, NoiseRow, Report
-from varshift.rules import Evidence, Finding, by_severity
+from varshift import __version__
+from varshift._sites import as_source
+from varshift.evidence import EvidenceRun
+from varshift.report._ranges import ranges
+from varshift.report._report import DataInfo, Framework, ModelInfo, Report
+from varshift.report._rows import LayerRow, MeasuredFigures, NoiseRow, PredictedFigures, StatisticsInfo
+from varshift.rules import Evidence, Finding, RuleRun, by_severity, noise_upstream, norm_place
 
 if TYPE_CHECKING:
-    from varshift.flow import CaptureMethod, Flow, NormSite
-    from varshift.model import NormFacts
-    from varshift.probe import LayerMeasurement, Measurement
+    from varshift.flow import Flow, NoiseSite
+
+Row = TypeVar("Row")
 
 
 def build_report(
@@ -21,9 +26,12 @@ def build_report(
     target: str,
     parameters: int,
     evidence: Evidence,
-    capture_method: CaptureMethod,
+    capture_method: str,
     findings: Iterable[Finding],
     limits: Iterable[str] = (),
+    rules: Iterable[RuleRun] = (),
+    provided: Iterable[EvidenceRun] = (),
+    repeat: str = "",
 ) -> Report:
     """Puts what is known about a network into a report.
 
@@ -32,103 +40,99 @@ def build_report(
         parameters: Number of its parameters.
         evidence: The captured flows, the facts about its norms, and the measurement, if there is one.
         capture_method: How it was captured.
-        findings: What the rules found; they are put in order of severity, otherwise as given.
+        findings: The findings of the rules; they are put in order of severity, otherwise as they come.
         limits: What could not be seen or measured.
+        rules: What became of each rule.
+        provided: What became of each kind of evidence.
+        repeat: The call or command that repeats the check.
 
     Returns:
-        The report. Norms stand in order of execution; those that the captured network does not run follow.
+        The report, of plain values only: `Report.from_json` of its JSON is equal to it. Norms come in order
+        of execution; those that the captured network does not run follow.
     """
-    import torch
-
     flow = evidence.train or evidence.eval
-    noises = tuple(_noise_rows(flow)) if flow else ()
-    layers = tuple(_layer_rows(evidence, flow, noises))
+    layers = _layer_rows(evidence, flow)
+    positions = {row.name: index for index, row in enumerate(layers)}
+    noises = [_noise_row(site, layers, positions) for site in flow.noises] if flow else []
     measurement = evidence.measurement
-    return Report(
-        varshift=_own_version(),
-        torch=str(torch.__version__),
+    report = Report(
+        varshift=__version__,
+        framework=_framework(),
         capture=capture_method,
         model=ModelInfo(target=target, parameters=parameters, norms=len(layers), noises=len(noises)),
-        data=DataInfo(measurement.batches, measurement.samples) if measurement else None,
-        layers=layers,
-        noises=noises,
-        findings=by_severity(list(findings)),
+        repeat=repeat,
+        data=DataInfo(
+            measurement.batches,
+            measurement.samples,
+            measurement.eval_repeat_difference,
+            measurement.batch_mate_difference,
+        )
+        if measurement
+        else None,
         gap=measurement.gap if measurement else None,
+        findings=by_severity(tuple(findings)),
+        layers=tuple(layers),
+        noises=tuple(noises),
+        rules=tuple(rules),
+        evidence=tuple(provided),
+        loader=evidence.loader,
+        modes=evidence.modes,
         limits=tuple(dict.fromkeys(limits)),
     )
+    return Report.from_dict(report.to_dict())  # numbers of other libraries, NaN and infinity end here
 
 
-def shift_of(ratio: float | None) -> float | None:
-    """``max(ratio, 1 / ratio)``; None for a ratio that is unknown, infinite or not positive."""
-    if ratio is None or not math.isfinite(ratio) or ratio <= 0:
-        return None
-    return max(ratio, 1 / ratio)
+def _framework() -> Framework:
+    torch = sys.modules.get("torch")  # evidence about a torch model cannot come without it
+    return Framework("torch", str(torch.__version__)) if torch else Framework("none", "0")
 
 
-def _own_version() -> str:
-    try:
-        return version("varshift")
-    except PackageNotFoundError:
-        return "0+unknown"
-
-
-def _noise_rows(flow: Flow) -> Iterable[NoiseRow]:
-    for site in flow.noises:
-        yield NoiseRow(
-            name=site.name,
-            kind=site.kind,
-            rate=site.rate,
-            source=None if site.source is None else str(site.source),
-            reaches=tuple(site.reaches),
-            nearest=site.nearest,
-            path=site.path,
-        )
-
-
-def _layer_rows(evidence: Evidence, flow: Flow | None, noises: tuple[NoiseRow, ...]) -> Iterable[LayerRow]:
+def _layer_rows(evidence: Evidence, flow: Flow | None) -> list[LayerRow]:
     # A norm without running statistics behaves alike in every mode and has nothing to measure.
     sites = {site.name: site for site in flow.norms if site.tracked} if flow else {}
     measured = {layer.name: layer for layer in evidence.measurement.layers} if evidence.measurement else {}
-    predicted = (
-        {layer.name: layer.ratio for layer in evidence.prediction.layers} if evidence.prediction else {}
-    )
+    predicted = {layer.name: layer for layer in evidence.prediction.layers} if evidence.prediction else {}
+    upstream = noise_upstream(flow)
+    rows = []
     for name in dict.fromkeys([*sites, *measured, *evidence.norms]):
-        noise = tuple(dict.fromkeys(row.name for row in noises if name in row.reaches))
-        yield _layer_row(
-            name,
-            sites.get(name),
-            evidence.norms.get(name),
-            evidence.measurement,
-            measured.get(name),
-            predicted.get(name),
-            noise,
+        site, facts, layer = sites.get(name), evidence.norms.get(name), measured.get(name)
+        place = norm_place(evidence, name)
+        noise = upstream.get(name, ())
+        reached = layer is not None and layer.reached if evidence.measurement else site is not None
+        rows.append(
+            LayerRow(
+                id=place.id,
+                cls=place.cls,
+                source=place.source,
+                channels=facts.channels if facts else site.channels if site else 0,
+                reached=reached,
+                noise=noise[-1] if noise else None,
+                noise_count=len(noise),
+                statistics=_copied(StatisticsInfo, facts),
+                measured=_copied(MeasuredFigures, layer),
+                predicted=_copied(PredictedFigures, predicted.get(name)),
+            )
         )
+    return rows
 
 
-def _layer_row(
-    name: str,
-    site: NormSite | None,
-    facts: NormFacts | None,
-    measurement: Measurement | None,
-    layer: LayerMeasurement | None,
-    predicted: float | None,
-    noise: tuple[str, ...],
-) -> LayerRow:
-    reached = layer is not None and layer.reached if measurement else site is not None
-    return LayerRow(
-        name=name,
-        cls=facts.cls if facts else site.cls if site else "",
-        source=str(site.source) if site and site.source else None,
-        channels=facts.channels if facts else site.channels if site else 0,
-        reached=reached,
-        moving_var=layer.moving_var if layer else None,
-        real_var=layer.real_var if layer else None,
-        ratio=layer.ratio if layer else None,
-        shift=shift_of(layer.ratio) if layer else None,
-        channel_log_ratio_rms=layer.channel_log_ratio_rms if layer else None,
-        mean_offset=layer.mean_offset if layer else None,
-        local_ratio=layer.local_ratio if layer else None,
-        control_ratio=layer.control_ratio if layer else None,
-        predicted_ratio=predicted,
-        noise=noise,
+def _copied(row: type[Row], source: Any) -> Row | None:
+    """The fields of one dataclass with the values of another that has them all; None for None."""
+    if source is None:
+        return None
+    return row(**{item.name: getattr(source, item.name) for item in fields(row)})  # type: ignore[arg-type]
+
+
+def _noise_row(site: NoiseSite, layers: list[LayerRow], positions: Mapping[str, int]) -> NoiseRow:
+    nearest = positions.get(site.nearest) if site.nearest is not None else None
+    return NoiseRow(
+        id=site.id,
+        cls=site.cls,
+        rate=site.rate,
+        source=as_source(site.source),
+        reaches=tuple(ranges(positions[norm] for norm in site.reaches if norm in positions)),
+        nearest=None if nearest is None else layers[nearest].id,
+        path=site.path,
+        drops=site.drops,
+        additive=site.additive,
     )

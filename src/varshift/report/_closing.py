@@ -13,7 +13,7 @@ EXPLAINED = 3
 COMMAND = 31
 
 
-def closing_section(report: Report, width: int) -> list[Line]:
+def closing_section(report: Report, width: int, *, full: bool = False) -> list[Line]:
     """The limits of this report and the next steps."""
     lines: list[Line] = []
     if report.limits:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from varshift._errors import VarshiftError
-from varshift.report._json import plain
 from varshift.report._levels import excess
 from varshift.report._page import Line, Span, heading, line, paragraph
-from varshift.report._words import counted, figure, module_name, place
-from varshift.rules import SEVERITIES, Cure, Finding, get_rule
+from varshift.report._words import counted, figure, finding_name, place, site_name
+from varshift.rules import Cure, Finding, by_severity, get_rule
 
 if TYPE_CHECKING:
     from varshift.report._report import Report
+    from varshift.report._rows import LayerRow
 
 SHOWN = 3
 NAMED = 6
@@ -22,17 +23,18 @@ def findings_section(report: Report, width: int, *, full: bool) -> list[Line]:
     """Every rule that fired: its sites with file and line, and what cures them."""
     if not report.findings:
         return []
+    rows = {row.name: row for row in report.layers}
     lines = heading("Findings", width)
     for code, group in report.findings_by_code.items():
-        worst_first = tuple(sorted(group, key=lambda finding: _rank(report, finding)))
+        worst_first = by_severity(sorted(group, key=lambda finding: _distance(rows, finding), reverse=True))
         lines += [*_group(code, worst_first, width, full=full), ()]
     return lines[:-1]
 
 
-def _rank(report: Report, finding: Finding) -> tuple[int, float]:
-    """Gravest first, and of these the one at the norm that is worst off."""
-    row = report.layer(finding.where) or report.layer(str(finding.evidence.get("norm")))
-    return SEVERITIES.index(finding.severity), -((excess(row) if row else None) or 0.0)
+def _distance(rows: Mapping[str, LayerRow], finding: Finding) -> float:
+    """How far from healthy the norm of a finding is, 0 where that is not known."""
+    row = rows.get(finding.where) or rows.get(str(finding.evidence.get("norm")))
+    return (excess(row) if row else None) or 0.0
 
 
 def _group(code: str, group: tuple[Finding, ...], width: int, *, full: bool) -> list[Line]:
@@ -60,7 +62,7 @@ def _confidences(group: tuple[Finding, ...]) -> str:
 
 
 def _finding(finding: Finding, width: int, *, full: bool, mark: bool) -> list[Line]:
-    where, source = module_name(finding.where), place(finding.source)
+    where, source = finding_name(finding), place(finding.source)
     cls = f" {finding.cls}" if finding.cls else ""
     pieces = [Span("    "), Span(where, "code"), Span(cls, "quiet")]
     if mark:
@@ -72,13 +74,16 @@ def _finding(finding: Finding, width: int, *, full: bool, mark: bool) -> list[Li
         if source:
             lines.append(line(Span(f"      {source}", "quiet")))
     lines += paragraph(finding.message, width, indent=6)
+    if full and len(finding.sites) > 1:
+        names = ", ".join(site_name(site.id) for site in finding.sites)
+        lines += paragraph(f"sites: {names}", width, indent=6, style="quiet")
     if full and finding.evidence:
         lines += paragraph(_evidence(finding), width, indent=6, style="quiet")
     return lines
 
 
 def _evidence(finding: Finding) -> str:
-    return ", ".join(f"{key} {_value(value)}" for key, value in plain(finding.evidence).items())
+    return ", ".join(f"{key} {_value(value)}" for key, value in finding.evidence.items())
 
 
 def _value(value: object) -> str:
@@ -86,7 +91,7 @@ def _value(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return figure(value)
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, dict):
         return f"({', '.join(f'{key} {_value(item)}' for key, item in value.items())})"
@@ -96,7 +101,7 @@ def _value(value: object) -> str:
 def _others(rest: tuple[Finding, ...], width: int) -> list[Line]:
     if not rest:
         return []
-    names = list(dict.fromkeys(module_name(finding.where) for finding in rest))
+    names = list(dict.fromkeys(finding_name(finding) for finding in rest))
     named = names if len(names) <= NAMED + 1 else names[:NAMED]
     more = f" and {len(names) - len(named)} others" if len(names) > len(named) else ""
     return paragraph(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from varshift.report._page import Line, Span, page
+from varshift.report._layout import page
+from varshift.report._page import Line, Span
 
 if TYPE_CHECKING:
     from varshift.report._report import Report
-
-name = "html"
-suffix = ".html"
 
 WIDTH = 110
 

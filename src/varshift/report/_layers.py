@@ -6,13 +6,14 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from varshift.report._build import shift_of
 from varshift.report._levels import excess, style_of
 from varshift.report._page import Line, Span, columns, heading, paragraph
-from varshift.report._words import counted, figure, module_name, place, ratio, shortened
+from varshift.report._rows import MeasuredFigures
+from varshift.report._words import counted, figure, module_name, place, ratio, shortened, site_name
 
 if TYPE_CHECKING:
-    from varshift.report._report import LayerRow, NoiseRow, Report
+    from varshift.report._report import Report
+    from varshift.report._rows import LayerRow, NoiseRow
 
 SHOWN = 20
 WIDEST_BAR = 31
@@ -24,13 +25,12 @@ def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
 
     Without measurements the table shows what was predicted.
     """
-    measured = [row for row in report.layers if row.reached and row.ratio is not None]
-    if not measured:
+    measured = [row for row in report.layers if row.reached and row.measured is not None]
+    if all(row.ratio is None for row in measured):
         return _predicted_section(report, width, full=full)
     shown = measured
     if not full and len(measured) > SHOWN:
-        worst = sorted(measured, key=_gravity, reverse=True)[:SHOWN]
-        shown = [row for row in measured if row in worst]
+        shown = _worst(measured)
     scale = _scale(measured)
     note = "deployed over learned, 1 is healthy"
     if len(shown) < len(measured):
@@ -57,7 +57,7 @@ def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
 
 def _predicted_section(report: Report, width: int, *, full: bool) -> list[Line]:
     rows = [
-        replace(row, ratio=row.predicted_ratio, shift=shift_of(row.predicted_ratio))
+        replace(row, measured=MeasuredFigures(ratio=row.predicted_ratio))
         for row in report.layers
         if row.predicted_ratio is not None
     ]
@@ -65,8 +65,7 @@ def _predicted_section(report: Report, width: int, *, full: bool) -> list[Line]:
         return []
     shown = rows
     if not full and len(rows) > SHOWN:
-        worst = sorted(rows, key=_gravity, reverse=True)[:SHOWN]
-        shown = [row for row in rows if row in worst]
+        shown = _worst(rows)
     scale = _scale(rows)
     some = f"the {len(shown)} worst of {len(rows)}, " if len(shown) < len(rows) else ""
     lines = heading("Norms, predicted", width, f"{some}deployed over learned, 1 is healthy")
@@ -76,6 +75,12 @@ def _predicted_section(report: Report, width: int, *, full: bool) -> list[Line]:
         f"bar: ratio on a logarithmic scale, 1 in its middle, {scale} and 1/{scale} at its ends."
     )
     return lines + paragraph(text, width, style="quiet")
+
+
+def _worst(rows: list[LayerRow]) -> list[LayerRow]:
+    """The rows that are worst off, in their order."""
+    worst = {row.id for row in sorted(rows, key=_gravity, reverse=True)[:SHOWN]}
+    return [row for row in rows if row.id in worst]
 
 
 def _gravity(row: LayerRow) -> float:
@@ -146,11 +151,10 @@ def _cells(row: LayerRow, scale: int, widths: dict[str, int]) -> dict[str, Span]
 
 
 def _noise(row: LayerRow) -> str:
-    if not row.noise:
+    if row.noise is None:
         return ""
-    more = f" +{len(row.noise) - 1}" if len(row.noise) > 1 else ""
-    nearest = row.noise[len(row.noise) - 1]
-    return f"{module_name(nearest)}{more}"
+    more = f" +{row.noise_count - 1}" if row.noise_count > 1 else ""
+    return f"{site_name(row.noise)}{more}"
 
 
 def ratio_bar(value: float | None, scale: float, width: int) -> str:
@@ -179,7 +183,7 @@ def noises_section(report: Report, width: int, *, full: bool) -> list[Line]:
     lines = heading("Noise sites", width, note)
     kind = max(len(row.kind) for row in shown)
     room = width - 2 - kind - 6 - 9 - 5
-    name = min(max(len(module_name(row.name)) for row in shown), max(12, room // 2))
+    name = min(max(len(site_name(row.id)) for row in shown), max(12, room // 2))
     name = max(name, 4)
     to = max(12, room - name)
     head = ["site", "kind", "rate", "reaches", "nearest norm, and how" if to >= 21 else "nearest"]
@@ -187,10 +191,10 @@ def noises_section(report: Report, width: int, *, full: bool) -> list[Line]:
     for row in shown:
         table.append(
             [
-                Span(shortened(module_name(row.name), name), "code"),
+                Span(shortened(site_name(row.id), name), "code"),
                 Span(row.kind),
                 Span(figure(row.rate, 2)),
-                Span(counted(len(row.reaches), "norm")),
+                Span(counted(row.reaches_count, "norm")),
                 _nearest(row, to),
             ]
         )
@@ -207,7 +211,7 @@ def _nearest(row: NoiseRow, width: int) -> Span:
     how = _PATHS[row.path]
     if width - len(how) - 2 < 10:
         how = ""
-    name = shortened(module_name(row.nearest), width - len(how) - 2)
+    name = shortened(site_name(row.nearest), width - len(how) - 2)
     source = place(row.source)
     text = f"{name}, {how}" if how else name
     if source and len(text) + 2 + len(source) <= width:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from varshift.report._build import shift_of
-from varshift.rules._thresholds import SHIFT_ERROR, SHIFT_WARNING
+from varshift.rules import shift_of, thresholds
 
 if TYPE_CHECKING:
     from varshift.report._page import Style
-    from varshift.report._report import LayerRow
+    from varshift.report._rows import LayerRow
 
 
 def excess(row: LayerRow) -> float | None:
@@ -28,4 +27,10 @@ def style_of(value: float | None) -> Style:
     """The colour of an excess shift, by the thresholds of the rules."""
     if value is None:
         return "quiet"
-    return "error" if value >= SHIFT_ERROR else "warning" if value >= SHIFT_WARNING else "good"
+    return (
+        "error"
+        if value >= thresholds.SHIFT_ERROR
+        else "warning"
+        if value >= thresholds.SHIFT_WARNING
+        else "good"
+    )

@@ -1,22 +1,16 @@
-"""A page of styled lines: what every human-readable format of the report is made from.
+"""Lines of styled spans: what the sections of a report are laid out in.
 
-The sections of the report are laid out once, as lines of styled spans, for a given width. The terminal
-gives the spans colours through rich, a notebook through HTML, and plain text leaves them as they are, so that
-all of them say the same thing and the core needs no other package to print a report.
+The terminal gives the spans colours through rich, a notebook through HTML, and plain text leaves them as they
+are, so that all of them say the same thing and the core needs no other package to print a report.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from varshift.report._report import Report
+from typing import Literal, NamedTuple
 
 Style = Literal["plain", "strong", "quiet", "code", "error", "warning", "advice", "good", "rule"]
-
-MINIMUM_WIDTH = 60
 
 # Stand-ins where the output cannot show line-drawing characters.
 _ASCII = str.maketrans(
@@ -105,34 +99,9 @@ def columns(
     return lines
 
 
-def page(report: Report, *, width: int, full: bool = False, ascii_only: bool = False) -> list[Line]:
-    """The whole report laid out for a page of `width` columns.
-
-    Args:
-        report: The report.
-        width: Columns to fill; narrower than 60 is laid out for 60.
-        full: Whether to show every finding and every layer instead of the worst.
-        ascii_only: Whether to do without line-drawing characters.
-    """
-    from varshift.report._closing import closing_section
-    from varshift.report._findings import findings_section
-    from varshift.report._layers import layers_section, noises_section
-    from varshift.report._summary import summary_section
-    from varshift.report._waterfall import gap_section
-
-    width = max(width, MINIMUM_WIDTH)
-    lines = [
-        *summary_section(report, width),
-        *findings_section(report, width, full=full),
-        *layers_section(report, width, full=full),
-        *noises_section(report, width, full=full),
-        *gap_section(report, width),
-        *closing_section(report, width),
-    ]
-    if ascii_only:
-        lines = [tuple(Span(_to_ascii(span.text), span.style) for span in content) for content in lines]
-    return lines
-
-
-def _to_ascii(text: str) -> str:
-    return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
+def to_ascii(content: Line) -> Line:
+    """A line without characters that an ASCII terminal cannot show."""
+    return tuple(
+        Span(span.text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii"), span.style)
+        for span in content
+    )

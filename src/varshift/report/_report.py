@@ -1,4 +1,4 @@
-"""The report: everything a check found, as plain data that prints and saves itself."""
+"""The report: everything a check found, as plain data that prints, saves and reads itself."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from varshift.rules import SEVERITIES, Finding, Severity, by_severity
+from varshift.evidence import EvidenceRun, LoaderFacts, ModeFacts
+from varshift.report._codec import decode, encode
+from varshift.report._files import write_text
+from varshift.report._formats import FORMATS, format_for
+from varshift.report._read import SCHEMA, content_of, current
+from varshift.report._rows import LayerRow, NoiseRow
+from varshift.rules import SEVERITIES, Finding, RuleRun, Severity, by_severity
 
 if TYPE_CHECKING:
-    from varshift.flow import CaptureMethod
-    from varshift.flow import Path as PathClass
     from varshift.probe import Gap
 
-SCHEMA = "varshift.report/1"
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """The library that the network is built with.
+
+    Attributes:
+        name: Its name.
+        version: Its version.
+    """
+
+    name: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,103 +56,56 @@ class DataInfo:
     Attributes:
         batches: Number of batches.
         samples: Number of samples in them.
+        repeat_difference: Relative L2 distance between two runs of the same batch in state eval.
+        batch_mate_difference: Relative L2 distance between a sample's output with all its batch mates and
+            with half of them, in state eval; null when it could not be compared.
     """
 
     batches: int
     samples: int
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One norm. Ratios read "deployed over learned": 1 is healthy, None was not measured.
-
-    Attributes:
-        name: Module path.
-        cls: Class name.
-        source: ``"file:line"`` or None.
-        channels: Number of channels.
-        reached: Whether the data arrived there; without data, whether the captured network runs it.
-        moving_var: Channel mean of the running variance.
-        real_var: Channel mean of the variance of its input in ``eval``.
-        ratio: ``real_var / moving_var``.
-        shift: ``max(ratio, 1 / ratio)``.
-        channel_log_ratio_rms: Root mean square over channels of the log-ratio.
-        mean_offset: Root mean square over channels of the offset of the mean, in sigmas.
-        local_ratio: Variance in ``clean`` over variance in ``train``.
-        control_ratio: The ratio after recalibrating without noise: what depth and small batches do alone.
-        predicted_ratio: The `ratio` that weights and statistics let expect; None when not predicted.
-        noise: Names of the noise sites that reach it.
-    """
-
-    name: str
-    cls: str
-    source: str | None
-    channels: int
-    reached: bool
-    moving_var: float | None = None
-    real_var: float | None = None
-    ratio: float | None = None
-    shift: float | None = None
-    channel_log_ratio_rms: float | None = None
-    mean_offset: float | None = None
-    local_ratio: float | None = None
-    control_ratio: float | None = None
-    predicted_ratio: float | None = None
-    noise: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseRow:
-    """One noise site.
-
-    Attributes:
-        name: Path of the owning module.
-        kind: What noise it is, ``"dropout"``.
-        rate: Its drop probability or strength, None when unknown.
-        source: ``"file:line"`` or None.
-        reaches: Names of all norms downstream.
-        nearest: The first norm it reaches, or None.
-        path: How it reaches that one: ``"direct"``, ``"weight"``, ``"join"`` or ``"none"``.
-    """
-
-    name: str
-    kind: str
-    rate: float | None
-    source: str | None
-    reaches: tuple[str, ...]
-    nearest: str | None
-    path: PathClass
+    repeat_difference: float | None = None
+    batch_mate_difference: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Report:
-    """What `varshift.check` found, ``varshift.report/1``.
+    """What `varshift.check` found, ``varshift.report/2``.
 
-    ``print(report)`` shows all of it, a notebook shows it in colour, `to_json` and `save` write it down.
+    ``print(report)`` shows all of it, a notebook shows it in colour, `to_json` and `save` write it down, and
+    `from_json` reads it back.
 
     Attributes:
         varshift: Version of varshift.
-        torch: Version of torch.
-        capture: How the network was captured: ``"recorded"``, ``"exported"``,
-            ``"decomposed"`` (a forward that needs gradients) or ``"hooks"``.
+        framework: The library that the network is built with.
+        capture: How the network was captured; "hooks" where only its modules were looked at.
         model: The network.
-        data: The data, None when only the network itself was looked at.
+        repeat: The call or command that repeats the check; empty in files of version 1.
+        data: The data, null when nothing was measured.
+        gap: Why the loss in training and the loss as deployed differ, null when it was not measured.
+        findings: The faults, worst first.
         layers: One row per norm, in order of execution.
         noises: One row per noise site, in order of execution.
-        findings: The faults, worst first.
-        gap: Why the loss in training and the loss as deployed differ, None without data.
+        rules: What became of each rule; empty in files of version 1.
+        evidence: What became of each kind of evidence; empty in files of version 1.
+        loader: What the data loader says about its batches, null without one.
+        modes: Training flags of the modules, null when they were not looked at.
         limits: What could not be seen or measured, in plain sentences.
     """
 
     varshift: str
-    torch: str
-    capture: CaptureMethod
+    framework: Framework
+    capture: str
     model: ModelInfo
+    repeat: str = ""
     data: DataInfo | None = None
+    gap: Gap | None = None
+    findings: tuple[Finding, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     noises: tuple[NoiseRow, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    gap: Gap | None = None
+    rules: tuple[RuleRun, ...] = ()
+    evidence: tuple[EvidenceRun, ...] = ()
+    loader: LoaderFacts | None = None
+    modes: ModeFacts | None = None
     limits: tuple[str, ...] = ()
 
     @property
@@ -148,8 +116,8 @@ class Report:
     @property
     def worst(self) -> Severity | None:
         """The gravest severity among the findings, None when there are none."""
-        found = {finding.severity for finding in self.findings}
-        return next((severity for severity in SEVERITIES if severity in found), None)
+        severities = {finding.severity for finding in self.findings}
+        return next((severity for severity in SEVERITIES if severity in severities), None)
 
     @property
     def findings_by_code(self) -> dict[str, tuple[Finding, ...]]:
@@ -163,25 +131,60 @@ class Report:
         """The row of one norm by its module path, or None."""
         return next((layer for layer in self.layers if layer.name == name), None)
 
+    def reached_by(self, noise: NoiseRow) -> tuple[LayerRow, ...]:
+        """The rows of all norms downstream of a noise site."""
+        return tuple(row for start, stop in noise.reaches for row in self.layers[start:stop])
+
+    def noises_before(self, layer: LayerRow) -> tuple[NoiseRow, ...]:
+        """The rows of all noise sites upstream of a norm."""
+        position = self.layers.index(layer)
+        return tuple(
+            row for row in self.noises if any(start <= position < stop for start, stop in row.reaches)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The report as `report_schema` describes it: strict-JSON values only, NaN and infinity as None."""
-        from varshift.report._json import report_to_dict
+        return {"schema": SCHEMA, **encode(self)}
 
-        return report_to_dict(self)
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Report:
+        """The report that `to_dict` made, or the content of an older file.
+
+        Raises:
+            VarshiftError: If it is no report, or one of a version that is not known.
+        """
+        return decode(cls, current(content))
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as JSON text, written to `path` as well if one is given.
 
         Raises:
-            VarshiftError: If the file cannot be written; what stood there before is then unharmed.
+            VarshiftError: If the file cannot be written; what was there before is then unharmed.
         """
-        from varshift.report._files import write_text
-        from varshift.report._json import render
-
-        text = render(self)
+        text = FORMATS["json"].render(self)
         if path is not None:
             write_text(path, text)
         return text
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Report:
+        """Reads a report of version 2 or 1.
+
+        Figures that version 1 does not have are None.
+
+        Args:
+            source: The JSON text, or the path of a file.
+
+        Raises:
+            VarshiftError: If the file cannot be read, is no report, or one of a version that is not known.
+
+        Example:
+            >>> from varshift.report import Framework, ModelInfo
+            >>> report = Report("0.1", Framework("torch", "2.13"), "hooks", ModelInfo("Net", 10, 0, 0))
+            >>> Report.from_json(report.to_json()) == report
+            True
+        """
+        return cls.from_dict(content_of(source))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the report in the format that the file's ending names: see `varshift.report.FORMATS`.
@@ -190,30 +193,19 @@ class Report:
             The path written to.
 
         Raises:
-            VarshiftError: If the ending names no format, or the file cannot be written; what stood there
+            VarshiftError: If the ending names no format, or the file cannot be written; what was there
                 before is then unharmed.
         """
-        from varshift.report._files import write_text
-        from varshift.report._formats import format_for
-
         return write_text(path, format_for(path).render(self))
 
     def __str__(self) -> str:
-        from varshift.report._text import render
-
-        return render(self).rstrip("\n")
+        return FORMATS["text"].render(self).rstrip("\n")
 
     def __repr__(self) -> str:
-        from varshift.report._text import brief
-
-        return brief(self)
+        return FORMATS["brief"].render(self)
 
     def _repr_html_(self) -> str:
-        from varshift.report._html import fragment
-
-        return fragment(self)
+        return FORMATS["notebook"].render(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
-        from varshift.report._terminal import renderables
-
-        yield from renderables(self, width=options.max_width, ascii_only=options.ascii_only)
+        yield from FORMATS["rich"].render(self, width=options.max_width, ascii_only=options.ascii_only)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from varshift.report._levels import excess, style_of
 from varshift.report._page import Line, Span, Style, line, paragraph
 from varshift.report._words import counted, enumerated, figure, large, module_name, percent, ratio, uncertain
-from varshift.rules._thresholds import LOSS_SHARE, LOSS_STANDARD_ERRORS
+from varshift.rules import thresholds
 
 if TYPE_CHECKING:
     from varshift.probe import Gap
-    from varshift.report._report import LayerRow, Report
+    from varshift.report._report import Report
+    from varshift.report._rows import LayerRow
 
 _CAPTURE = {
     "recorded": "captured from one recorded pass per mode",
@@ -133,7 +134,8 @@ def _significant(delta: float | None, stderr: float | None, level: float) -> boo
     """Whether a step is beyond its own error and worth a thought, as the rules see it."""
     if delta is None or not math.isfinite(delta):
         return True
-    return abs(delta) > max(LOSS_STANDARD_ERRORS * (stderr or 0.0), LOSS_SHARE * abs(level))
+    error = thresholds.LOSS_STANDARD_ERRORS * (stderr or 0.0)
+    return abs(delta) > max(error, thresholds.LOSS_SHARE * abs(level))
 
 
 def basis(report: Report) -> str:
@@ -146,7 +148,7 @@ def basis(report: Report) -> str:
         f"{counted(report.data.samples, 'sample')} in {counted(report.data.batches, 'batch', 'batches')}"
         if report.data
         else "no data",
-        _CAPTURE[report.capture],
-        f"torch {report.torch}",
+        _CAPTURE.get(report.capture, f"captured by {report.capture}"),
+        f"{report.framework.name} {report.framework.version}",
     ]
     return " · ".join(parts)

@@ -12,9 +12,6 @@ from varshift.report._terminal import print_report
 if TYPE_CHECKING:
     from varshift.report._report import Report
 
-name = "svg"
-suffix = ".svg"
-
 WIDTH = 100
 FONTS = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from varshift.report._page import page
+from varshift.report._layout import page
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,15 +6,13 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from varshift.report._page import page, paragraph, text_of
+from varshift.report._layout import page
+from varshift.report._page import paragraph, text_of
 from varshift.report._summary import gap_sentence, verdict, worst_layer_sentence
-from varshift.report._words import module_name, place
+from varshift.report._words import finding_name, place
 
 if TYPE_CHECKING:
     from varshift.report._report import Report
-
-name = "text"
-suffix = ".txt"
 
 DEFAULT_WIDTH = 100
 LISTED = 8
@@ -46,7 +44,7 @@ def brief(report: Report) -> str:
         lines += [text_of(content) for content in paragraph(sentence, DEFAULT_WIDTH)] if sentence else []
     for finding in report.findings[:LISTED]:
         source = f" ({place(finding.source)})" if finding.source else ""
-        lines.append(f"  {finding.severity} {finding.code} {module_name(finding.where)}{source}")
+        lines.append(f"  {finding.severity} {finding.code} {finding_name(finding)}{source}")
     if len(report.findings) > LISTED:
         lines.append(f"  and {len(report.findings) - LISTED} more findings")
     lines.append("  print(report) shows all of it, report.save('report.json') writes it down>")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from varshift.report._page import Line, Span, Style, columns, heading, paragraph
 from varshift.report._words import figure, percent, signed
-from varshift.rules._thresholds import LOSS_STANDARD_ERRORS
+from varshift.rules import thresholds
 
 if TYPE_CHECKING:
     from varshift.probe import Gap
@@ -114,7 +114,7 @@ def _style(cause: str | None, delta: float | None, stderr: float | None) -> Styl
         return "strong"
     if not math.isfinite(delta):
         return "error"
-    if abs(delta) <= LOSS_STANDARD_ERRORS * (stderr or 0.0):
+    if abs(delta) <= thresholds.LOSS_STANDARD_ERRORS * (stderr or 0.0):
         return "quiet"
     if delta < 0:
         return "good"

@@ -8,13 +8,14 @@ import sysconfig
 from collections.abc import Sequence
 from functools import cache
 
-from varshift._sites import Source
+from varshift._sites import SiteId, Source
+from varshift.rules import Finding
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A number with a few significant digits; a dot for one that is not known."""
+    """A number with a few significant digits; a dash for one that is not known."""
     if value is None:
-        return "·"
+        return "-"
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if value == 0:
@@ -55,7 +56,7 @@ def uncertain(value: float | None, error: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A fraction as a percentage."""
-    return "·" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
 def large(count: int) -> str:
@@ -79,6 +80,17 @@ def enumerated(items: Sequence[str]) -> str:
 def module_name(path: str) -> str:
     """A module path; the root has none, and is called by what it is."""
     return path or "(the model itself)"
+
+
+def site_name(site: SiteId) -> str:
+    """The module path of a site, with its number where the module has several of its kind."""
+    number = f"#{site.ordinal}" if site.ordinal > 1 else ""
+    return f"{module_name(site.module)}{number}"
+
+
+def finding_name(finding: Finding) -> str:
+    """The name of the first site of a finding."""
+    return site_name(finding.sites[0].id) if finding.sites else module_name("")
 
 
 def shortened(name: str, width: int) -> str:

@@ -9,6 +9,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _statistics_settings,
     _statistics_shift,
 )
+from varshift.rules import _thresholds as thresholds  # noqa: F401 - read by the report
 from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
 from varshift.rules._cures import CURES as CURES
@@ -25,6 +26,10 @@ from varshift.rules._finding import FindingSite as FindingSite
 from varshift.rules._finding import Safety as Safety
 from varshift.rules._finding import Severity as Severity
 from varshift.rules._finding import by_severity as by_severity
+from varshift.rules._places import kind_of_norm as kind_of_norm
+from varshift.rules._places import norm_place as norm_place
+from varshift.rules._reading import noise_upstream as noise_upstream
+from varshift.rules._reading import shift_of as shift_of
 from varshift.rules._registry import FAMILIES as FAMILIES
 from varshift.rules._registry import PAGE_HEADINGS as PAGE_HEADINGS
 from varshift.rules._registry import Rule as Rule

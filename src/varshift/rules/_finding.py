@@ -14,6 +14,8 @@ Safety = Literal["safe", "unsafe"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "advice")
 
+_SPARSE = {"sparse": True}  # left out of a report's file where it has its default
+
 
 @dataclass(frozen=True, slots=True)
 class Cure:
@@ -32,9 +34,9 @@ class Cure:
     code: str
     name: str
     safety: Safety
-    target: SiteId | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    measured: Mapping[str, Any] | None = None
+    target: SiteId | None = field(default=None, metadata=_SPARSE)
+    options: Mapping[str, Any] = field(default_factory=dict, metadata=_SPARSE)
+    measured: Mapping[str, Any] | None = field(default=None, metadata=_SPARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class FindingSite:
     """
 
     id: SiteId
-    cls: str = ""
+    cls: str = field(default="", metadata={"json": "class"})
     source: Source | None = None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cures import cure
@@ -12,10 +14,10 @@ from ._finding import Confidence, Cure, Finding, Severity
 from ._paths import Between, noise_delta
 from ._places import noise_place
 from ._reading import (
+    NAMED,
     RECALIBRATE,
     Shift,
     capitalised,
-    fold,
     learns,
     measured_shift,
     noise_words,
@@ -78,13 +80,14 @@ def _measured(
     shift: Shift,
     way: str,
     cures: tuple[Cure, ...],
-    shared_with: tuple[str, ...] = (),
+    shared_with: Sequence[str] = (),
 ) -> Finding:
     evidence = {**_facts(site), **shift.evidence()}
     if name != site.nearest:
         evidence["worst_norm"] = name
     if shared_with:
-        evidence["shared_with"] = list(shared_with)
+        evidence["shared_with"] = list(shared_with[-NAMED:])
+        evidence["shared_count"] = len(shared_with)
     reference = shift.layer.control_ratio
     if shift.never_moved:
         evidence["never_moved"] = True
@@ -327,7 +330,7 @@ class NoiseReachesNorm(Rule):
                 yield from self._suspected(site, names[0])
             elif shift_severity(worst[1].blamed):
                 name, shift = worst
-                others = [other.name for other in flow.noises if other != site and name in other.near]
+                others = [str(other.id) for other in flow.noises if other is not site and name in other.near]
                 yield _measured(
                     self,
                     site,
@@ -335,7 +338,7 @@ class NoiseReachesNorm(Rule):
                     shift,
                     f"reaches, through {self._way(site, name)},",
                     self._cures(site),
-                    tuple(dict.fromkeys(others)),
+                    others,
                 )
 
     def _suspected(self, site: NoiseSite, name: str) -> Iterator[Finding]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from varshift._sites import SiteId, Source, as_source
+from varshift._sites import SiteId, as_source
 
 from ._evidence import Evidence
 from ._finding import FindingSite
-from ._reading import site_of
 
 if TYPE_CHECKING:
     from varshift.flow import NoiseSite
@@ -25,9 +24,9 @@ def noise_place(site: NoiseSite) -> FindingSite:
 def norm_place(evidence: Evidence, name: str) -> FindingSite:
     """The place of a norm: as it was captured, else by what its module says about itself."""
     facts = evidence.norms.get(name)
-    site = site_of(evidence.train, name) or site_of(evidence.eval, name)
+    site = evidence.train_norms.get(name) or evidence.eval_norms.get(name)
     cls = facts.cls if facts else site.cls if site else ""
-    return FindingSite(site.id if site else SiteId(name, _kind(cls)), cls, source_at(evidence, name))
+    return FindingSite(site.id if site else SiteId(name, kind_of_norm(cls)), cls, evidence.sources.get(name))
 
 
 def norm_places(evidence: Evidence, names: Iterable[str]) -> tuple[FindingSite, ...]:
@@ -37,26 +36,17 @@ def norm_places(evidence: Evidence, names: Iterable[str]) -> tuple[FindingSite, 
 
 def module_place(evidence: Evidence, name: str, cls: str) -> FindingSite:
     """The place of a module: that of the norm or of the first noise in it, else the module as such."""
-    norm = site_of(evidence.train, name) or site_of(evidence.eval, name)
+    norm = evidence.train_norms.get(name) or evidence.eval_norms.get(name)
     if norm is not None or name in evidence.norms:
-        return FindingSite(norm_place(evidence, name).id, cls, source_at(evidence, name))
+        return FindingSite(norm_place(evidence, name).id, cls, evidence.sources.get(name))
     for flow in (evidence.train, evidence.eval):
         for site in flow.noises if flow else ():
             if site.name == name:
-                return FindingSite(site.id, cls, source_at(evidence, name))
+                return FindingSite(site.id, cls, evidence.sources.get(name))
     return FindingSite(SiteId(name, "module"), cls)
 
 
-def source_at(evidence: Evidence, name: str) -> Source | None:
-    """Where a norm or noise module is called, None when no flow shows it."""
-    for flow in (evidence.train, evidence.eval):
-        for site in (*flow.norms, *flow.noises) if flow else ():
-            if site.name == name and site.source:
-                return as_source(site.source)
-    return None
-
-
-def _kind(cls: str) -> str:
+def kind_of_norm(cls: str) -> str:
     """The kind of a norm that was not captured, as a capture would call it."""
     if "InstanceNorm" in cls:
         return "instance_norm"

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from varshift.theory import fold
+
 from . import _thresholds as thresholds
 from ._cures import cure
 from ._evidence import Evidence
 
 if TYPE_CHECKING:
-    from varshift.flow import Flow, NoiseSite, NormSite
+    from varshift._sites import SiteId
+    from varshift.flow import Flow, NoiseSite
     from varshift.probe import LayerMeasurement
 
 RECALIBRATE = cure(
@@ -38,17 +41,20 @@ _KINDS = {
     "sampling": "sampling",
     "permutation": "a random permutation",
 }
+# A deep network has hundreds of noise sites upstream of a norm: the last few are named, all are counted.
+NAMED = 3
+
 _RATES = {"gaussian": "standard deviation", "uniform": "half-width"}
-
-
-def fold(ratio: float) -> float:
-    """``max(ratio, 1 / ratio)``: how far a ratio is from 1, whatever the side; infinite for 0 and below."""
-    return max(ratio, 1 / ratio) if ratio > 0 else math.inf
 
 
 def positive(ratio: float | None) -> float | None:
     """The ratio where it is finite and above 0, else None."""
     return ratio if ratio is not None and math.isfinite(ratio) and ratio > 0 else None
+
+
+def shift_of(ratio: float | None) -> float | None:
+    """The ratio folded to at least 1; None where it is unknown, infinite or not positive."""
+    return None if positive(ratio) is None else fold(ratio or math.inf)
 
 
 def known(value: float | None) -> float | None:
@@ -119,13 +125,18 @@ def measured_shift(evidence: Evidence, name: str) -> Shift | None:
 def learns(evidence: Evidence, name: str) -> bool:
     """Whether a norm updates its statistics in training; a frozen one never learns the noise."""
     facts = evidence.norms.get(name)
-    site = site_of(evidence.train, name)
+    site = evidence.train_norms.get(name)
     return (facts is None or facts.live) and (site is None or site.batch_statistics)
 
 
-def site_of(flow: Flow | None, name: str) -> NormSite | None:
-    """The norm site of this name in a flow, or None."""
-    return next((site for site in flow.norms if site.name == name), None) if flow else None
+def noise_upstream(flow: Flow | None) -> dict[str, tuple[SiteId, ...]]:
+    """The names of all noise sites upstream of each norm, in order of execution."""
+    names: dict[str, list[SiteId]] = {}
+    for site in flow.noises if flow else ():
+        name = site.id
+        for norm in site.reaches:
+            names.setdefault(norm, []).append(name)
+    return {norm: tuple(sites) for norm, sites in names.items()}
 
 
 def norms_in_order(evidence: Evidence) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from varshift._sites import SiteId
+from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cures import cure
 from ._evidence import Evidence
 from ._finding import Cure, Finding, Severity
 from ._places import norm_place, norm_places
-from ._reading import fold, known, listed, norms_in_order, positive, quoted, site_of, without_none
+from ._reading import known, listed, norms_in_order, positive, quoted, without_none
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ class StatisticsNeverMoved(Rule):
         offset = known(layer.mean_offset) if layer else None
         only_training = (
             evidence.eval is not None
-            and site_of(evidence.eval, facts.name) is None
-            and site_of(evidence.train, facts.name) is not None
+            and facts.name not in evidence.eval_norms
+            and facts.name in evidence.train_norms
         )
         severity: Severity = "advice" if only_training else "warning"
         if facts.never_moved and not unreached:

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from varshift.theory import fold
+
 from . import _thresholds as thresholds
 from ._cures import cure
 from ._evidence import Evidence
 from ._finding import Finding, Severity
 from ._places import norm_place
 from ._reading import (
+    NAMED,
     RECALIBRATE,
     Shift,
-    fold,
     known,
     learns,
     measured_shift,
+    noise_upstream,
     norms_in_order,
     positive,
     quoted,
@@ -28,6 +31,7 @@ from ._reading import (
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
+    from varshift._sites import SiteId
     from varshift.model import NormFacts
     from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 
@@ -303,11 +307,13 @@ class VarianceShift(Rule):
             yield from self._predicted(evidence)
             return
         gap = _gap_share(evidence.measurement.gap)
+        upstream = noise_upstream(evidence.train)
         for name in norms_in_order(evidence):
             shift = measured_shift(evidence, name) if learns(evidence, name) else None
             severity = shift_severity(shift.blamed) if shift else None
             if shift is not None and severity is not None:
-                yield self._finding(evidence, evidence.norms[name], shift, severity, gap)
+                noise = upstream.get(name, ())
+                yield self._finding(evidence, evidence.norms[name], shift, severity, noise, gap)
 
     def _predicted(self, evidence: Evidence) -> Iterator[Finding]:
         layers = {layer.name: layer for layer in evidence.prediction.layers} if evidence.prediction else {}
@@ -332,7 +338,8 @@ class VarianceShift(Rule):
                     "predicted_local_ratio": layer.local_ratio,
                     "noise_share": layer.noise_share,
                     "prediction_confidence": layer.confidence,
-                    "noise": [str(site) for site in layer.noise],
+                    "noise": [str(site) for site in layer.noise[-NAMED:]],
+                    "noise_count": len(layer.noise),
                 },
                 cures=(_RECALIBRATE_UNSEEN, _MOVE_NOISE),
             )
@@ -343,10 +350,9 @@ class VarianceShift(Rule):
         facts: NormFacts,
         shift: Shift,
         severity: Severity,
+        noise: tuple[SiteId, ...],
         gap: dict[str, float | None],
     ) -> Finding:
-        sites = evidence.train.noises if evidence.train else ()
-        noise = list(dict.fromkeys(site.name for site in sites if facts.name in site.reaches))
         layer = shift.layer
         if shift.never_moved:
             text = (
@@ -368,7 +374,8 @@ class VarianceShift(Rule):
             evidence={
                 **shift.evidence(),
                 "mean_offset": known(layer.mean_offset),
-                "noise": noise,
+                "noise": [str(site) for site in noise[-NAMED:]],
+                "noise_count": len(noise),
                 **({"never_moved": True} if shift.never_moved else {}),
                 **gap,
             },

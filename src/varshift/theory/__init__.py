@@ -19,6 +19,7 @@ formula is not printed in the paper; it was derived for this package and is chec
 
 from __future__ import annotations
 
+from ._fold import fold as fold
 from ._independence import component_correlation as component_correlation
 from ._independence import dropped_condition as dropped_condition
 from ._independence import dropped_entropy as dropped_entropy

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from varshift import VarshiftError
-from varshift.report._files import write_atomically, write_text
+from varshift.report import write_atomically, write_text
 from varshift_lab.render._claims import CLAIMS, verdict
 from varshift_lab.render._csv import to_csv
 from varshift_lab.render._figure import draw, save

@@ -8,6 +8,7 @@ from varshift import VarshiftError
 from varshift.data import RandomReshuffleSampler
 from varshift.probe import Measurement, draw_batches
 from varshift.probe import measure as measure_states
+from varshift.theory import fold
 from varshift_lab.data import Augmentation, EpochLoader, Images, subset
 from varshift_lab.training._history import Probe
 
@@ -54,7 +55,7 @@ def shifts_of(states: Measurement) -> list[float]:
                 f"the norm '{layer.name}' has no variance shift: the variance of its input in evaluation is "
                 f"{layer.real_var} and its running variance {layer.moving_var}."
             )
-        found.append(max(layer.ratio, 1 / layer.ratio))
+        found.append(fold(layer.ratio))
     return found
 
 

@@ -43,7 +43,7 @@ def demo(
     last norm.
     """
     from varshift import VarshiftError
-    from varshift.report._files import check_writable
+    from varshift.report import check_writable
 
     for path in (out, svg):
         if path is not None:
@@ -64,9 +64,7 @@ def demo(
 def _play(run: Demo, *, out: Path, full: bool, svg: Path | None) -> None:
     from varshift.cli._console import wide_console
     from varshift.cli._progress import progress_bar
-    from varshift.report import _svg
-    from varshift.report._files import write_text
-    from varshift.report._terminal import print_report
+    from varshift.report import FORMATS, print_report, write_text
     from varshift_lab._story import tell
 
     console = wide_console()
@@ -86,7 +84,7 @@ def _play(run: Demo, *, out: Path, full: bool, svg: Path | None) -> None:
     before = examine("The sick network: varshift.check(sick, loader)", run.sick)
     before.report.to_json(out)
     if svg is not None:
-        write_text(svg, _svg.render(before.report))
+        write_text(svg, FORMATS["svg"].render(before.report))
     healthy = examine("The healthy network: varshift.check(healthy, loader)", run.healthy)
     _heading(console, "The cure: varshift.recalibrate(sick, loader)")
     handle, cure_seconds = run.recalibrate(run.sick)

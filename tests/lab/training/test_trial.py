@@ -97,7 +97,7 @@ def test_the_shift_is_that_of_a_check():
     network = TRIAL.network.build(train)
     found = shift(network, train, test, Workbench(), TRIAL.settings)
     report = vs.check(network, EpochLoader(train, 32), max_batches=4)
-    assert found["ratio"] == pytest.approx([layer["ratio"] for layer in report.to_dict()["layers"]], rel=0.05)
+    assert found["ratio"] == pytest.approx([layer.ratio for layer in report.layers], rel=0.05)
     quiet = Network.of("preresnet", depth=8, width=4, block="basic").build(train)
     assert "shift_first" not in shift(quiet, train, test, Workbench(), TRIAL.settings)
     plain = Network.of("preresnet", depth=8, width=4, block="basic", norm="none").build(train)
