@@ -137,7 +137,7 @@ def test_several_inputs():
             return self.norm(self.drop(self.a(x) + self.b(y)))
 
     report = vs.check(Two(), shape=[(4,), (3,)])
-    assert [(noise.name, noise.path, noise.nearest) for noise in report.noises] == [
+    assert [(noise.name, noise.path, noise.nearest and noise.nearest.module) for noise in report.noises] == [
         ("drop", "direct", "norm")
     ]
     data = [((torch.randn(8, 4), torch.randn(8, 3)), torch.randn(8, 6)) for _ in range(4)]

@@ -57,7 +57,7 @@ def test_stock_resnet_has_no_noise_finding(timm_net, images):
 
 def test_efficientnet_is_not_sick_by_reachability(timm_net):
     report = vs.check(timm_net("efficientnet_b0", drop_path_rate=0.2), shape=(3, 64, 64))
-    reached = {name for noise in report.noises for name in noise.reaches}
+    reached = {row.name for noise in report.noises for row in report.reached_by(noise)}
     assert (len(reached), len(report.layers)) == (40, 49)
     assert not [finding for finding in report.findings if finding.severity == "error"]
 
