@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import varshift as vs
 
@@ -23,6 +24,20 @@ class Two(One):
         return super().forward(x) * mask
 
 
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.drop, self.norm = nn.GRU(3, 4, batch_first=True), nn.Dropout(0.5), nn.BatchNorm1d(4)
+
+    def forward(self, rows: PackedSequence) -> Tensor:
+        return self.norm(self.drop(self.rnn(rows)[1][0]))
+
+
+def packed() -> PackedSequence:
+    lengths = torch.tensor([5, 3, 2, 4])
+    return pack_padded_sequence(torch.randn(4, 5, 3), lengths, batch_first=True, enforce_sorted=False)
+
+
 def first_shape(report):
     return report.data, [row.reached for row in report.layers], len(report.noises)
 
@@ -36,9 +51,19 @@ def first_shape(report):
         (One(), {"image": X}, None),
         (Two(), (X, torch.ones(12, 1)), None),
         (Two(), {"x": X, "mask": torch.ones(12, 1)}, None),
+        (Packed(), packed(), None),
         (One(), (Y, X), lambda model, batch: model(batch[1])),
     ],
-    ids=["tensor", "tuple of one", "mapping", "mapping of one", "two inputs", "two by name", "own forward"],
+    ids=[
+        "tensor",
+        "tuple of one",
+        "mapping",
+        "mapping of one",
+        "two inputs",
+        "two by name",
+        "packed rows",
+        "own forward",
+    ],
 )
 def test_inputs_alone_are_an_example(network, data, forward):
     report = vs.check(network, data, forward=forward)
@@ -46,10 +71,20 @@ def test_inputs_alone_are_an_example(network, data, forward):
     assert report.to_json() == vs.check(network, example_inputs=data, forward=forward).to_json()
 
 
+class Indexed:
+    """A loader that is gone through by index, with tensors of its own."""
+
+    def __init__(self) -> None:
+        self.inputs = X
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.inputs[[index, -index]]  # ends with an IndexError, as sequences do
+
+
 @pytest.mark.parametrize(
     "data",
-    [[X, X], [(X, Y)], ((X, Y), (X, Y)), iter([(X, Y)])],
-    ids=["of tensors", "of pairs", "tuple of pairs", "iterator"],
+    [[X, X], [(X, Y)], ((X, Y), (X, Y)), iter([(X, Y)]), Indexed()],
+    ids=["of tensors", "of pairs", "tuple of pairs", "iterator", "indexed"],
 )
 def test_lists_and_iterables_are_loaders(data):
     assert vs.check(One(), data, select=["VS302"]).data is not None

@@ -8,35 +8,36 @@ from typing import Any
 from torch import Tensor, nn
 
 from varshift._errors import DataError
-from varshift.model import Forward, read_call
+from varshift.model import Forward, is_whole, read_call
 
 
 def is_example(network: nn.Module, data: Any, forward: Forward | None) -> bool:
     """Whether data are one example input rather than a loader.
 
-    A tensor is an example input, and so is a tuple or a mapping of tensors that the network takes as it is.
-    Anything else is a loader: a list, too, holds batches.
+    A tensor is an example input, and so are a tuple of tensors, a mapping with tensors and an object that is
+    one batch (a graph, a packed sequence), where the network takes all of it. Anything else is a loader; so
+    is a list.
 
     Raises:
         DataError: If the data are one batch with targets, which is neither.
     """
     if isinstance(data, Tensor):
         return True
-    values: list[Any] = []
-    if isinstance(data, Mapping):
-        values = [value for value in data.values() if isinstance(value, Tensor)]
-    elif isinstance(data, tuple) and all(isinstance(item, Tensor) for item in data):
-        values = list(data)
-    if not values:
+    if not (is_whole(data) or _holds_tensors(data)):
         return False
-    if forward is not None:  # only the user's function knows what is a target
+    # Only the user's own function knows what is a target.
+    if forward is not None or read_call(network, data).targets is None:
         return True
-    call = read_call(network, data)
-    if call.targets is None:
-        return True
-    count = len(call.args) + len(call.kwargs)
     raise DataError(
-        f"loader is a {type(data).__name__} of {len(values)} tensors, and {type(network).__name__} takes "
-        f"{count} of them: this looks like one batch with targets. Wrap it in a list, [batch], to measure on "
-        "it, or pass its inputs alone as an example."
+        f"loader is a {type(data).__name__} that holds tensors, more than {type(network).__name__} takes as "
+        "inputs: this looks like one batch with targets. Wrap it in a list, [batch], to measure on it, or "
+        "pass its inputs alone as an example."
     )
+
+
+def _holds_tensors(data: Any) -> bool:
+    if isinstance(data, Mapping):
+        return any(isinstance(value, Tensor) for value in data.values())
+    if not isinstance(data, tuple) or not any(isinstance(item, Tensor) for item in data):
+        return False
+    return all(item is None or isinstance(item, Tensor) for item in data)  # a packed sequence may hold None

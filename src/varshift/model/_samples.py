@@ -109,7 +109,8 @@ def take_samples(batch: Any, count: int, *, size: int | None = None, axis: int =
 
 def is_whole(batch: Any) -> bool:
     """Whether something is one batch as an object, even where one can iterate over it."""
-    return is_graph(batch) or (is_object(batch) and not hasattr(batch, "__iter__"))
+    loops = hasattr(batch, "__iter__") or hasattr(batch, "__getitem__")
+    return is_graph(batch) or (is_object(batch) and not loops)
 
 
 def is_joinable(batch: Any) -> bool:
