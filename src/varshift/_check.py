@@ -44,7 +44,8 @@ def check(
     what the modules say about themselves is looked at. Only what the selected rules need is run. The report
     says what could not be seen.
 
-    The model is left exactly as it was found: flags, buffers, hooks and random states.
+    No pass runs on the model itself, but on a copy of it. Model, data, random states and the loader's
+    generators are left exactly as they were found.
 
     Args:
         model: The model; compiled models and data-parallel wrappers are unwrapped.

@@ -76,7 +76,7 @@ def test_weights_merged_for_evaluation_are_split_again(batches, training):
         torch.testing.assert_close(net[1].weight, weight)
 
 
-def test_a_train_method_that_fails_does_not_keep_flags_and_buffers_from_being_restored(net):
+def test_a_model_is_restored_without_its_own_methods_which_may_fail(net):
     class Fragile(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -90,14 +90,11 @@ def test_a_train_method_that_fails_does_not_keep_flags_and_buffers_from_being_re
     model = Fragile(net).train()
     before = copy.deepcopy(model.state_dict())
 
-    def spoil():
-        with preserved(model):
-            model.eval()
-            net[2].running_mean += 1
-            model.broken = True
-
-    with pytest.raises(RuntimeError, match="no way back"):
-        spoil()
+    with preserved(model):
+        model.eval()
+        net[2].running_mean += 1
+        model.broken = True
+    assert not model.broken
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

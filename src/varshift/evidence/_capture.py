@@ -8,7 +8,7 @@ from typing import Any
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
-from varshift.flow import capture
+from varshift.flow import capture_in_place
 from varshift.moments import samples_for_prediction
 
 _SAMPLES = 2
@@ -43,7 +43,7 @@ class CaptureProvider(Provider):
         subject.announce("capturing the network")
         predicts = "prediction" in wanted and subject.learned
         samples = samples_for_prediction(example) if predicts else _SAMPLES
-        captured = capture(subject.network, example, forward=subject.forward, samples=samples)
+        captured = capture_in_place(subject.shadow.fresh(), example, forward=subject.forward, samples=samples)
         subject.captured, subject.captured_example, subject.captured_samples = captured, example, samples
         limits.extend(captured.limits)
         return {"train": captured.train, "eval": captured.eval}

@@ -14,7 +14,7 @@ from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import KINDS, Evidence, EvidenceRun, Kind
 from varshift.flow import CaptureMethod
-from varshift.model import preserved
+from varshift.model import one_at_a_time, shadowed
 
 # In the order in which they run: each after those that it needs or reads.
 PROVIDERS: tuple[Provider, ...] = (
@@ -68,13 +68,13 @@ class Gathering:
         todo = [provider for provider in todo if not self._reasons[provider.kind]]
         for provider in todo:
             provider.require(self._subject)
-        with preserved(self._subject.network, seed=self._subject.seed):
+        subject = self._subject
+        with one_at_a_time, shadowed(subject.network, seed=subject.seed) as shadow, shadow, shadow:
+            shadow.keep(subject.loader)
+            subject.shadow = shadow
+            self.limits.extend(limit for limit in shadow.limits if limit not in self.limits)
             self._draw(todo, with_needs(later))
             for provider in todo:
-                if not provider.guards_itself:
-                    self._make(provider, wanted)
-        for provider in todo:
-            if provider.guards_itself:
                 self._make(provider, wanted)
 
     def runs(self) -> tuple[EvidenceRun, ...]:
@@ -97,6 +97,7 @@ class Gathering:
             subject.draw(max([count, *possible]))
 
     def _make(self, provider: Provider, wanted: frozenset[Kind]) -> None:
+        self._subject.shadow.fresh()
         try:
             fields = provider.make(self._subject, self.evidence, wanted, self.limits)
         except NotMade as answer:

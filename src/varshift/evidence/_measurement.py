@@ -9,7 +9,7 @@ from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
 from varshift.model import require_values
-from varshift.probe import measure
+from varshift.probe import measure_shadow
 
 
 class MeasurementProvider(Provider):
@@ -19,7 +19,6 @@ class MeasurementProvider(Provider):
     makes = "the shift at every norm, the gap by cause, whether outputs repeat and depend on batch mates"
     inputs = "a loader"
     cost = "five passes over the batches, and three of at most eight samples"
-    guards_itself = True
 
     def require(self, subject: Subject) -> None:
         """Weights without values cannot be run."""
@@ -45,8 +44,8 @@ class MeasurementProvider(Provider):
     ) -> Mapping[str, Any]:
         """Measures."""
         subject.settle(limits, measures=True)
-        measurement = measure(
-            subject.network,
+        measurement = measure_shadow(
+            subject.shadow,
             subject.calls,
             forward=subject.forward,
             loss=subject.loss,

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind, ModeFacts
-from varshift.model import Norm, norm_facts
+from varshift.model import Norm, find_norms, norm_facts
 
 
 class ModulesProvider(Provider):
@@ -27,10 +27,12 @@ class ModulesProvider(Provider):
     ) -> Mapping[str, Any]:
         """Reads the modules; noise modules of other classes than torch's are known from the capture."""
         noises = evidence.train.noises if evidence.train else ()
-        modes = mode_facts(subject.network, subject.norms, [noise.name for noise in noises])
-        subject.network.train(True)
-        norms = {norm.name: norm_facts(norm, live=norm.module.training) for norm in subject.norms}
-        return {"modes": modes, "norms": norms}
+        network = subject.shadow.network
+        norms = find_norms(network)
+        modes = mode_facts(network, norms, [noise.name for noise in noises])
+        network.train(True)
+        facts = {norm.name: norm_facts(norm, live=norm.module.training) for norm in norms}
+        return {"modes": modes, "norms": facts}
 
 
 def mode_facts(model: nn.Module, norms: Sequence[Norm], noise_names: Sequence[str] = ()) -> ModeFacts:

@@ -23,7 +23,6 @@ class Provider(ABC):
         inputs: What the user has to pass for it, in a few words.
         cost: What it costs, in passes of the network.
         needs: Evidence that it is made from.
-        guards_itself: Whether it restores the network by itself; all others run under one guard.
     """
 
     kind: ClassVar[Kind]
@@ -31,7 +30,6 @@ class Provider(ABC):
     inputs: ClassVar[str]
     cost: ClassVar[str]
     needs: ClassVar[tuple[Kind, ...]] = ()
-    guards_itself: ClassVar[bool] = False
 
     def require(self, subject: Subject) -> None:  # noqa: B027 - most have nothing to require
         """Raises an error for what is known to go wrong, before anything is drawn or run."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from varshift.model import Call, Forward, Norm, Reader, find_norms
+from varshift.model import Call, Forward, Norm, Reader, Shadow, find_norms
 from varshift.probe import batch_size_of, draw_batches, model_device, try_readings
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Subject:
     Attributes:
         network: The unwrapped network.
         norms: Its norms.
+        shadow: What passes run on in place of the network, while evidence is made.
         batches: The batches that were drawn from the loader.
         reader: Makes calls of them.
         captured: The capture, once there is one, with the example and the number of samples that it used.
@@ -47,6 +48,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.device = self.device or model_device(self.network)
         self.norms: tuple[Norm, ...] = find_norms(self.network)
+        self.shadow: Shadow
         self.batches: tuple[Any, ...] = ()
         self.reader = Reader(self.network, self.forward)
         self._settled: set[bool] = set()
@@ -93,7 +95,7 @@ class Subject:
             return
         self._settled.add(measures)
         trial = try_readings(
-            self.network,
+            self.shadow,
             self.reader,
             self.batches,
             forward=self.forward,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -21,10 +20,11 @@ from varshift.model import (
     Forward,
     canonical_names,
     clone,
-    copy_model,
     model_failure,
+    one_at_a_time,
     place_of,
     read_call,
+    shadowed,
     shapes_of,
     short_message_of,
     unwrap,
@@ -71,15 +71,8 @@ def capture(
         raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
     network = unwrap(model)
     _require_shapes(network)
-    try:
-        copied = copy_model(network)
-    except Exception as error:  # whatever a user's __deepcopy__ may raise
-        limit = f"The model cannot be copied ({short_message_of(error)}): it was run itself, then restored."
-        with _restored(network), _random_state():
-            return _Session(network, batch, forward, samples, (limit,), None).run()
-    _run_eagerly(copied)
-    with _random_state():
-        return _Session(copied, batch, forward, samples, (), None).run()
+    with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
+        return _Session(shadow.network, batch, forward, samples, shadow.limits, None).run()
 
 
 def capture_in_place(
@@ -239,14 +232,6 @@ def _require_shapes(model: nn.Module) -> None:
         )
 
 
-def _run_eagerly(model: nn.Module) -> None:
-    """Lets compiled parts of a copy run the module inside: compiled code refuses to be recorded."""
-    for module in model.modules():
-        inner = getattr(module, "_orig_mod", None)
-        if isinstance(inner, nn.Module) and inner is not module:
-            module.__dict__["forward"] = inner._call_impl
-
-
 def _compiled(error: BaseException) -> bool:
     """Whether an error was raised by the compiler."""
     trace = error.__traceback__
@@ -277,39 +262,7 @@ def _doubled(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
 
 
-@contextlib.contextmanager
-def _random_state() -> Iterator[None]:
-    """Leaves every random generator as it was."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
-
-
 def _random_position() -> tuple[Any, bytes, int]:
     """Where the random generators of Python and NumPy stand."""
     state: Any = np.random.get_state()
     return random.getstate(), state[1].tobytes(), int(state[2])
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Restores training flags, buffers and parameters bit for bit."""
-    flags = {module: module.training for module in model.modules()}
-    slots = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
-    try:
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
-        for live, saved in slots:
-            live.clear()
-            live.update(saved)
-        with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)

@@ -1,135 +1,109 @@
-"""Leaves a model exactly as it was found: flags, buffers, hooks and random state, whatever happens inside."""
+"""Guards: whatever happens inside, random states and, where need be, a model are afterwards what they were."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from varshift._errors import VarshiftError
+from varshift.model._interrupts import protected, release_signals, watch_signals
+from varshift.model._random import keep_generators, keep_process_generators, seed_all
+from varshift.model._snapshot import Snapshot
+from varshift.model._tensors import copier_for
 
-class _Buffer:
-    """One buffer and its value, written back only when something wrote to it."""
+_Self = TypeVar("_Self", bound="Guard")
 
-    def __init__(self, module: nn.Module, name: str, tensor: Tensor) -> None:
-        self.module, self.name, self.tensor = module, name, tensor
-        self.copy = tensor.detach().clone()
-        self.version = _version(tensor)
-
-    def restore(self) -> None:
-        if self.module._buffers.get(self.name) is not self.tensor:
-            self.module._buffers[self.name] = self.tensor
-        # A batch norm's own kernel writes its statistics without counting it as a write.
-        if _version(self.tensor) != self.version or not torch.equal(self.tensor, self.copy):
-            write(self.tensor, self.copy)
+# The process's random states belong to one check at a time; others wait for their turn.
+one_at_a_time = threading.RLock()
 
 
-def write(tensor: Tensor, value: Tensor) -> None:
-    """Overwrites a buffer in place, wherever it was made."""
-    # A tensor made in inference mode can be written to in inference mode only.
-    context = torch.inference_mode() if tensor.is_inference() else torch.no_grad()
-    with context:
-        tensor.copy_(value)
+class RestoreError(VarshiftError):
+    """Something could not be put back."""
 
 
-def _version(tensor: Tensor) -> int | None:
-    try:
-        return tensor._version
-    except RuntimeError:  # inference tensors do not count their writes
-        return None
+class Guard:
+    """Puts things back at the end of a ``with`` block, the last one first, each on its own, whatever raises.
 
+    Signals that arrive meanwhile (Ctrl-C) are delivered right after. Entering the same guard again inside
+    itself does nothing but lead past its end once more: what an exception out of nowhere kept the inner end
+    from putting back, the outer one does. `one_at_a_time` is held by those who call for all of that::
 
-class Snapshot:
-    """Training flags and buffers of a model at one moment.
+        with one_at_a_time, Guard(seed=0) as guard, guard:
+            ...
 
     Args:
-        model: The model.
+        seed: Seeds the process's generators inside, so that what happens there can be repeated.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self._flags = [(module, module.training) for module in modules]
-        self._buffers = [
-            _Buffer(module, name, tensor)
-            for module in modules
-            for name, tensor in module._buffers.items()
-            if tensor is not None and not tensor.is_meta
-        ]
+    def __init__(self, *, seed: int | None = None) -> None:
+        self._seed = seed
+        self._depth = 0
+        self._restores: list[Callable[[], None]] = []
 
-    def restore_buffers(self) -> None:
-        """Gives every buffer its value back, bit for bit."""
-        for buffer in self._buffers:
-            buffer.restore()
+    @protected
+    def __enter__(self: _Self) -> _Self:
+        self._depth += 1
+        if self._depth == 1:
+            try:
+                watch_signals(self)
+                self._begin()
+            except BaseException:
+                self._close()
+                raise
+        return self
 
-    def wrote(self, tensor: Tensor) -> bool:
-        """Whether something wrote other values into a buffer since the snapshot."""
-        for buffer in self._buffers:
-            if buffer.tensor is tensor:
-                current = buffer.module._buffers.get(buffer.name)
-                return current is not tensor or not torch.equal(tensor, buffer.copy)
-        return True
+    @protected
+    def __exit__(self, *error: object) -> None:
+        self._close()
 
-    def restore(self) -> None:
-        """Gives every flag and buffer its value back, bit for bit."""
-        root, training = self._flags[0]
+    def keep(self, *holders: Any) -> None:
+        """Keeps the generators that these objects hold, and how far their samplers are."""
+        for restore in keep_generators(*holders):
+            self._restores.append(restore)
+
+    def _begin(self) -> None:
+        for restore in keep_process_generators():
+            self._restores.append(restore)
+        if self._seed is not None:
+            seed_all(self._seed)
+
+    @protected
+    def _close(self) -> None:
+        errors: list[Exception] = []
         try:
-            if root.training != training:
-                # Models that do more than flip a flag (merge and split adapters, say) undo it by themselves.
-                root.train(training)
+            while self._restores:
+                try:
+                    self._restores[-1]()
+                except Exception as error:
+                    errors.append(error)
+                self._restores.pop()
         finally:
-            for module, training in self._flags:
-                if module.training != training:
-                    module.training = training
-            self.restore_buffers()
+            release_signals(self)
+        if errors:
+            first = errors[0]
+            raise RestoreError(
+                f"{len(errors)} of the things that a check keeps could not be put back as they were; the first "
+                f"said {type(first).__name__}: {first}. Build the model again, or load its weights, to be sure."
+            ) from first
 
 
-@contextmanager
-def preserved(model: nn.Module, *, seed: int | None = None) -> Iterator[Snapshot]:
-    """Restores the model's flags and buffers and all global random states on the way out, also on errors.
+class preserved(Guard):  # noqa: N801 - used as a function
+    """Restores a model and all global random states on the way out, also on errors.
 
     Args:
-        model: The model.
+        model: The model, run inside as it is.
         seed: Seeds all generators inside, so that what happens there can be repeated.
     """
-    snapshot = Snapshot(model)
-    states = _random_states()
-    try:
-        if seed is not None:
-            _seed(seed)
-        yield snapshot
-    finally:
-        snapshot.restore()
-        _restore_random_states(states)
 
+    def __init__(self, model: nn.Module, *, seed: int | None = None) -> None:
+        super().__init__(seed=seed)
+        self._model = model
+        self.snapshot: Snapshot | None = None
 
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _random_states() -> dict[str, Any]:
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _restore_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    np.random.set_state(states["numpy"])
-    random.setstate(states["python"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
-    if "mps" in states:
-        torch.mps.set_rng_state(states["mps"])
+    def _begin(self) -> None:
+        self.snapshot = Snapshot(self._model, copier_for(self._model))
+        self._restores.append(self.snapshot.restore)
+        super()._begin()

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+# Wrappers that hold the network as `module`, by name: most are imported only by those who use them.
+_WRAPPERS = frozenset(
+    [
+        *("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"),
+        *("AveragedModel", "DeepSpeedEngine"),
+    ]
+)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile` and data-parallel wrappers, however deeply nested."""
+    """The module inside wrappers of `torch.compile`, data parallelism and averaging, however deeply nested."""
     while True:
-        inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module) and _is_parallel(model):
-            inner = getattr(model, "module", None)
-        if not isinstance(inner, nn.Module) or inner is model:
+        inner = inside_wrapper(model)
+        if inner is None or inner is model:
             return model
         model = inner
 
 
-def _is_parallel(model: nn.Module) -> bool:
-    parallel: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    if isinstance(model, parallel):
-        return True
-    # FullyShardedDataParallel and third-party wrappers follow the same convention but are imported lazily.
-    names = {base.__name__ for base in type(model).__mro__}
-    return bool(names & {"FullyShardedDataParallel", "DistributedDataParallel", "DeepSpeedEngine"})
+def inside_wrapper(model: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps; None for any other module."""
+    # Looked up where modules are registered: a module of the user's may pass attributes of others on.
+    inner = vars(model).get("_modules", {}).get("_orig_mod")
+    if isinstance(inner, nn.Module):
+        return inner
+    if _WRAPPERS.isdisjoint(base.__name__ for base in type(model).__mro__):
+        return None
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def compiled_from(function: Any) -> Any:
+    """The function that `torch.compile` was applied to; None if it was not."""
+    if isinstance(function, nn.Module):
+        return None
+    inner = getattr(function, "_torchdynamo_orig_callable", None)
+    return inner if callable(inner) else None
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
@@ -44,47 +58,3 @@ def canonical_tensor(names: dict[str, str], path: str) -> str:
     owner, _, leaf = path.rpartition(".")
     owner = names.get(owner, owner)
     return f"{owner}.{leaf}" if owner else leaf
-
-
-def copy_model(model: nn.Module, *, share: bool = False) -> nn.Module:
-    """A deep copy; tensors that torch refuses to copy (results of autograd) are detached in it.
-
-    Args:
-        model: The module.
-        share: Let parameters and buffers share their memory with the original, which saves copying it. The
-            copy must then not be run on real tensors.
-    """
-    memo: dict[int, Any] = {}
-    if share:
-        for parameter in model.parameters():
-            if type(parameter) is nn.Parameter:
-                memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
-        for buffer in model.buffers():
-            if type(buffer) is Tensor:
-                memo[id(buffer)] = buffer.detach()
-    for module in model.modules():
-        for value in vars(module).values():
-            for tensor in _tensors(value):
-                if not tensor.is_leaf and id(tensor) not in memo:
-                    memo[id(tensor)] = tensor.detach().clone()
-    with torch.no_grad():
-        return copy.deepcopy(model, memo)
-
-
-def switches_quietly(model: nn.Module) -> bool:
-    """Whether `train()` and `eval()` set flags only (a module may merge weights there, as LoRA layers do)."""
-    return all(
-        type(module).train is nn.Module.train and type(module).eval is nn.Module.eval
-        for module in model.modules()
-    )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)

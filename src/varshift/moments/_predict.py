@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varshift._errors import DataError, ModelError
-from varshift.flow import Flow, capture
+from varshift.flow import Flow, capture_in_place
 from varshift.model import (
     Call,
     Forward,
@@ -18,9 +18,11 @@ from varshift.model import (
     is_joinable,
     is_whole,
     map_tensors,
+    network_of,
+    one_at_a_time,
     read_call,
+    shadowed,
     tensors,
-    unwrap,
 )
 
 from ._prediction import Prediction
@@ -87,21 +89,22 @@ def predict(
         abstract was available; anchoring is this package's own.
     """
     _check_arguments(model, data, shape, method, seed)
-    network = unwrap(model)
+    network = network_of(model)
     real = data is not None and method != "anchored"
-    with torch.random.fork_rng(devices=[]):
+    with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
+        shadow.keep(data)
         batch = _examples(network, _shapes(shape)) if data is None else _gather(data, _MANY)
-    call = read_call(network, batch, forward)
-    count, most = (sample_count(call, real, gates=gates) for gates in (False, True))
-    if real:
-        for tensor in input_tensors(call, most):
-            _require_finite(tensor)
-    captured = capture(network, call, forward=forward, samples=count)
-    if captured.train is not None and count < most and gated(captured.train):
-        count = most
-        captured = capture(network, call, forward=forward, samples=count)
-    inputs = [] if captured.train is None else captured_inputs(captured.train, call, count)
-    return Session.of(network, captured, inputs, real=real, seed=seed).predict({})
+        call = read_call(network, batch, forward)
+        count, most = (sample_count(call, real, gates=gates) for gates in (False, True))
+        if real:
+            for tensor in input_tensors(call, most):
+                _require_finite(tensor)
+        captured = capture_in_place(shadow.network, call, forward=forward, samples=count)
+        if captured.train is not None and count < most and gated(captured.train):
+            count = most
+            captured = capture_in_place(shadow.fresh(), call, forward=forward, samples=count)
+        inputs = [] if captured.train is None else captured_inputs(captured.train, call, count)
+        return Session.of(network, captured, inputs, real=real, seed=seed).predict({})
 
 
 def _check_arguments(model: Any, data: Any, shape: Any, method: Any, seed: Any) -> None:

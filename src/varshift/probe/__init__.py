@@ -5,6 +5,7 @@ from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss
 from varshift.probe._measure import draw_batches as draw_batches
 from varshift.probe._measure import measure as measure
+from varshift.probe._measure import measure_shadow as measure_shadow
 from varshift.probe._pass import Progress as Progress
 from varshift.probe._recalibrate import LayerChange as LayerChange
 from varshift.probe._recalibrate import Recalibration as Recalibration

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from varshift._errors import DataError
-from varshift.model import batch_size, first_tensor, is_whole, move
+from varshift.model import batch_size, first_tensor, is_whole, move, own_iteration
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -74,7 +74,7 @@ def draw(
             "not like several. Wrap it in a list: [batch]."
         )
     count = 0
-    for batch in islice(iter(loader), max_batches):
+    for batch in islice(iter(own_iteration(loader)), max_batches):
         if first_tensor(batch) is None and not hasattr(batch, "__dict__"):
             raise DataError(
                 f"batch {count} is a {type(batch).__name__} without any tensor: expected a tensor, "

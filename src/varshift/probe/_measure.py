@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from varshift.model import (
     Call,
     Forward,
-    Norm,
     Reader,
-    Snapshot,
+    Shadow,
     find_norms,
     network_of,
-    preserved,
+    one_at_a_time,
     primary_output,
     require_values,
+    seed_all,
+    shadowed,
 )
 from varshift.probe._compare import compare_outputs
 from varshift.probe._gap import StateLosses, build_gap
@@ -81,10 +82,33 @@ def measure(
     """
     network = network_of(model)
     require_values(network)
-    norms = find_norms(network)
-    with preserved(network, seed=seed) as snapshot, eager():
-        probe = _Probe(network, norms, batches, forward, loss, estimator, snapshot, progress)
-        return probe.measure()
+    with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
+        return measure_shadow(
+            shadow,
+            batches,
+            forward=forward,
+            loss=loss,
+            estimator=estimator,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def measure_shadow(
+    shadow: Shadow,
+    batches: Sequence[Any],
+    *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    estimator: Estimator = "pooled",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Measurement:
+    """`measure` on a shadow that there is already."""
+    shadow.fresh()
+    seed_all(seed)
+    with eager():
+        return _Probe(shadow, batches, forward, loss, estimator, progress).measure()
 
 
 @dataclass
@@ -100,23 +124,22 @@ class _Result:
 class _Probe:
     def __init__(
         self,
-        network: nn.Module,
-        norms: tuple[Norm, ...],
+        shadow: Shadow,
         batches: Sequence[Any],
         forward: Forward | None,
         loss: Loss | None,
         estimator: Estimator,
-        snapshot: Snapshot,
         progress: Progress | None,
     ) -> None:
-        self._network, self._norms = network, norms
-        reader = Reader(network, forward)
+        self._shadow, self._network = shadow, shadow.network
+        self._norms = find_norms(self._network)
+        reader = Reader(self._network, forward)
         self._calls = [batch if isinstance(batch, Call) else reader.read(batch) for batch in batches]
         self._forward, self._loss = forward, loss
         self._estimator: Estimator = estimator
-        self._snapshot, self._progress = snapshot, progress
+        self._progress = progress
         self._done, self._passes = 0, 5
-        self._live, self._by_hand = live_norms(network, norms, forward, self._calls[0], snapshot)
+        self._live, self._by_hand = live_norms(shadow, self._norms, forward, self._calls[0])
 
     def measure(self) -> Measurement:
         """Runs all states and works out the figures."""
@@ -132,7 +155,7 @@ class _Probe:
         sizes = [call.size for call in self._calls]
         set_noise(self._network, self._norms, False)
         compared = compare_outputs(self._calls[0], self._output)
-        self._snapshot.restore_buffers()
+        self._shadow.fresh()
         layers = measure_layers(
             self._norms,
             train.tap,
@@ -201,7 +224,7 @@ class _Probe:
                 if self._progress is not None:
                     self._progress(f"state {state}", self._done, self._passes * len(self._calls))
         finally:
-            self._snapshot.restore_buffers()
+            self._shadow.fresh()
         return result
 
     def _write_by_hand(self, statistics: Statistics) -> None:

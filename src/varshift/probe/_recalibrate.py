@@ -13,13 +13,18 @@ from varshift._errors import ModelError
 from varshift.model import (
     Call,
     Forward,
+    Guard,
     Norm,
     Reader,
-    Snapshot,
+    Shadow,
     find_norms,
     network_of,
-    preserved,
+    one_at_a_time,
+    protected,
+    release_signals,
     require_values,
+    shadowed,
+    watch_signals,
     write,
 )
 from varshift.moments import stated_shape
@@ -80,12 +85,15 @@ class Recalibration:
         batches: int,
         samples: int,
         converged: bool | None,
-        old: Sequence[_Value] = (),
+        changes: Sequence[_Value] = (),
         shape: Any = None,
     ) -> None:
         self.layers, self.batches, self.samples, self.converged = layers, batches, samples, converged
         self.shape = shape
-        self._old = tuple(old)
+        self._new = tuple(changes)
+        self._old = tuple(
+            (module, name, getattr(module, name).detach().clone()) for module, name, _ in changes
+        )
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -95,6 +103,18 @@ class Recalibration:
     def undo(self) -> None:
         """Gives every norm the statistics back that it had before, bit for bit."""
         _assign(self._old)
+
+    def _apply(self) -> Recalibration:
+        """Writes the new statistics: all of them or, whatever raises, none."""
+        try:
+            _assign(self._new)
+            return self
+        except BaseException:
+            try:
+                self.undo()
+            finally:
+                self.undo()
+            raise
 
     def __repr__(self) -> str:
         updated = sum(layer.updated for layer in self.layers)
@@ -183,27 +203,30 @@ def recalibrate(
     if not norms:
         return Recalibration((), 0, 0, None if stop is None else True)
     if loader is None:
-        with preserved(network):
+        with one_at_a_time, Guard() as guard, guard, guard:
             shape = stated_shape(network, forward) if shape is None else shape
             found, reasons = predicted_statistics(network, norms, shape, forward)
-            by_name = {norm.name: norm for norm in norms}
-            statistics = {
-                name: (
-                    _fit(by_name[name], by_name[name].mean, mean),
-                    _fit(by_name[name], by_name[name].var, var),
-                )
-                for name, (mean, var) in found.items()
-            }
-        layers, old = _write(norms, statistics, reasons, None)
-        return Recalibration(layers, 0, 0, None, old, shape)
+        by_name = {norm.name: norm for norm in norms}
+        statistics = {
+            name: (
+                _fit(by_name[name], by_name[name].mean, mean),
+                _fit(by_name[name], by_name[name].var, var),
+            )
+            for name, (mean, var) in found.items()
+        }
+        layers, changes = _changes(norms, statistics, reasons, None)
+        return Recalibration(layers, 0, 0, None, changes, shape)._apply()
     ranks = Ranks(process_group)
-    with preserved(network) as snapshot, eager():
-        collector = _Collector(network, norms, forward, snapshot, noise, estimator, stop)
-        collector.run(loader, max_batches, ranks, progress)
-        statistics, reasons = _estimates(collector, norms, estimator, ranks)
-        counted = round(sum(float(part) for part in ranks.gather(torch.tensor(float(collector.batches)))))
-    layers, old = _write(norms, statistics, reasons, counted)
-    return Recalibration(layers, collector.batches, collector.samples, stop.reached if stop else None, old)
+    with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
+        shadow.keep(loader)
+        with eager():
+            collector = _Collector(shadow, forward, noise, estimator, stop)
+            collector.run(loader, max_batches, ranks, progress)
+            statistics, reasons = _estimates(collector, norms, estimator, ranks)
+            counted = round(sum(float(n) for n in ranks.gather(torch.tensor(float(collector.batches)))))
+    layers, changes = _changes(norms, statistics, reasons, counted)
+    reached = stop.reached if stop else None
+    return Recalibration(layers, collector.batches, collector.samples, reached, changes)._apply()
 
 
 class _Collector:
@@ -211,21 +234,20 @@ class _Collector:
 
     def __init__(
         self,
-        network: nn.Module,
-        norms: tuple[Norm, ...],
+        shadow: Shadow,
         forward: Forward | None,
-        snapshot: Snapshot,
         noise: bool,
         estimator: Estimator,
         stop: Stop | None,
     ) -> None:
-        self._network, self._norms, self._forward, self._snapshot = network, norms, forward, snapshot
+        self._shadow, self._network, self._forward = shadow, shadow.network, forward
+        self._norms = find_norms(self._network)
         self._noise, self._stop = noise, stop
         self._average, self._series = estimator == "ema", stop is not None
         self._watch = FiniteWatch()
-        self._reader = Reader(network, forward)
+        self._reader = Reader(self._network, forward)
         self.live: frozenset[str] = frozenset()
-        self.tap = Tap(norms, "batch", average=self._average, series=self._series)
+        self.tap = Tap(self._norms, "batch", average=self._average, series=self._series)
         self.batches = self.samples = 0
 
     def run(
@@ -271,7 +293,7 @@ class _Collector:
         self._watch.look(number, batch)
         if number == 0:
             several = len(self._reader.readings(batch)) > 1
-            try_readings(self._network, self._reader, [batch], forward=self._forward, compares=several)
+            try_readings(self._shadow, self._reader, [batch], forward=self._forward, compares=several)
         call = self._reader.read(batch)
         if number == 0:
             self._prepare(call)
@@ -281,7 +303,7 @@ class _Collector:
         return True
 
     def _prepare(self, call: Call) -> None:
-        self.live, by_hand = live_norms(self._network, self._norms, self._forward, call, self._snapshot)
+        self.live, by_hand = live_norms(self._shadow, self._norms, self._forward, call)
         self.tap.live = self.live
         set_noise(self._network, self._norms, self._noise, by_hand)
 
@@ -308,7 +330,9 @@ def _estimates(
     """New statistics by norm name, and for the other norms the reason why they have none."""
     statistics: _Statistics = {}
     reasons: dict[str, str] = {}
-    for members, slices, moments in collector.tap.moments:
+    own = {norm.name: norm for norm in norms}
+    for stand_ins, slices, moments in collector.tap.moments:
+        members = [own[norm.name] for norm in stand_ins]
         count, mean, var = _bank_estimate(members, moments, estimator, ranks)
         for norm in members:
             part = slices[norm.name]
@@ -356,42 +380,44 @@ def _fit(norm: Norm, buffer: Tensor, values: Tensor) -> Tensor:
     )
 
 
-def _write(
+def _changes(
     norms: Sequence[Norm], statistics: _Statistics, reasons: dict[str, str], batches: int | None
 ) -> tuple[tuple[LayerChange, ...], list[_Value]]:
-    before = [(_channel_mean(norm.mean), _channel_mean(norm.var)) for norm in norms]
+    """What is to be written, and what that does to each norm."""
     changes: list[_Value] = []
+    layers: list[LayerChange] = []
     for norm in norms:
-        if norm.name in statistics:
-            mean, var = statistics[norm.name]
-            changes += [(norm.module, norm.mean_name, mean), (norm.module, norm.var_name, var)]
-            counter = norm.module._buffers.get("num_batches_tracked")
-            if counter is not None and batches is not None:
-                changes.append((norm.module, "num_batches_tracked", torch.full_like(counter, batches)))
-    old = [(module, name, getattr(module, name).detach().clone()) for module, name, _ in changes]
-    try:
-        _assign(changes)
-    except BaseException:  # an interrupt between two norms must not leave half of them changed
-        _assign(old)
-        raise
-    layers = [
-        LayerChange(
-            norm.name,
-            type(norm.module).__name__,
-            norm.name in statistics,
-            reasons.get(norm.name),
-            *first,
-            _channel_mean(norm.mean),
-            _channel_mean(norm.var),
+        mean, var = statistics.get(norm.name, (norm.mean, norm.var))
+        layers.append(
+            LayerChange(
+                norm.name,
+                type(norm.module).__name__,
+                norm.name in statistics,
+                reasons.get(norm.name),
+                _channel_mean(norm.mean),
+                _channel_mean(norm.var),
+                _channel_mean(mean),
+                _channel_mean(var),
+            )
         )
-        for norm, first in zip(norms, before, strict=True)
-    ]
-    return tuple(layers), old
+        if norm.name not in statistics:
+            continue
+        changes += [(norm.module, norm.mean_name, mean), (norm.module, norm.var_name, var)]
+        counter = norm.module._buffers.get("num_batches_tracked")
+        if counter is not None and batches is not None:
+            changes.append((norm.module, "num_batches_tracked", torch.full_like(counter, batches)))
+    return tuple(layers), changes
 
 
+@protected
 def _assign(values: Sequence[_Value]) -> None:
-    for module, name, value in values:
-        write(getattr(module, name), value)
+    """Writes values into buffers; signals wait until all of them are written."""
+    watch_signals(values)
+    try:
+        for module, name, value in values:
+            write(getattr(module, name), value)
+    finally:
+        release_signals(values)
 
 
 def _channel_mean(values: Tensor) -> float:

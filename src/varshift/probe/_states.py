@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varshift.model import Call, Forward, Norm, Snapshot
+from varshift.model import Call, Forward, Norm, Shadow
 from varshift.probe._tap import Tap
 
 
@@ -27,7 +27,9 @@ def set_noise(
         on: Whether noise acts.
         hand_batch: Names of the norms written by hand that normalise with batch statistics.
     """
-    _ = model.train(True) if on else model.eval()
+    model.train(True)
+    if not on:
+        model.eval()  # as it follows training: a model may do as much or as little here as it likes
     for norm in norms:
         if isinstance(norm.module, nn.SyncBatchNorm):
             norm.module.training = False
@@ -36,7 +38,7 @@ def set_noise(
 
 
 def live_norms(
-    model: nn.Module, norms: Sequence[Norm], forward: Forward | None, call: Call, snapshot: Snapshot
+    shadow: Shadow, norms: Sequence[Norm], forward: Forward | None, call: Call
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Finds the norms that learn statistics when the model trains.
 
@@ -47,6 +49,7 @@ def live_norms(
     Returns:
         The names of the live norms, and of those among them that are written by hand.
     """
+    model = shadow.network
     model.train(True)
     live = {norm.name for norm in norms if norm.module.training}
     watched = [norm for norm in norms if norm.overrides_forward and norm.name in live]
@@ -59,17 +62,17 @@ def live_norms(
             elif not asks:
                 live.discard(norm.name)
     if not unsure:
-        snapshot.restore_buffers()
+        shadow.fresh()
         return frozenset(live), frozenset()
     set_noise(model, norms, True)
     with Tap(norms, "called", record=False) as tap:
         _try_small(lambda few: few.outputs(model, forward), call, tap)
     for norm in unsure:
-        changed = snapshot.wrote(norm.mean) or snapshot.wrote(norm.var)
+        changed = shadow.wrote(norm.mean) or shadow.wrote(norm.var)
         ran = norm.name in tap.called or norm.name in tap.by_hand
         if ran and not changed and norm.name not in tap.trained:
             live.discard(norm.name)
-    snapshot.restore_buffers()
+    shadow.fresh()
     return frozenset(live), frozenset(tap.by_hand & live)
 
 

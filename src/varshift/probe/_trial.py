@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varshift._errors import DataError, ModelError, VarshiftError
-from varshift.model import Call, Forward, Reader, describe, preserved, primary_output
+from varshift.model import Call, Forward, Guard, Reader, Shadow, describe, primary_output
 from varshift.probe._compare import SAME, compare_outputs
 from varshift.probe._loss import Loss, batch_loss, check_classes
 from varshift.probe._pass import eager
@@ -36,7 +36,7 @@ class Trial:
 
 
 def try_readings(
-    network: nn.Module,
+    shadow: Shadow,
     reader: Reader,
     batches: Sequence[Any],
     *,
@@ -45,12 +45,12 @@ def try_readings(
     batch_size: int | None = None,
     compares: bool = True,
 ) -> Trial:
-    """Makes a reader read batches in the first way that runs, with targets that fit; the network is restored.
+    """Makes a reader read batches in the first way that runs, with targets that fit; the shadow is reset.
 
     Nothing runs where there is nothing to find out: one reading, no targets and no loss.
 
     Args:
-        network: The network.
+        shadow: Stands in for the network.
         reader: Reads its batches.
         batches: Batches that were drawn; the first is tried, of the others only the targets are looked at.
         forward: The user's function of model and batch, if any.
@@ -66,8 +66,9 @@ def try_readings(
         return Trial()
     first: VarshiftError | None = None
     both = len(calls) > 1 or (compares and loss is not None)
-    with preserved(network), eager(), torch.no_grad():
+    with Guard(), eager(), torch.no_grad():
         for call in calls:
+            network = shadow.fresh()
             error, outputs = _error(network, call, forward, loss if compares else None, compares, both)
             if error is not None:
                 first = first or error

@@ -1,0 +1,83 @@
+"""The shadow: what passes run on in place of the user's model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from varshift.model._copy import ModelCopier, Uncopyable
+from varshift.model._guard import Guard
+from varshift.model._snapshot import Snapshot
+from varshift.model._tensors import copier_for
+from varshift.model._unwrap import unwrap
+
+
+class Shadow(Guard):
+    """Context in which a model's stand-in can be run, written to and reset.
+
+    The stand-in is a copy of the module tree. Weights of networks above 256 MB share their memory with the
+    original until something writes to them. A model that cannot be copied is run itself and restored.
+
+    Args:
+        model: The model; compiled models and data-parallel wrappers are unwrapped.
+        seed: Seeds all generators inside, so that what happens there can be repeated.
+
+    Attributes:
+        network: The network to run.
+        limits: What a report should say about the copy.
+    """
+
+    network: nn.Module
+    limits: tuple[str, ...] = ()
+
+    def __init__(self, model: nn.Module, *, seed: int | None = None) -> None:
+        super().__init__(seed=seed)
+        self._model = unwrap(model)
+        self._snapshot: Snapshot | None = None
+
+    def fresh(self) -> nn.Module:
+        """Resets everything that passes wrote since the shadow was made, and returns the network."""
+        assert self._snapshot is not None
+        self._snapshot.restore_model()
+        return self.network
+
+    def wrote(self, tensor: Tensor) -> bool:
+        """Whether something wrote other values into a tensor of the network."""
+        assert self._snapshot is not None
+        return self._snapshot.wrote(tensor)
+
+    def _begin(self) -> None:
+        model = self._model
+        copier = ModelCopier(copier_for(model))
+        try:
+            self.network = copier.copy_model(model)
+            self.limits = _shared(copier.shared)
+            left_alone = (*copier.shared, *copier.left_alone)
+            self._snapshot = Snapshot(self.network, copier_for(model), left_alone)
+            self._restores.append(
+                self._snapshot.restore
+            )  # of what the shadow shares with hooks of the user's
+        except (Uncopyable, RecursionError) as error:
+            self.network = model
+            self.limits = (
+                f"The model cannot be copied ({error or type(error).__name__}): it was run itself, then restored.",
+            )
+            self._snapshot = Snapshot(model, copier_for(model))
+            self._restores.append(self._snapshot.restore)
+        super()._begin()
+
+
+def shadowed(model: nn.Module, *, seed: int | None = None) -> Shadow:
+    """A context whose `Shadow.network` stands in for a model; see `Shadow`."""
+    return Shadow(model, seed=seed)
+
+
+def _shared(items: list[Any]) -> tuple[str, ...]:
+    if not items:
+        return ()
+    names = ", ".join(sorted({type(item).__name__ for item in items}))
+    return (
+        f"The model holds what cannot be copied ({names}): passes used it as it is, and changes that they made "
+        "to it remain.",
+    )
