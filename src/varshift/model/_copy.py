@@ -43,9 +43,9 @@ class Uncopyable(Exception):  # noqa: N818 - a reason, handled where the copy is
 class ModelCopier:
     """Copies objects with all that they hold, each once, so that what was shared stays shared.
 
-    Modules are copied by their attributes, whatever they say about copying themselves. Objects that cannot be
-    copied (open files, running generators) are shared with the original, and listed in `shared`; what a module
-    itself leaves out of its copies is shared, too, and listed in `left_alone`.
+    Modules are copied by their attributes, whatever they say about copying themselves. Objects that cannot
+    be copied (open files, running generators) are shared with the original, and listed in `shared`; what a
+    module itself leaves out of its copies is shared, too, and listed in `left_alone`.
 
     Args:
         tensors: How tensors are copied.
@@ -112,6 +112,10 @@ class ModelCopier:
                     raise Uncopyable(f"{type(module).__name__}: {error}") from error
                 self._unfilled.add(key)
             self._tree[key] = module
+            # A handle of a hook knows the dictionary that the hook is in, not the module.
+            for name, value in vars(module).items():
+                if name.endswith("_hooks") and isinstance(value, dict):
+                    self._tree[id(value)] = value
             self._alive.append(module)
         return self._memo[key]
 
@@ -204,7 +208,7 @@ class ModelCopier:
             if own is not None:
                 return own(value, self._memo)
             reduce = copyreg.dispatch_table.get(cls)
-            reduced = reduce(value) if reduce is not None else value.__reduce_ex__(4)
+            reduced: Any = reduce(value) if reduce is not None else value.__reduce_ex__(4)
             return value if isinstance(reduced, str) else self._rebuilt(value, *reduced)
         except Uncopyable:
             raise

@@ -1,4 +1,4 @@
-"""Functions that refer to modules: a copy of a model needs its own, or its hooks would act on the original."""
+"""Functions that refer to modules: a copy of a model needs its own, which act on the copy."""
 
 from __future__ import annotations
 

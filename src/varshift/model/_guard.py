@@ -1,4 +1,4 @@
-"""Guards: whatever happens inside, random states and, where need be, a model are afterwards what they were."""
+"""Guards: random states and, where need be, a model are afterwards what they were, whatever happens."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class Guard:
         if errors:
             first = errors[0]
             raise RestoreError(
-                f"{len(errors)} of the things that a check keeps could not be put back as they were; the first "
-                f"said {type(first).__name__}: {first}. Build the model again, or load its weights, to be sure."
+                f"{len(errors)} of the things that were changed for a while could not be put back; the first "
+                f"raised {type(first).__name__}: {first}. Build the model again to be sure of its state."
             ) from first
 
 

@@ -17,7 +17,7 @@ _holders: list[object] = []
 
 
 def protected(function: _Function) -> _Function:
-    """Marks a function that no signal interrupts, from its first instruction on, while signals are watched."""
+    """Marks a function that no signal interrupts, from its start on, while signals are watched."""
     _protected.add(function.__code__)
     return function
 

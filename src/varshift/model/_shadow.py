@@ -60,9 +60,8 @@ class Shadow(Guard):
             )  # of what the shadow shares with hooks of the user's
         except (Uncopyable, RecursionError) as error:
             self.network = model
-            self.limits = (
-                f"The model cannot be copied ({error or type(error).__name__}): it was run itself, then restored.",
-            )
+            reason = str(error) or type(error).__name__
+            self.limits = (f"The model cannot be copied ({reason}): it was run itself, then restored.",)
             self._snapshot = Snapshot(model, copier_for(model))
             self._restores.append(self._snapshot.restore)
         super()._begin()
@@ -78,6 +77,6 @@ def _shared(items: list[Any]) -> tuple[str, ...]:
         return ()
     names = ", ".join(sorted({type(item).__name__ for item in items}))
     return (
-        f"The model holds what cannot be copied ({names}): passes used it as it is, and changes that they made "
-        "to it remain.",
+        f"The model holds what cannot be copied ({names}): passes used it as it is, and what they did to it "
+        "remains.",
     )

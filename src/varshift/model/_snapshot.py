@@ -20,7 +20,7 @@ from varshift.model._tensors import TensorCopier, same_bits, still_shared, view_
 _Restore = Callable[[], None]
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.CodeType)
 _CONTAINERS = (list, dict, set, collections.deque)
-# How far objects are followed that hold one another: those of the model's own, and those that a hook refers to.
+# How far objects that hold one another are followed: the model's own, and those that a hook refers to.
 _FAR, _NEAR = 8, 1
 _LONGEST = 100_000
 
@@ -28,7 +28,7 @@ _LONGEST = 100_000
 class Snapshot:
     """Everything that a forward pass may write in a model, as it is now.
 
-    Two kinds of things are told apart: what the model holds, and what hooks and functions of the user's refer to.
+    Two kinds of things are told apart: what the model holds, and what hooks of the user's refer to.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Copies of tensors that keep what was shared shared, and cost nothing for large weights that nobody writes."""
+"""Copies of tensors: what was shared stays shared, and large weights that nobody writes cost nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TensorCopier:
     def _clone_flat(self, flat: Tensor) -> Tensor:
         if self._lazily and flat.numel() >= _LARGE_TENSOR and hasattr(torch, "_lazy_clone"):
             try:
-                return torch._lazy_clone(flat)
+                return torch._lazy_clone(flat)  # pyright: ignore[reportPrivateImportUsage]
             except RuntimeError:  # memory that torch did not allocate itself
                 pass
         return flat.clone()

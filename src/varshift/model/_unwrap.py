@@ -16,7 +16,7 @@ _WRAPPERS = frozenset(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside wrappers of `torch.compile`, data parallelism and averaging, however deeply nested."""
+    """The module inside wrappers of compilation, data parallelism and averaging, however deeply nested."""
     while True:
         inner = inside_wrapper(model)
         if inner is None or inner is model:
