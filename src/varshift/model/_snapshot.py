@@ -105,6 +105,7 @@ class _Walk:
                 return []
             self.restores.append(_contents_of(item))
             held = list(item.values() if isinstance(item, dict) else item)
+            held += self._attributes(item) if hasattr(item, "__dict__") else []
         elif isinstance(item, (tuple, frozenset)):
             held = list(item)
         elif isinstance(item, types.MethodType) and isinstance(item.__self__, nn.Module):
