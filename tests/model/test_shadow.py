@@ -1,4 +1,4 @@
-"""No pass runs on the user's model: whatever a network writes, and wherever it is interrupted, it is as before."""
+"""No pass runs on the user's model: whatever a network writes, model and data are as before."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from varshift.probe import measure
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(8, WIDTH, generator=generator) * 2 + 1, torch.randint(CLASSES, (8,), generator=generator))
-        for _ in range(3)
-    ]
+    data = []
+    for _ in range(3):
+        x = torch.randn(8, WIDTH, generator=generator) * 2 + 1
+        data.append((x, torch.randint(CLASSES, (8,), generator=generator)))
+    return data
 
 
 ACTS: dict[str, Callable[..., Any]] = {
@@ -115,7 +116,7 @@ def test_weights_of_a_large_network_are_copied_when_they_are_written(monkeypatch
 
 
 def test_a_model_that_cannot_be_copied_is_run_itself_and_restored():
-    class Opaque(nn.Module, Exception):
+    class Opaque(nn.Module, Exception):  # noqa: N818
         """No empty instance can be made of a class with such a base."""
 
         def __init__(self):

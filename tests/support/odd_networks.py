@@ -1,4 +1,4 @@
-"""Networks that write to whatever a forward pass can reach: parameters, buffers, attributes, inputs, modules."""
+"""Networks that write to whatever a forward pass can reach: weights, buffers, attributes, inputs, modules."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Digest:
         self.tokens: dict[str, Any] = {}
         self._alive: list[Any] = []  # so that no identity is used twice
         self._seen: dict[int, str] = {}
-        pending = [(name, value) for name, value in roots.items()]
+        pending = list(roots.items())
         while pending:
             path, value = pending.pop()
             self._alive.append(value)
@@ -91,8 +91,8 @@ def _tensor(tensor: Tensor) -> tuple[Any, ...]:
     flags = tensor.requires_grad, tensor.is_leaf, tensor.dtype, tuple(tensor.shape), type(tensor)
     if tensor.layout is not torch.strided:
         return (*flags, tensor.to_dense().detach().numpy().tobytes())
-    plain = tensor.detach().contiguous().reshape(-1)
-    return (*flags, tensor.stride(), tensor.untyped_storage().nbytes(), plain.view(torch.uint8).numpy().tobytes())
+    bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return (*flags, tensor.stride(), tensor.untyped_storage().nbytes(), bits)
 
 
 def _generator(value: Any) -> Any:

@@ -127,25 +127,11 @@ class _Walk:
             self.restores.append(_contents_of(attributes))
             held.extend(attributes.values())
         for cls in type(item).__mro__:
-            if isinstance(item, nn.Module) and id(cls) not in self.seen:
-                self.seen[id(cls)] = cls
-                held.extend(self._of_class(cls))
             for name in slot_names(cls):
                 value = getattr(item, name, None)
                 if value is not None:
                     self.restores.append(_slot(item, name, value))
                     held.append(value)
-        return held
-
-    def _of_class(self, cls: type) -> list[Any]:
-        """The containers and values that all modules of a class share."""
-        held: list[Any] = []
-        for name, value in list(vars(cls).items()):
-            if name.startswith("__") or callable(value) or hasattr(type(value), "__get__"):
-                continue
-            self.restores.append(_slot(cls, name, value))
-            if isinstance(value, _CONTAINERS):
-                held.append(value)
         return held
 
     def keep_variables(self, function: Any) -> list[Any]:
