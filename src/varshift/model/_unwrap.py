@@ -1,4 +1,4 @@
-"""The user's own module inside wrappers, one name per module, and copies that leave the original alone."""
+"""The user's own module inside wrappers, and one name per module."""
 
 from __future__ import annotations
 
