@@ -64,13 +64,13 @@ def captures(monkeypatch) -> list[int]:
     """Sizes of the batches that networks were captured with."""
     from varshift.evidence import _capture
 
-    sizes, capture = [], _capture.capture
+    sizes, capture = [], _capture.capture_in_place
 
     def counting(model, batch, **settings):
         sizes.append(settings["samples"])
         return capture(model, batch, **settings)
 
-    monkeypatch.setattr(_capture, "capture", counting)
+    monkeypatch.setattr(_capture, "capture_in_place", counting)
     return sizes
 
 
