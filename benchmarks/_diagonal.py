@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varshift.flow import Flow, Node, Ref
+from varshift.flow import Flow, Node, Ref, arguments_of
 from varshift.moments import _elementwise
-from varshift.moments._operators import base_name, bound
 from varshift.theory import noise_variance
 
 Figures = dict[str, tuple[float, float]]  # ratio and local ratio of every norm
@@ -46,12 +45,12 @@ class Diagonal:
         return self.figures
 
     def _call(self, node: Node) -> Any:
-        named = {key: self._fill(value) for key, value in bound(node).items()}
+        named = {key: self._fill(value) for key, value in arguments_of(node).items()}
         views = [value for value in named.values() if _is_views(value)]
         listed = [
             value for value in named.values() if isinstance(value, (list, tuple)) and not _is_views(value)
         ]
-        name = base_name(node)
+        name = node.op
         if node.index in self.sites:
             found = [self.values[i] for i in node.inputs if _is_views(self.values.get(i))]
             site = self.sites[node.index]

@@ -1,6 +1,7 @@
 """Who imports whom: no room reaches back up, and the core imports torch and numpy only."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -139,3 +140,13 @@ def test_settings_and_trials_are_made_without_fabric():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ABOVE_FLOW = [path for path in files() if RANKS.get(room(path), 0) > RANKS["flow"]]
+
+
+@pytest.mark.parametrize("path", ABOVE_FLOW, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_operations_have_one_vocabulary(path):
+    assert not re.search(r"\baten\b", path.read_text()), f"{path.name} spells torch's names of operations"
+    private = [name for name in imported_modules(path) if name.startswith("varshift.flow._")]
+    assert not private, f"{path.name} imports {private[0]}"

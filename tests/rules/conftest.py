@@ -20,7 +20,7 @@ CAUSES = ("noise", "small-batch", "variance-shift", "statistics")
 
 def node(index: int, kind: str, inputs: tuple[int, ...] = (), op: str | None = None, **values: Any) -> Node:
     values = {"shape": (8, 4, 6, 6), "source": None, **values}
-    return Node(index, kind, op or f"aten.{kind}.default", "", "Net", inputs=inputs, **values)
+    return Node(index, kind, op or kind, "", "Net", inputs=inputs, **values)
 
 
 def noise(name: str = "drop", **values: Any) -> NoiseSite:

@@ -10,7 +10,7 @@ CHAIN = (("input", ()), ("noise", (0,)), ("view", (1,)), ("norm", (2,)))
 
 def chain(build, kind="view", op=None, extra=()):
     nodes = [build.node(index, one, inputs) for index, (one, inputs) in enumerate(CHAIN)]
-    nodes[1] = build.node(1, "noise", (0,), "aten.mul.Tensor")
+    nodes[1] = build.node(1, "noise", (0,), "mul")
     nodes[2] = build.node(2, kind, (1, *(4 + index for index, _ in enumerate(extra))), op)
     return [*nodes, *(build.node(4 + index, one) for index, one in enumerate(extra))]
 
@@ -57,10 +57,10 @@ def test_without_data_the_bound_of_the_noise_sets_the_severity(build, values, bo
         ({"rate": 0.5}, {"kind": "concat"}),
         ({"rate": 0.5}, {"kind": "pool"}),
         ({"rate": 0.5}, {"kind": "other"}),
-        ({"rate": 0.5}, {"kind": "activation", "op": "aten.gelu.default"}),
-        ({"rate": 0.5}, {"kind": "product", "op": "aten.mul.Tensor", "extra": ("activation",)}),
-        ({"rate": 0.5}, {"kind": "activation", "op": "aten.pow.Tensor_Scalar"}),
-        ({"kind": "gaussian", "rate": 1.0}, {"kind": "activation", "op": "aten.relu.default"}),
+        ({"rate": 0.5}, {"kind": "activation", "op": "gelu"}),
+        ({"rate": 0.5}, {"kind": "product", "op": "mul", "extra": ("activation",)}),
+        ({"rate": 0.5}, {"kind": "activation", "op": "pow"}),
+        ({"kind": "gaussian", "rate": 1.0}, {"kind": "activation", "op": "relu"}),
         ({"kind": "gaussian", "rate": 1.0, "additive": True}, {}),
         ({"kind": "drop_block", "rate": 0.5}, {}),
         ({"kind": "dropout", "rate": None}, {}),
@@ -78,11 +78,11 @@ def test_without_data_what_dilutes_or_is_unknown_is_suspected_and_no_error(build
 @pytest.mark.parametrize(
     "between",
     [
-        {"kind": "activation", "op": "aten.relu_.default"},
-        {"kind": "activation", "op": "aten.leaky_relu.default"},
-        {"kind": "activation", "op": "aten.mul.Tensor", "extra": ("parameter",)},
-        {"kind": "activation", "op": "aten.div.Scalar"},
-        {"kind": "activation", "op": "aten.add.Tensor", "extra": ("constant",)},
+        {"kind": "activation", "op": "relu"},
+        {"kind": "activation", "op": "leaky_relu"},
+        {"kind": "activation", "op": "mul", "extra": ("parameter",)},
+        {"kind": "activation", "op": "div"},
+        {"kind": "activation", "op": "add", "extra": ("constant",)},
     ],
 )
 def test_what_hands_the_factor_on_keeps_the_prediction(build, between):
@@ -93,9 +93,9 @@ def test_what_hands_the_factor_on_keeps_the_prediction(build, between):
 def test_behind_a_bias_a_relu_does_not_hand_the_factor_on(build):
     nodes = [
         build.node(0, "input"),
-        build.node(1, "noise", (0,), "aten.dropout.default"),
-        build.node(2, "activation", (1,), "aten.add.Tensor"),
-        build.node(3, "activation", (2,), "aten.relu.default"),
+        build.node(1, "noise", (0,), "dropout"),
+        build.node(2, "activation", (1,), "add"),
+        build.node(3, "activation", (2,), "relu"),
         build.node(4, "norm", (3,)),
     ]
     flow = build.flow([build.feeding()], [build.norm(calls=(4,))], nodes)
@@ -106,8 +106,8 @@ def test_behind_a_bias_a_relu_does_not_hand_the_factor_on(build):
 def test_dividing_by_the_signal_is_not_a_scale(build):
     nodes = [
         build.node(0, "parameter"),
-        build.node(1, "noise", (), "aten.dropout.default"),
-        build.node(2, "activation", (0, 1), "aten.div.Tensor"),
+        build.node(1, "noise", (), "dropout"),
+        build.node(2, "activation", (0, 1), "div"),
         build.node(3, "norm", (2,)),
     ]
     (finding,) = predicted(build, build.feeding(), nodes)

@@ -3,6 +3,11 @@
 from varshift.flow._capture import capture as capture
 from varshift.flow._capture import capture_in_place as capture_in_place
 from varshift.flow._exported import read_exported as read_exported
+from varshift.flow._operators import UnknownOperator as UnknownOperator
+from varshift.flow._operators import arguments_of as arguments_of
+from varshift.flow._operators import execute as execute
+from varshift.flow._operators import is_pointwise as is_pointwise
+from varshift.flow._operators import overwrites as overwrites
 from varshift.flow._types import Capture as Capture
 from varshift.flow._types import CaptureMethod as CaptureMethod
 from varshift.flow._types import Flow as Flow
@@ -11,3 +16,7 @@ from varshift.flow._types import NoiseSite as NoiseSite
 from varshift.flow._types import NormSite as NormSite
 from varshift.flow._types import Path as Path
 from varshift.flow._types import Ref as Ref
+from varshift.flow._vocabulary import Property as Property
+from varshift.flow._vocabulary import has_property as has_property
+from varshift.flow._vocabulary import lent_arguments as lent_arguments
+from varshift.flow._vocabulary import operations as operations

@@ -14,11 +14,11 @@ from varshift.flow._graph import Graph, build_graph
 from varshift.flow._naming import NoiseCall, Numbering
 from varshift.flow._noise import NoiseFinder
 from varshift.flow._norms import Norm, find_norms
-from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS
 from varshift.flow._raw import Recording
 from varshift.flow._reach import Reach, mixes_units, propagate, summands
 from varshift.flow._source import SourceFinder
 from varshift.flow._types import CaptureMethod, Flow, Node, NoiseSite, NormSite, Path
+from varshift.flow._vocabulary import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS, own_name
 
 _CHANCE = (
     "A random number is read as a Python number; what it decides, such as skipping a layer, is not seen."
@@ -162,7 +162,7 @@ class _Builder:
                 Node(
                     index=index,
                     kind=kind,
-                    op=self._graph.infos[index].text,
+                    op=own_name(self._graph.infos[index].name),
                     module=raw.module,
                     cls=self._class(raw.module),
                     source=source,
@@ -172,6 +172,7 @@ class _Builder:
                     kwargs=raw.kwargs,
                     target=raw.target,
                     value=raw.value,
+                    overload=self._graph.infos[index].text if raw.role == "call" else "",
                 )
             )
         return tuple(built)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from varshift.flow._evaluate import Distribution, Evaluator
 from varshift.flow._factors import Factors
 from varshift.flow._graph import Graph, Operand, elements
-from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, EXPANSIONS, PRODUCTS, SUMS, VIEWS, bind
+from varshift.flow._ops import bind
 from varshift.flow._raw import iterate_refs
+from varshift.flow._vocabulary import ACTIVATIONS, CONCATENATIONS, EXPANSIONS, PRODUCTS, SUMS, VIEWS
 
 # Operations that put something in the place of a part of a signal, and the arguments that hold it.
 REPLACEMENTS = {

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from varshift.flow._classify import Site
 from varshift.flow._graph import Graph
-from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, VIEWS
 from varshift.flow._reach import mixes_units, summands
+from varshift.flow._vocabulary import ACTIVATIONS, CONCATENATIONS, VIEWS
 
 _SHORT_WAY = 128
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from varshift._threads import one_thread
 from varshift.flow._graph import Graph
-from varshift.flow._ops import ACTIVATIONS, RANDOM, VIEWS, bind
+from varshift.flow._ops import bind
 from varshift.flow._raw import iterate_refs, map_refs
+from varshift.flow._vocabulary import ACTIVATIONS, RANDOM, VIEWS
 
 _POINTS = 4096
 _MOST_NODES = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from varshift.flow._graph import Graph, Operand
-from varshift.flow._ops import PRODUCTS
+from varshift.flow._vocabulary import PRODUCTS
 
 _SAME = frozenset(
     {"alias", "clone", "contiguous", "detach", "to", "_to_copy", "float", "double", "half", "bfloat16", "neg"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from varshift.flow._ops import OVERWRITES, REFILLS, SHAPE_ARGUMENTS, SHAPE_ONLY, OpInfo, bind, describe
+from varshift.flow._ops import OpInfo, bind, describe
 from varshift.flow._raw import RawNode, iterate_refs
+from varshift.flow._vocabulary import OVERWRITES, REFILLS, SHAPE_ARGUMENTS, SHAPE_ONLY
 
 
 @dataclass(frozen=True, slots=True)

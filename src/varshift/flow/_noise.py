@@ -7,7 +7,8 @@ import math
 from varshift.flow._classify import REPLACEMENTS, Classifier, Draws, Site
 from varshift.flow._evaluate import Distribution, Evaluator
 from varshift.flow._graph import Graph, Operand
-from varshift.flow._ops import (
+from varshift.flow._ops import bind
+from varshift.flow._vocabulary import (
     ACTIVATIONS,
     COMPARISONS,
     DROPOUT,
@@ -17,7 +18,6 @@ from varshift.flow._ops import (
     RECURRENT,
     SUMS,
     VIEWS,
-    bind,
 )
 
 _ADDITIVE = frozenset({"add", "sub", "subtract", "rsub"})

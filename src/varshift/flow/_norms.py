@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from varshift.flow._graph import Graph
-from varshift.flow._ops import STATISTICS, VIEWS, bind
+from varshift.flow._ops import bind
 from varshift.flow._raw import iterate_refs
+from varshift.flow._vocabulary import STATISTICS, VIEWS
 
 _RUNNING = re.compile(r"running|moving|(^|_)(ema|avg)(_|$)")
 _MEAN = re.compile(r"mean|avg|average")

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from varshift.flow._classify import Site
 from varshift.flow._graph import Graph, elements
 from varshift.flow._norms import norm_input
-from varshift.flow._ops import (
+from varshift.flow._ops import OpInfo, bind
+from varshift.flow._raw import iterate_refs
+from varshift.flow._vocabulary import (
     ACTIVATIONS,
     CONCATENATIONS,
     MAX_POOLS,
@@ -19,10 +21,7 @@ from varshift.flow._ops import (
     REDUCTIONS,
     SUMS,
     VIEWS,
-    OpInfo,
-    bind,
 )
-from varshift.flow._raw import iterate_refs
 
 _POOLED_KINDS = frozenset({"dropout", "alpha_dropout", "gaussian", "uniform"})
 _BIASED_SUMS = frozenset({"addmm", "baddbmm", "addbmm", "addmv", "index_add", "scatter_add"})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from varshift._sites import SiteId, Source
+from varshift.flow._vocabulary import Property, has_property
 
 CaptureMethod = Literal["recorded", "exported", "decomposed", "hooks"]
 Path = Literal["direct", "weight", "join", "none"]
@@ -24,7 +25,8 @@ class Node:
             convolution, matrix product: an operation that mixes units), ``"activation"`` (elementwise),
             ``"join"`` (a sum of several signals), ``"product"``, ``"concat"``, ``"pool"``, ``"view"``,
             ``"output"`` or ``"other"``.
-        op: Name of the operation, ``"aten.conv2d.default"``.
+        op: Name of the operation in the vocabulary of this package, ``"conv2d"``; for what is no operation,
+            its role. `has` tells what it means.
         module: Path of the module that called it, ``""`` for the root.
         cls: Class name of that module.
         source: Line of the user's code, or None.
@@ -33,6 +35,8 @@ class Node:
         args: Its arguments; every node among them stands as a `Ref`.
         kwargs: Its keyword arguments, likewise.
         target: For parameters, buffers and attributes, their qualified name in the model.
+        overload: Full name of the operation, ``"aten.conv2d.default"``, from which `execute` finds its
+            function.
         value: For constants and attributes, the tensor.
     """
 
@@ -48,6 +52,11 @@ class Node:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
     value: Any = field(default=None, repr=False, compare=False)
+    overload: str = ""
+
+    def has(self, *properties: Property) -> bool:
+        """Whether the operation has one of some properties of the vocabulary."""
+        return has_property(self.op, *properties)
 
 
 @dataclass(frozen=True, slots=True)

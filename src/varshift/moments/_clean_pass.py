@@ -9,10 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from varshift.flow import Flow, Node
+from varshift.flow import Flow, Node, execute
 
-from ._interpreter import BATCH_NORMS, Anchors, Interpreter, UnknownOperand
-from ._operators import base_name, run
+from ._interpreter import Anchors, Interpreter, UnknownOperand
 from ._signal import Unknown, affine, channel_mean, channel_variance
 
 
@@ -69,9 +68,9 @@ class CleanPass(Interpreter):
         return twin
 
     def call(self, node: Node) -> Any:
-        if node.index not in self.norm_at or base_name(node) not in BATCH_NORMS:
+        if node.index not in self.norm_at or not node.has("batch_norm"):
             args, kwargs = self.operands(node)
-            return run(node, args, kwargs)
+            return execute(node, args, kwargs)
         site, call = self.norm_at[node.index]
         named = self.statistics(node)
         x, made = named["input"], self.anchors.get((site.name, call))
@@ -99,4 +98,4 @@ class CleanPass(Interpreter):
         shift = (term - used.mean) * scale
         shift = shift if named["bias"] is None else shift + named["bias"]
         result = affine(x, gain * scale, shift)
-        return result if base_name(node) == "batch_norm" else (result, None, None)
+        return result if node.op == "batch_norm" else (result, None, None)

@@ -62,7 +62,7 @@ def _hardtanh(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
     return _clipped(mean, variance, float(arguments.get("min_val", -1)), float(arguments.get("max_val", 1)))
 
 
-@closed_form("clamp", "clip", "clamp_min", "clamp_max")
+@closed_form("clamp", "clamp_min", "clamp_max")
 def _clamp(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments | None:
     low, high = arguments.get("min"), arguments.get("max")
     if not all(limit is None or isinstance(limit, (int, float)) for limit in (low, high)):
@@ -110,7 +110,7 @@ def _softshrink(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments
     return piecewise_moments(mean, variance, (-limit, limit), ((limit, 1.0), (0.0,), (-limit, 1.0)))
 
 
-@closed_form("sign", "sgn")
+@closed_form("sign")
 def _sign(mean: Tensor, variance: Tensor, arguments: Arguments) -> Moments:
     return piecewise_moments(mean, variance, (0.0,), ((-1.0,), (1.0,)))
 

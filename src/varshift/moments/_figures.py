@@ -9,10 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref
+from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, UnknownOperator, arguments_of
 
 from ._anchor import Anchor
-from ._operators import UnknownOperator, bound
 from ._outcome import Key, Outcome
 from ._prediction import Confidence, LayerPrediction, State
 from ._train_pass import ONE_DRAW, UNKNOWN
@@ -23,9 +22,7 @@ _IMPOSSIBLE = 3.0  # times the learned variance: nothing is left of such a predi
 _DEAD = 1e-6  # of the average variance: channels below are no signal
 _FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
 # Operations that no average over draws settles: a noisy denominator, as in a norm per sample written by hand.
-_WEAK = frozenset(
-    ["div", "divide", "true_divide", "reciprocal", "pow", "sqrt", "rsqrt", "log", "log2", "log10", "log1p"]
-) | {ONE_DRAW}
+_WEAK = frozenset(["div", "reciprocal", "pow", "sqrt", "rsqrt", "log", "log2", "log10", "log1p"]) | {ONE_DRAW}
 # Which tokens attend to which, made-up inputs do not tell.
 _ATTENTION = frozenset(["matmul", "bmm", "baddbmm", "scaled_dot_product_attention"])
 _SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout")
@@ -49,7 +46,7 @@ def _buffer(flow: Flow, site: NormSite, argument: str) -> str:
     """Name of the buffer that a norm is handed as its running mean or variance."""
     node = flow.nodes[site.calls[0]]
     try:
-        given = bound(node).get(argument)
+        given = arguments_of(node).get(argument)
     except UnknownOperator:
         given = None
     target = flow.nodes[given.index].target if isinstance(given, Ref) else None

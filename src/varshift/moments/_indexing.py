@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varshift.flow import Node
+from varshift.flow import Node, operations
 
 from ._rules import Call, by_difference, rule
 from ._signal import Signal
@@ -16,9 +16,7 @@ _LINEAR = ("sum", "mean", "add")  # reductions over the elements that share an i
 _MOVED = ("self", "src", "source", "values", "value", "data")  # arguments whose elements are moved
 
 
-@rule("index_add", "index_put", "_index_put_impl", "_unsafe_index_put", "index_copy", "index_fill", "put")
-@rule("scatter", "scatter_add", "scatter_reduce", "masked_scatter", "slice_scatter", "select_scatter")
-@rule("diagonal_scatter", "segment_reduce")
+@rule(*operations("placing"))
 def _placed(node: Node, call: Call) -> Any:
     """Sums and means over the elements that share an index, and elements in the place of others.
 

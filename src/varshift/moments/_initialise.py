@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from varshift._errors import ModelError
-from varshift.flow import Flow, Node, Ref, capture
+from varshift.flow import Flow, Node, Ref, capture, execute
 from varshift.model import Forward, unwrap
 from varshift.nn.init import dropout_corrected_
 from varshift.theory import equal_noise_keep, noise_variance
 
 from ._noise import multiplies
-from ._operators import base_name, run
 from ._shape import stated_shape
 
 Activation = Callable[[Tensor], Tensor] | str
@@ -190,16 +189,16 @@ class _Surroundings:
 
 def _is_function(node: Node) -> bool:
     """Whether a node is a function of its signal alone; sums and products with constants are not meant."""
-    return base_name(node) not in ("add", "sub", "rsub", "mul", "div")
+    return not node.has("term", "product")
 
 
 def _is_dropout(node: Node) -> bool:
     """Whether a node is a dropout, be it at rate 0."""
-    return base_name(node).endswith("dropout")
+    return node.has("dropout")
 
 
 def _name(node: Node | None) -> str:
-    return "identity" if node is None else base_name(node)
+    return "identity" if node is None else node.op
 
 
 def _function(node: Node | None) -> Activation:
@@ -208,6 +207,6 @@ def _function(node: Node | None) -> Activation:
 
     def function(x: Tensor) -> Tensor:
         args = tuple(x if isinstance(value, Ref) else value for value in node.args)
-        return run(node, args, dict(node.kwargs))
+        return execute(node, args, dict(node.kwargs))
 
     return function

@@ -10,22 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varshift.flow import Flow, Node, NormSite, Ref
+from varshift.flow import Flow, Node, NormSite, Ref, UnknownOperator, arguments_of, overwrites
 
 from ._anchor import Anchor
-from ._operators import UnknownOperator, base_name, bound, writes_in_place
 from ._signal import Signal, Unknown
 
 Anchors = Mapping[tuple[str, int], Anchor]
 _LEAVES = ("input", "parameter", "buffer", "constant")
 HALF = (torch.float16, torch.bfloat16)
-BATCH_NORMS = (
-    "batch_norm",
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm",
-)
 
 
 class UnknownOperand(ValueError):  # noqa: N818 - no error of the operation that meets it
@@ -99,11 +91,11 @@ class Interpreter(ABC):
             IndexError,
             NotImplementedError,
         ) as error:
-            self.failed.setdefault(base_name(node), f"{type(error).__name__}: {error}".splitlines()[0])
+            self.failed.setdefault(node.op, f"{type(error).__name__}: {error}".splitlines()[0])
             result = Unknown()
         result = wide(result)
         self.values[node.index] = result
-        if writes_in_place(node) and node.args and isinstance(node.args[0], Ref):
+        if overwrites(node) and node.args and isinstance(node.args[0], Ref):
             self.values[node.args[0].index] = result
 
     @abstractmethod
@@ -129,15 +121,15 @@ class Interpreter(ABC):
     def blame(self, index: int, value: Unknown) -> None:
         """Names the operation that made an unknown value which something reads."""
         node = self.flow.nodes[index]
-        while base_name(node) == "getitem" and node.inputs:
+        while node.op == "getitem" and node.inputs:
             node = self.flow.nodes[node.inputs[0]]
         if value.reason:
-            self.failed.setdefault(base_name(node), value.reason)
+            self.failed.setdefault(node.op, value.reason)
 
     def statistics(self, node: Node) -> dict[str, Any]:
         """Arguments of a batch norm by name."""
         names = ("weight", "bias", "running_mean", "running_var", "eps")
-        arguments = bound(node)
+        arguments = arguments_of(node)
         named = {name: self.fill(arguments.get(name)) for name in names}
         given = arguments.get("input")
         named["input"] = self.values.get(given.index, Unknown()) if isinstance(given, Ref) else given

@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varshift.flow import Node, Ref
-from varshift.flow._ops import ACTIVATIONS, CONCATENATIONS, PRODUCTS, SUMS, VIEWS
+from varshift.flow import Node, Ref, UnknownOperator, arguments_of, execute, has_property, overwrites
 
 from . import _responses
 from ._clean_pass import CleanPass
-from ._interpreter import BATCH_NORMS
-from ._operators import WEIGHTS, UnknownOperator, base_name, bound, run, weight_key, writes_in_place
 from ._profile import Profile, profile_of
 from ._responses import Response
-from ._rules import NOT_ELEMENTWISE
+from ._rules import weight_key
 from ._train_pass import TrainPass
 
 Place = tuple[int, int]  # a node, and which of its results
@@ -105,11 +102,11 @@ class Recorder:
             return
         places = tuple(place for index in inputs for place in self._places(index, node))
         seen = Seen(places, tuple(self.state[place] for place in places), results)
-        if node.index in self.watched.norm_at and base_name(node) in BATCH_NORMS and places:
+        if node.index in self.watched.norm_at and node.has("batch_norm") and places:
             seen.anchored = self._anchored(node, places[0]) or seen.given[0]
             self.state[places[0]] = seen.anchored
             seen.norm = self._norm(node, seen.anchored)
-        if writes_in_place(node) and node.args and isinstance(node.args[0], Ref):
+        if overwrites(node) and node.args and isinstance(node.args[0], Ref):
             seen.overwrites = node.args[0].index
             self._keep(seen.overwrites, results)
         if self.responding and self._depends(node, inputs):
@@ -168,7 +165,7 @@ class Recorder:
 
     def _places(self, index: int, node: Node) -> list[Place]:
         """Where the results of a node are kept that another one reads."""
-        if base_name(node) == "getitem" and isinstance(node.args[1], int):
+        if node.op == "getitem" and isinstance(node.args[1], int):
             chosen = (index, node.args[1])
             return [chosen] if chosen in self.state else [(index, 0)] if (index, 0) in self.state else []
         found = []
@@ -186,7 +183,7 @@ class Recorder:
         results = [profile for profile in seen.results if profile is not None]
         if not seen.given or not results:
             return (), False
-        name = base_name(node)
+        name = node.op
         if isinstance(self.watched, TrainPass) and node.index in self.watched.sites:
             name = "noise"  # to run it would draw random numbers that the pass is to draw
         try:
@@ -205,28 +202,28 @@ class Recorder:
     def _response(
         self, name: str, node: Node, seen: Seen, results: Sequence[Profile]
     ) -> tuple[Sequence[Response] | None, bool]:
-        if name in WEIGHTS and len(seen.given) == 1:
+        if has_property(name, "weighted") and len(seen.given) == 1:
             return self._weighted(name, node, seen.places[0][0]), True
         if name in ("add", "sub") and len(seen.given) == 2:
             return [_responses.added(seen.given, results[0])], False
-        if name in ("mul", "multiply") and len(seen.given) == 2:
+        if name == "mul" and len(seen.given) == 2:
             return [_responses.multiplied], True
-        if name in CONCATENATIONS:
+        if has_property(name, "concatenation"):
             return [_responses.concatenated], False
         if name in _BY_GROUPS:
-            named = bound(node)
+            named = arguments_of(node)
             groups = named.get("num_groups", named.get("group", 1)) if "group" in name else 1
             return [_responses.renormalised(int(groups) if isinstance(groups, int) else 1)], True
-        if name in VIEWS:
+        if has_property(name, "view"):
             return self._viewed(node, seen.places[0][0]), False
-        if name in ACTIVATIONS - NOT_ELEMENTWISE and len(seen.given) == 1:
+        if has_property(name, "elementwise") and len(seen.given) == 1:
             function = self._function(node, seen)
             return (None if function is None else [_responses.elementwise(function)]), False
-        return None, name not in SUMS | PRODUCTS
+        return None, not has_property(name, "sum", "product")
 
     def _weighted(self, name: str, node: Node, source: int) -> list[Response] | None:
         before = self.watched.flow.nodes[source].shape
-        arguments = bound(node)
+        arguments = arguments_of(node)
         named = {
             key: None if _is(value, source) else self.watched.fill(value) for key, value in arguments.items()
         }
@@ -250,7 +247,7 @@ class Recorder:
             return None
         numbers = like.new_tensor(range(like.shape[1])).reshape(1, -1, *(1,) * (like.dim() - 2))
         numbers = numbers.expand_as(like).contiguous()
-        moved = run(node, *self._swapped(node, source, numbers))
+        moved = execute(node, *self._swapped(node, source, numbers))
         responses: list[Response] = []
         for part in moved if isinstance(moved, (tuple, list)) else [moved]:
             first = part.movedim(1, 0).flatten(1) if part.dim() > 1 else part[None]
@@ -279,7 +276,7 @@ class Recorder:
             return None
 
         def function(x: Tensor) -> Tensor:
-            return run(node, (*args[:position], x, *args[position + 1 :]), kwargs)
+            return execute(node, (*args[:position], x, *args[position + 1 :]), kwargs)
 
         return function
 

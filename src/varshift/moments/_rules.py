@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from varshift.flow import Node
-from varshift.flow._ops import (
-    ACTIVATIONS,
-    COMPARISONS,
-    CONCATENATIONS,
-    DROPOUT,
-    EXPANSIONS,
-    INDEXING,
-    PRODUCTS,
-    SHAPE_ARGUMENTS,
-    SHAPE_ONLY,
-    SUMS,
-    VIEWS,
-)
+from varshift.flow import Node, arguments_of, execute, is_pointwise, lent_arguments, operations
 
 from . import _elementwise
 from ._masks import commutes, of_sum, past_linear, side_by_side
-from ._operators import WEIGHTS, base_name, bound, run, weight_key
 from ._signal import TINY, Signal, Unknown, channel_mean, channel_power, channel_variance, even, per_channel
 
 Values = Callable[[Any], Any]
 Rule = Callable[[Node, "Call"], Signal]
 REGISTRY: dict[str, Rule] = {}
 
-_KEEPS_ELEMENTS = (
-    "clone",
-    "contiguous",
-    "alias",
-    "detach",
-    "to",
-    "_to_copy",
-    "float",
-    "double",
-    "lift_fresh",
-)
-_REPEATS = EXPANSIONS | INDEXING | frozenset(["unfold", "im2col", "reflection_pad1d", "reflection_pad2d"])
-_POOLS = tuple(f"{kind}avg_pool{dims}d" for kind in ("", "adaptive_") for dims in (1, 2, 3))
+_REPEATS = operations("expansion", "indexing") | {"unfold", "im2col", "reflection_pad1d", "reflection_pad2d"}
+_WEIGHT_KEYS = ("weight", "mat2", "other")
 _DIVIDES = Unknown("it has no mean where noise reaches 0")
 _FAR, _MOST_NEAR = 3.0, 0.02  # standard deviations from 0, and the share of elements that may be nearer
 _LEFT = {"mm": "self", "matmul": "self", "bmm": "self", "addmm": "mat1", "_sparse_mm": "sparse"}
 _PAIRS = 4  # of draws with opposite signs for operations without a rule
-# Listed with the elementwise functions, but no function of one value alone, or with a result that is none.
-NOT_ELEMENTWISE = (
-    SUMS
-    | PRODUCTS
-    | COMPARISONS
-    | frozenset(
-        ["glu", "logical_not", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "bitwise_not"]
-    )
-)
 
 
 class Call:
@@ -75,13 +41,13 @@ class Call:
     def run(self, pick: Callable[[Signal], Any]) -> Any:
         """Runs the operation on one view of every signal."""
         args, kwargs = _swap((self.args, self.kwargs), pick)
-        return run(self.node, args, kwargs)
+        return execute(self.node, args, kwargs)
 
     def named(self) -> dict[str, Any]:
         """The operands by name; signals stand as they are."""
-        names = list(bound(self.node))
+        names = list(arguments_of(self.node))
         given = dict(zip(names, self.args, strict=False)) | self.kwargs
-        return bound(self.node) | given
+        return arguments_of(self.node) | given
 
     def squares(self) -> Tensor | None:
         """Squares of the weights, if it has any."""
@@ -151,9 +117,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def propagate(call: Call) -> Any:
     """The result of a call on noisy signals: a signal, or several for an operation with several results."""
-    name = base_name(call.node)
-    found = REGISTRY.get(name)
-    if found is None and name in ACTIVATIONS - NOT_ELEMENTWISE and len(call.signals) == 1:
+    found = REGISTRY.get(call.node.op)
+    if found is None and len(call.signals) == 1 and _is_elementwise(call.node):
         found = _activation
     return found(call.node, call) if found else by_difference(call.node, call)
 
@@ -162,17 +127,25 @@ def _without_shape_arguments(
     node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The operands; a signal that only lends its shape or type is no signal."""
-    name = base_name(node)
-    lenders = [argument for owner, argument in SHAPE_ARGUMENTS if owner == name]
-    if name in SHAPE_ONLY:
+    if node.has("shape_only"):
         return _swap(args, plain), _swap(kwargs, plain)
-    for lender in lenders:
-        place = list(bound(node)).index(lender) if lender in bound(node) else len(args)
+    for lender in lent_arguments(node.op):
+        place = list(arguments_of(node)).index(lender) if lender in arguments_of(node) else len(args)
         if place < len(args):
             args = (*args[:place], _swap(args[place], plain), *args[place + 1 :])
         elif lender in kwargs:
             kwargs = kwargs | {lender: _swap(kwargs[lender], plain)}
     return args, kwargs
+
+
+def _is_elementwise(node: Node) -> bool:
+    """Whether a node is a function of single elements; of what is not in the vocabulary torch tells."""
+    return node.has("elementwise") or (node.kind == "other" and is_pointwise(node))
+
+
+def weight_key(named: Mapping[str, Any]) -> str | None:
+    """Under which name the operands of a call hold its weights, if they do."""
+    return next((key for key in _WEIGHT_KEYS if isinstance(named.get(key), Tensor)), None)
 
 
 def _visit(value: Any, function: Callable[[Signal], Any]) -> None:
@@ -196,7 +169,7 @@ def _swap(value: Any, pick: Callable[[Signal], Any]) -> Any:
     return value
 
 
-@rule(*WEIGHTS, "bmm", "embedding", "_sparse_mm")
+@rule(*operations("weighted"), "bmm", "embedding", "_sparse_mm")
 def _weight(node: Node, call: Call) -> Signal:
     """``n_o = sum_i w_oi^2 n_i``: exact for noise that is independent from unit to unit.
 
@@ -228,7 +201,7 @@ def _weight(node: Node, call: Call) -> Signal:
 def _mixed_samples(node: Node, call: Call) -> Signal:
     """A signal with a matrix in front of it, which mixes its samples, as the neighbours of a graph."""
     named, given = call.named(), call.signals[0]
-    key = _LEFT.get(base_name(node))
+    key = _LEFT.get(node.op)
     if key is None or not isinstance(named.get(key), Tensor):
         return call.linear(None)
     squares = named | {key: named[key] * named[key]}
@@ -238,9 +211,9 @@ def _mixed_samples(node: Node, call: Call) -> Signal:
     return call.linear(spread, exact=given.exact and given.independent)
 
 
-@rule(*VIEWS)
+@rule(*operations("view"))
 def _view(node: Node, call: Call) -> Any:
-    name = base_name(node)
+    name = node.op
     if len(call.signals) != 1:
         return call.linear(None)
     parts = [call.run(pick) for pick in (plain, _total)]
@@ -248,14 +221,14 @@ def _view(node: Node, call: Call) -> Any:
     parts.append(even(parts[1] - parts[0]) if filled else call.run(_spread))
     if isinstance(parts[0], (tuple, list)):
         return tuple(_part(call, *views) for views in zip(*parts, strict=True))
-    same = name in _KEEPS_ELEMENTS and parts[0].shape == call.signals[0].mean.shape
+    same = node.has("keeping") and parts[0].shape == call.signals[0].mean.shape
     return _part(call, *parts).but(
         mask=call.signals[0].mask if same else None, sized=same and call.signals[0].spread_is_sized
     )
 
 
 def _part(call: Call, mean: Tensor, total: Tensor, spread: Tensor) -> Signal:
-    given, name = call.signals[0], base_name(call.node)
+    given, name = call.signals[0], call.node.op
     exact = given.exact and not name.endswith("pad_nd")
     independent = given.independent and name not in _REPEATS
     return Signal(mean, spread, total - mean, None, call.floating(), call.doubts(), exact, independent)
@@ -274,7 +247,7 @@ def _spread(signal: Signal) -> Tensor:
     return signal.spread()
 
 
-@rule(*CONCATENATIONS)
+@rule(*operations("concatenation"))
 def _concatenation(node: Node, call: Call) -> Signal:
     exact = all(signal.exact or not signal.noisy for signal in call.signals)
     given = call.one()  # several parts may hold the same noise, unless each has just met its own
@@ -294,17 +267,17 @@ def _plain_zero(call: Call) -> Tensor | None:
         torch.zeros_like(item) if isinstance(given, Tensor) else item
         for item, given in zip(args[0], call.args[0], strict=True)
     ]
-    return run(call.node, (first, *args[1:]), kwargs)
+    return execute(call.node, (first, *args[1:]), kwargs)
 
 
-@rule("add", "sub", "rsub", "subtract")
+@rule(*operations("term"))
 def _sum(node: Node, call: Call) -> Signal:
     named = call.named()
     if named.get("alpha", 1) != 1:
         return call.linear(None)
     shape = torch.broadcast_shapes(*(signal.mean.shape for signal in call.signals))
     noisy = [signal for signal in call.signals if signal.noisy]
-    plus = base_name(node) == "add"
+    plus = node.op == "add"
     given = noisy[0] if len(noisy) == 1 and noisy[0].mean.shape == shape else None
     result = call.linear(
         _total_of([signal.spread().expand(shape) for signal in noisy]),
@@ -325,23 +298,23 @@ def _total_of(terms: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
 
 
-@rule("mul", "multiply", "div", "divide", "true_divide")
+@rule(*operations("product"))
 def _product(node: Node, call: Call) -> Any:
     named = call.named()
-    divisor = None if base_name(node).startswith("mul") else named.get("other")
+    divisor = None if node.op == "mul" else named.get("other")
     if isinstance(divisor, Signal) and not divisor.noisy:  # a signal by the number of its terms, say
         call = call.settled()
         named = call.named()
     elif isinstance(divisor, Signal) and not _steady(divisor):
         return _DIVIDES
     if len(call.signals) == 2:
-        return _gate(call) if base_name(node).startswith("mul") else by_difference(node, call)
-    if isinstance(named.get("other"), Signal) and base_name(node) not in ("mul", "multiply"):
+        return _gate(call) if node.op == "mul" else by_difference(node, call)
+    if isinstance(named.get("other"), Signal) and node.op != "mul":
         return by_difference(node, call)  # a constant divided by the signal
     other = named["other"] if not isinstance(named["other"], Signal) else named["self"]
     squared = other.square() if isinstance(other, Tensor) else other * other
     spread = call.signals[0].spread()
-    times = base_name(node).startswith("mul")
+    times = node.op == "mul"
     given = call.signals[0]
     result = call.linear(
         spread * squared if times else spread / squared, exact=given.exact, independent=given.independent
@@ -369,22 +342,18 @@ def _gate(call: Call) -> Signal:
     return Signal(mean, variance, total - mean, None, call.floating(), call.doubts())
 
 
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")
-@rule("adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "mean", "sum", "cumsum")
-@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d")
-@rule("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa")
-@rule("_upsample_bicubic2d_aa", "upsample_nearest_exact2d")
+@rule(*operations("average_pool", "resampling", "reduction"), "cumsum")
 def _average(node: Node, call: Call) -> Signal:
-    pooled = base_name(node).lstrip("_") in _POOLS
+    pooled = node.has("average_pool")
     if pooled and len(call.signals) == 1 and commutes(call.signals[0], mixes=False):
         return past_linear(call, lambda x: call.run(lambda _: x))
     return call.linear(None)
 
 
-@rule(*DROPOUT)
+@rule(*operations("dropout"))
 def _no_dropout(node: Node, call: Call) -> Any:
     """A dropout that is no noise site: it drops nothing."""
-    return (call.signals[0], None) if base_name(node) == "native_dropout" else call.signals[0]
+    return (call.signals[0], None) if node.op == "native_dropout" else call.signals[0]
 
 
 def _steady(x: Signal) -> bool:
@@ -407,7 +376,7 @@ def _activation(node: Node, call: Call) -> Any:
     def function(tensor: Tensor) -> Tensor:
         return call.run(lambda _: tensor)
 
-    result = _elementwise.apply(base_name(node), function, call.named(), call.signals[0])
+    result = _elementwise.apply(node.op, function, call.named(), call.signals[0])
     if result is None:
         return by_difference(node, call)
     given = call.signals[0]
@@ -442,7 +411,7 @@ def sampled(
 
 def by_difference(node: Node, call: Call) -> Any:
     """Any operation: run with several draws of the noise."""
-    return sampled(base_name(node), call.signals, call.run)
+    return sampled(node.op, call.signals, call.run)
 
 
 def _over_draws(values: Sequence[Any], floating: bool, doubts: frozenset[str]) -> Any:

@@ -10,14 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varshift.flow import Flow, Node, NoiseSite, NormSite, Ref
-from varshift.flow._ops import DROPOUT, PRODUCTS
+from varshift.flow import (
+    Flow,
+    Node,
+    NoiseSite,
+    NormSite,
+    Ref,
+    UnknownOperator,
+    arguments_of,
+    execute,
+    overwrites,
+)
 
 from . import _indexing, _noise  # noqa: F401 - the former registers rules
 from ._anchor import Anchor, anchor
 from ._fields import made_up_input
-from ._interpreter import BATCH_NORMS, Anchors, Interpreter, UnknownOperand, wide
-from ._operators import WEIGHTS, UnknownOperator, base_name, bound, run, writes_in_place
+from ._interpreter import Anchors, Interpreter, UnknownOperand, wide
 from ._rules import Call, plain, propagate, sampled
 from ._signal import TINY, Line, Signal, Unknown, channel_mean, channel_variance, per_channel
 from ._unsure import unsure_after, unsure_behind
@@ -84,10 +92,10 @@ class TrainPass(Interpreter):
             return self._noise_site(node, *self.sites[node.index])
         if node.index in self._noisy_paths:
             return Unknown()  # lies between a source of random numbers and the site that uses it
-        if node.index in self.norm_at and base_name(node) in BATCH_NORMS:
+        if node.index in self.norm_at and node.has("batch_norm"):
             return self._norm(node, *self.norm_at[node.index])
         args, kwargs = self.operands(node)
-        if base_name(node) == "getitem" and isinstance(args[0], (tuple, list)):
+        if node.op == "getitem" and isinstance(args[0], (tuple, list)):
             return args[0][args[1]]  # one of the results of an operation with several
         call = Call(node, args, kwargs)
         if node.index not in self._signals:
@@ -105,8 +113,8 @@ class TrainPass(Interpreter):
             return tuple(self._doubted(call, part) for part in result)
         if not isinstance(result, Signal):
             return result
-        name = base_name(call.node)
-        named, squares = (call.named(), call.squares()) if name in WEIGHTS else ({}, None)
+        name = call.node.op
+        named, squares = (call.named(), call.squares()) if call.node.has("weighted") else ({}, None)
         return replace(result, unsure=unsure_after(name, named, squares, call.signals, result))
 
     def _norm(self, node: Node, site: NormSite, call: int) -> Any:
@@ -131,7 +139,7 @@ class TrainPass(Interpreter):
             self.values[source] = x if line is None else x.moved(line)
         scale, shift = made.norm(named["weight"], named["bias"], float(named["eps"]))
         result = x.moved(Line(scale, shift, scale) if line is None else line.then(scale, shift))
-        return result if base_name(node) == "batch_norm" else (result, None, None)
+        return result if node.op == "batch_norm" else (result, None, None)
 
     def _stand_in(
         self, node: Node, site: NormSite, call: int, mean: Tensor | None, variance: Tensor | None
@@ -149,7 +157,7 @@ class TrainPass(Interpreter):
 
     def _noise_site(self, node: Node, place: int, site: NoiseSite) -> Any:
         rate = self.rates.get(place, site.rate)
-        if site.kind in ("attention_dropout", "recurrent_dropout") and base_name(node) in DROPOUT:
+        if site.kind in ("attention_dropout", "recurrent_dropout") and node.has("dropout"):
             site = replace(site, kind="dropout")
         sources = self.frontier(node)
         explicit = not any(index in self._random for index in node.inputs)
@@ -190,7 +198,7 @@ class TrainPass(Interpreter):
         """The result of noise that no rule is for, from several draws; None where that is not to be had."""
         changed = rate != site.rate
         if explicit:
-            named = bound(node)
+            named = arguments_of(node)
             argument = next((name for name in _RATES if name in named), None)
             if changed and argument is None:
                 return None
@@ -200,7 +208,7 @@ class TrainPass(Interpreter):
             if any(name.isdigit() for name in named):
                 return None  # an operation without a schema
             call = Call(node, (), named)
-            return sampled(base_name(node), call.signals, call.run, _DRAWS) if call.signals else None
+            return sampled(node.op, call.signals, call.run, _DRAWS) if call.signals else None
         if changed or site.kind in ("permutation", "weight_dropout"):
             return None
         steps = self._steps(node)
@@ -223,8 +231,8 @@ class TrainPass(Interpreter):
         for index in steps:
             step = self.flow.nodes[index]
             kwargs = {key: fill(value) for key, value in step.kwargs.items()}
-            local[index] = wide(run(step, fill(step.args), kwargs))
-            if writes_in_place(step) and step.args and isinstance(step.args[0], Ref):
+            local[index] = wide(execute(step, fill(step.args), kwargs))
+            if overwrites(step) and step.args and isinstance(step.args[0], Ref):
                 local[step.args[0].index] = local[index]
         return local[steps[-1]]
 
@@ -272,7 +280,7 @@ class TrainPass(Interpreter):
             value = self.values.get(index)
             if not isinstance(value, Tensor) or not value.dim():
                 continue
-            if value.is_floating_point() and base_name(node) in PRODUCTS:
+            if value.is_floating_point() and node.has("product"):
                 return value
             if value.is_floating_point() or index in self._random:
                 return self._factor(node, value)
@@ -349,7 +357,7 @@ def gated(flow: Flow) -> bool:
     def sizes(node: Node) -> set[int]:
         return {math.prod(flow.nodes[index].shape or ()) for index in node.inputs if index in free} - {1}
 
-    products = (node for node in flow.nodes if base_name(node) in PRODUCTS and node.index not in noise)
+    products = (node for node in flow.nodes if node.has("product") and node.index not in noise)
     return any(len(sizes(node)) > 1 for node in products)
 
 

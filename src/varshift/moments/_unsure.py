@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varshift.flow._ops import CONCATENATIONS, SUMS
+from varshift.flow import has_property
 
-from ._operators import MATRICES
 from ._signal import TINY, Signal, Unsure, channel_power, channel_variance
 
 _POSITIONS = 8  # along each axis: a spread over channels does not need more
@@ -39,7 +38,7 @@ def unsure_after(
         return given[0].unsure[0] + more[0], given[0].unsure[1] + more[1]
     if len(given) == 1:
         return given[0].unsure
-    if name not in SUMS | CONCATENATIONS:
+    if not has_property(name, "sum", "concatenation"):
         # A gate for whole channels or samples, of fewer elements, errs in data and noise alike.
         most = max(signal.mean.numel() for signal in given)
         given = [signal for signal in given if signal.mean.numel() == most]
@@ -80,7 +79,7 @@ def _of_weights(name: str, named: Mapping[str, Any], squares: Tensor, x: Signal,
         return 0.0, 0.0
     squares = squares.flatten(2).sum(2) if squares.dim() > 2 else squares
     groups = int(named.get("groups", 1))
-    backward = name in MATRICES or "transpose" in name or bool(named.get("transposed", False))
+    backward = has_property(name, "matrix") or "transpose" in name or bool(named.get("transposed", False))
     squares = squares.unflatten(0, (groups, -1))
     squares = squares.transpose(1, 2) if backward else squares
     noisy = x.draw is not None and result.draw is not None

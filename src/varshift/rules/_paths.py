@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 # block rescales by the share that happened to survive in the batch, so its nominal rate is no promise.
 _CLOSED_FORM = ("dropout", "channel_dropout", "drop_path", "gaussian", "uniform")
 
-# f(a x) = a f(x) for a >= 0: such an activation hands the noise's factor on unchanged.
-_HOMOGENEOUS = ("relu", "leaky_relu", "prelu", "rrelu", "abs")
-# So do scales that are the same in both modes; a term that is the same in both leaves the variance alone.
-_SCALES = ("mul", "multiply", "div", "divide", "true_divide", "neg", "negative")
-_TERMS = ("add", "sub", "subtract", "rsub")
 _FIXED = ("parameter", "buffer", "constant")
 
 
@@ -99,19 +94,10 @@ class Between:
     def _step(self, node: Node) -> str:
         if node.kind == "view":
             return "view"
-        operation = _operation(node.op)
-        if node.kind == "activation" and operation in _HOMOGENEOUS:
+        if node.kind == "activation" and node.has("homogeneous"):
             return "activation"
         if sum(index not in self._fixed for index in node.inputs) > 1 or not node.inputs:
             return "unknown"
-        if operation in _SCALES and (
-            not operation.startswith(("d", "t")) or node.inputs[0] not in self._fixed
-        ):
+        if node.has("scale") and not (node.has("quotient") and node.inputs[0] in self._fixed):
             return "scale"  # a quotient only where the signal is divided
-        return "term" if operation in _TERMS else "unknown"
-
-
-def _operation(op: str) -> str:
-    """``"aten.leaky_relu_.default"`` to ``"leaky_relu"``."""
-    parts = op.split(".")
-    return (parts[1] if len(parts) > 1 else parts[0]).rstrip("_")
+        return "term" if node.has("term") else "unknown"

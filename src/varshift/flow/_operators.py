@@ -1,4 +1,4 @@
-"""Operators of a Flow as functions: found by name, called on tensors, asked about their arguments."""
+"""The operations of a Flow as functions: found by overload, called on tensors, asked for their arguments."""
 
 from __future__ import annotations
 
@@ -10,26 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from varshift.flow import Node
+from varshift.flow._types import Node
 
 # Written in place in most networks; their twins take the same arguments.
 _PLAIN = frozenset(
     ["relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "elu", "leaky_relu", "sigmoid"]
 ) | frozenset(["add", "sub", "mul", "div"])
-MATRICES = ("mm", "matmul", "addmm")
-# Each reads one signal and weights.
-WEIGHTS = (
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "convolution",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    *MATRICES,
-)
-_WEIGHT_KEYS = ("weight", "mat2", "other")
 
 
 class UnknownOperator(Exception):  # noqa: N818 - carries a name
@@ -44,12 +30,12 @@ class _Argument(NamedTuple):
 
 
 def function_of(node: Node) -> Callable[..., Any]:
-    """The function of a call node.
+    """The function of a call.
 
     Raises:
         UnknownOperator: If there is none of this name.
     """
-    return _function(node.op)
+    return _function(node.overload)
 
 
 @cache
@@ -84,22 +70,15 @@ def _arguments(op: str) -> tuple[_Argument, ...] | None:
     )
 
 
-def base_name(node: Node) -> str:
-    """Name of an operator without namespace, overload and the mark of in-place operators."""
-    parts = node.op.split(".")
-    name = parts[1] if len(parts) > 1 else parts[0]
-    return name.rstrip("_") if not name.startswith("_") else name
-
-
-def writes_in_place(node: Node) -> bool:
+def overwrites(node: Node) -> bool:
     """Whether it overwrites its first argument."""
-    parts = node.op.split(".")
+    parts = node.overload.split(".")
     return len(parts) > 1 and parts[1].endswith("_") and not parts[1].endswith("__")
 
 
-def bound(node: Node) -> dict[str, Any]:
+def arguments_of(node: Node) -> dict[str, Any]:
     """The arguments of a call by name and in order, defaults included."""
-    arguments = _arguments(node.op)
+    arguments = _arguments(node.overload)
     if arguments is None:
         return {str(position): value for position, value in enumerate(node.args)} | dict(node.kwargs)
     named: dict[str, Any] = {}
@@ -113,14 +92,9 @@ def bound(node: Node) -> dict[str, Any]:
     return named
 
 
-def weight_key(named: Mapping[str, Any]) -> str | None:
-    """Under which name the operands of a call hold its weights, if they do."""
-    return next((key for key in _WEIGHT_KEYS if isinstance(named.get(key), Tensor)), None)
-
-
-def run(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def execute(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Runs a call on tensors without changing any of them."""
-    function, arguments = function_of(node), _arguments(node.op) or ()
+    function, arguments = function_of(node), _arguments(node.overload) or ()
     if any(argument.written for argument in arguments):
         twin = _without_writing(node)
         if twin is not None:
@@ -135,8 +109,16 @@ def run(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 def _without_writing(node: Node) -> Callable[..., Any] | None:
     """The same elementwise function, handing back a new tensor; None where there is none."""
-    parts = node.op.split(".")
-    if not writes_in_place(node) or parts[0] != "aten" or base_name(node) not in _PLAIN:
+    parts = node.overload.split(".")
+    if not overwrites(node) or parts[0] != "aten" or node.op not in _PLAIN:
         return None
-    packet = getattr(torch.ops.aten, base_name(node), None)
+    packet = getattr(torch.ops.aten, node.op, None)
     return getattr(packet, parts[2] if len(parts) > 2 else "default", None)
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether torch says that an operation treats every element by itself."""
+    try:
+        return torch.Tag.pointwise in getattr(_function(node.overload), "tags", ())
+    except UnknownOperator:
+        return False
