@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varshift.functional import KalmanState, _gaussian_moments
+from varshift import functional
+from varshift.functional import KalmanState
 
 Function = Callable[[Tensor], Tensor]
 Moments = tuple[Tensor, Tensor]
@@ -54,19 +55,19 @@ def piecewise_moments(
     mean: Tensor, variance: Tensor, knots: Sequence[float], pieces: Sequence[Polynomial]
 ) -> Moments:
     """Moments of a piecewise polynomial of degree 2 at most; see `varshift.functional`."""
-    return _gaussian_moments.piecewise_moments(KalmanState(mean, variance), knots, pieces)
+    return functional.piecewise_moments(KalmanState(mean, variance), knots, pieces)
 
 
 def exponential_moments(
     mean: Tensor, variance: Tensor, above: float, below: float, rate: float = 1.0
 ) -> Moments:
     """Moments of ``above x`` for positive x and ``below (exp(rate x) - 1)`` for negative x (ELU and kin)."""
-    return _gaussian_moments.exponential_moments(KalmanState(mean, variance), above, below, rate)
+    return functional.exponential_moments(KalmanState(mean, variance), above, below, rate)
 
 
 def gelu_moments(mean: Tensor, variance: Tensor) -> Moments:
     """Moments of ``x Phi(x)``, exact."""
-    return _gaussian_moments.gelu_moments(KalmanState(mean, variance))
+    return functional.gelu_moments(KalmanState(mean, variance))
 
 
 def quadrature_moments(

@@ -10,15 +10,20 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from varshift.functional import KalmanState, conv_moments, elementwise_moments, rectified_moments
-from varshift.functional._analytic_moments import (
+from varshift.functional import (
+    KalmanState,
     averaged_moments,
+    conv_moments,
+    elementwise_moments,
+    exponential_moments,
+    gelu_moments,
     maximum_moments,
     padded_conv_moments,
+    piecewise_moments,
     pooled_cells,
+    rectified_moments,
     transposed_conv_moments,
 )
-from varshift.functional._gaussian_moments import exponential_moments, gelu_moments, piecewise_moments
 
 from ._dropout import Dropout, GaussianDropout, UniformDropout
 from ._filter_response_norm import ThresholdedLinearUnit

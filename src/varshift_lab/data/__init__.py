@@ -21,4 +21,5 @@ from ._files import data_folder as data_folder
 from ._folder import image_folder as image_folder
 from ._folder import imagenet as imagenet
 from ._images import Images as Images
+from ._images import channel_moments as channel_moments
 from ._loader import tensor_loader as tensor_loader

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varshift._arguments import between, count
-from varshift.data._epochs import generator_of
+from varshift.data import generator_of
 from varshift_lab.data._images import Images, normalise
 
 Border = Literal["zero", "mean", "reflect", "edge", "wrap"]

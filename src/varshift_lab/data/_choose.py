@@ -9,7 +9,7 @@ import torch
 
 from varshift import DataError
 from varshift._arguments import between, count
-from varshift.data._epochs import generator_of, whole_seed
+from varshift.data import generator_of, whole_seed
 from varshift_lab.data._images import Images
 
 

@@ -12,8 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from varshift import DataError
 from varshift._arguments import count
-from varshift.data import DistributedRandomReshuffleSampler, DistributedSingleShuffleSampler
-from varshift.data._epochs import EpochSampler, sized, whole_seed
+from varshift.data import (
+    DistributedRandomReshuffleSampler,
+    DistributedSingleShuffleSampler,
+    EpochSampler,
+    sized,
+    whole_seed,
+)
 from varshift_lab.data._augment import Augmentation
 from varshift_lab.data._images import Images
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from varshift.data._prediction_score import Score
+from varshift.data import Score
 from varshift_lab.recipes._active_bias_treatment import ActiveBiasTreatment, UniformTreatment, Use
 from varshift_lab.studies import (
     Claim,

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from varshift.data import ActiveBias, ActiveBiasSampler
-from varshift.data._epochs import EpochSampler, generator_of, whole_seed
-from varshift.data._prediction_score import Score
+from varshift.data import ActiveBias, ActiveBiasSampler, EpochSampler, Score, generator_of, whole_seed
 from varshift_lab.data import Images
 from varshift_lab.training import TrainingSettings, Treatment
 

@@ -33,8 +33,7 @@ from varshift_lab.studies import (
     Trial,
     Workbench,
 )
-from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial
-from varshift_lab.training._random import own_random_state
+from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial, own_random_state
 
 # DROP probability of the paper's layer, as two readers of the paper give it.
 RATE = 0.05

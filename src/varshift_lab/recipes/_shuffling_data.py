@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from varshift.data._epochs import generator_of
+from varshift.data import generator_of
 from varshift_lab.data import Images, dataset, subset
 from varshift_lab.studies import Workbench
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varshift.data import RandomReshuffleSampler, SingleShuffleSampler
-from varshift.data._epochs import generator_of
+from varshift.data import RandomReshuffleSampler, SingleShuffleSampler, generator_of
 from varshift_lab.networks import linear_bn
 from varshift_lab.recipes._shuffling_data import BlockToy, GaussianSigns, ImageVectors, PlaneToy, Vectors
 from varshift_lab.recipes._shuffling_optima import (

@@ -18,6 +18,7 @@ from ._measures import Measure as Measure
 from ._measures import find_measure as find_measure
 from ._measures import measure as measure
 from ._network import Network as Network
+from ._random import own_random_state as own_random_state
 from ._settings import TrainingSettings as TrainingSettings
 from ._treatment import Part as Part
 from ._treatment import Treatment as Treatment

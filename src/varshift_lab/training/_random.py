@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from varshift.data._epochs import generator_of
+from varshift.data import generator_of
 
 # Apart from the numbers that the same seed and epoch give the order and the augmentation.
 _MASKS = 0x6D61736B73

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from varshift.data._epochs import EpochSampler
+from varshift.data import EpochSampler
 from varshift_lab.data import Images
 from varshift_lab.training._settings import TrainingSettings
 

@@ -62,8 +62,7 @@ def demo(
 
 
 def _play(run: Demo, *, out: Path, full: bool, svg: Path | None) -> None:
-    from varshift.cli._console import wide_console
-    from varshift.cli._progress import progress_bar
+    from varshift.cli import progress_bar, wide_console
     from varshift.report import FORMATS, print_report, write_text
     from varshift_lab._story import tell
 

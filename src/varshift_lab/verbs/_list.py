@@ -7,8 +7,7 @@ def list_recipes() -> int:
     """Show all recipes: their tables and figures, and how many trials each scale takes."""
     from rich.table import Table
 
-    from varshift.cli._console import wide_console
-    from varshift.cli._errors import described
+    from varshift.cli import described, wide_console
     from varshift_lab.recipes import recipe, recipe_names
     from varshift_lab.render import CLAIMS
     from varshift_lab.studies import SCALES

@@ -24,7 +24,7 @@ def default_folder(chosen: Chosen) -> Path:
 
 def show(chosen: Chosen, results: Results) -> list[str]:
     """Prints tables and verdicts and returns what could not be shown, and why."""
-    from varshift.cli._console import wide_console
+    from varshift.cli import wide_console
     from varshift_lab.render import print_claims, print_table, verdict
 
     console = wide_console()
@@ -61,7 +61,7 @@ def write(chosen: Chosen, results: Results, folder: Path) -> tuple[list[Path], l
 
 def report_trouble(trouble: Sequence[str]) -> int:
     """Says what could not be done, each thing once, and returns the exit code."""
-    from varshift.cli._errors import print_error
+    from varshift.cli import print_error
 
     for text in dict.fromkeys(trouble):
         print_error(VarshiftError(text), verbose=False)

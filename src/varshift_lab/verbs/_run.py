@@ -139,7 +139,7 @@ def run(
 
     `varshift lab run variance-shift --scale laptop --only table3 --workers 2`
     """
-    from varshift.cli._arguments import check_device, parse_arguments
+    from varshift.cli import check_device, parse_arguments
     from varshift_lab.runner import Assignment, check_board
     from varshift_lab.runner import executor as engine_of
     from varshift_lab.store import Store

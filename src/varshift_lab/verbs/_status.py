@@ -20,7 +20,7 @@ def status(
     from rich.table import Table
 
     from varshift import VarshiftError
-    from varshift.cli._console import wide_console
+    from varshift.cli import wide_console
     from varshift_lab.runner import time_left
     from varshift_lab.store import Store
 
