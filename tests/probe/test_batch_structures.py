@@ -413,7 +413,9 @@ def test_whole_numbers_for_a_regression_say_so():
 @pytest.mark.parametrize("late", [False, True])
 def test_targets_that_do_not_fit_are_found_before_anything_costly_runs(monkeypatch, late):
     net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
-    monkeypatch.setattr("varshift.evidence._capture.capture_in_place", lambda *args, **kwargs: pytest.fail("captured"))
+    monkeypatch.setattr(
+        "varshift.evidence._capture.capture_in_place", lambda *args, **kwargs: pytest.fail("captured")
+    )
     fitting = (torch.randn(16, 6), torch.arange(16) % 3)
     wrong = (torch.randn(16, 6), torch.arange(16))
     with pytest.raises(vs.DataError, match="targets run from 0 to 15, but the model has 3 outputs"):

@@ -95,6 +95,4 @@ def test_a_predicted_shift_has_one_confidence_and_the_prediction_its_own(build):
 def test_the_page_of_the_report_file_lists_every_kind_of_cure():
     page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (.+) \|$", page, flags=re.MULTILINE)
-    assert dict(rows) == {
-        code: sentence[0].lower() + sentence[1:-1] for code, sentence in CURES.items()
-    }
+    assert dict(rows) == {code: sentence[0].lower() + sentence[1:-1] for code, sentence in CURES.items()}
