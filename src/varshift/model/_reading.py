@@ -13,7 +13,8 @@ the first that runs, and whose targets fit, is taken. The rules:
 - A target is handed to ``forward`` as well where the network does not run without, as detectors in training.
 - A mapping is passed by keyword when its keys are arguments of ``forward`` and every required argument is
   among them. One required argument that is missing takes the only tensor that is left and no target.
-  Otherwise the only tensor that is no target is the input, and failing that the mapping itself.
+  Otherwise the only tensor that is no target is the input, failing that the mapping itself, and failing that
+  its largest tensor of floats.
 """
 
 from __future__ import annotations
@@ -231,7 +232,14 @@ def _of_mapping(signature: Signature, batch: Mapping[str, Any]) -> tuple[Reading
     whole = Reading(target=target)
     if len(missing) == 1 == len(left) and any(key not in TARGET_NAMES for key in named):
         return (Reading((left[0],), tuple(named), target), whole)
-    return (Reading((tensors[0],), (), target), whole) if len(tensors) == 1 else (whole,)
+    if len(tensors) == 1:
+        return Reading((tensors[0],), (), target), whole
+    floats = [key for key in tensors if batch[key].is_floating_point()]
+    if not floats:
+        return (whole,)
+    largest = max(floats, key=lambda key: batch[key].numel())
+    words = f"Of a batch with the keys {', '.join(map(repr, batch))} only {largest!r} was read as an input."
+    return whole, Reading((largest,), (), target, words=words)
 
 
 def _accepted(signature: Signature, batch: Mapping[str, Any]) -> list[str]:
