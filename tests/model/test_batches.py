@@ -1,5 +1,7 @@
 """How batches of all structures are split into inputs and targets."""
 
+import dataclasses
+import types
 from collections import UserDict, namedtuple
 
 import pytest
@@ -32,6 +34,16 @@ class Named(nn.Module):
         return pixels
 
 
+class Masked(nn.Module):
+    def forward(self, ids, attention_mask=None, types=None, labels=None):
+        return ids
+
+
+class Parts(nn.Module):
+    def forward(self, x, edge_index, batch=None):
+        return x
+
+
 class Open(nn.Module):
     def forward(self, **kwargs):
         return kwargs
@@ -40,9 +52,32 @@ class Open(nn.Module):
 Pair = namedtuple("Pair", "x y")
 
 
+@dataclasses.dataclass
+class Record:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+GRAPH = types.SimpleNamespace(x=X, edge_index=torch.zeros(2, 9, dtype=torch.long), batch=Y - 1, y=Y[:1])
+RECORD = Record(X, Y)
+MASK = torch.ones(6, 3, dtype=torch.bool)
+
+
 @pytest.mark.parametrize(
     ("model", "batch", "args", "kwargs", "target"),
     [
+        (Masked(), (X, MASK, Y), [X, MASK], {}, Y),
+        (Masked(), (X, Y), [X], {}, Y),
+        (Masked(), (X, Y, torch.arange(6)), [X], {}, Y),
+        (
+            Parts(),
+            GRAPH,
+            [],
+            {"x": GRAPH.x, "edge_index": GRAPH.edge_index, "batch": GRAPH.batch},
+            GRAPH.y,
+        ),
+        (One(), RECORD, [], {"x": X}, Y),
+        (Named(), RECORD, [RECORD], {}, Y),
         (One(), X, [X], {}, None),
         (One(), (X,), [X], {}, None),
         (One(), (X, Y), [X], {}, Y),

@@ -87,6 +87,29 @@ def test_samples_that_are_mixed_are_reported_where_the_loader_or_the_targets_say
     assert "VS401" in codes(report)
 
 
+class Tokens(Steps):
+    def __init__(self):
+        super().__init__("lstm")
+        self.inputs = nn.Embedding(9, 16)
+
+
+def test_time_first_tokens_with_a_target_for_every_step():
+    def batch(seed):
+        tokens = torch.randint(9, (20, 32), generator=generator(seed))
+        return tokens, tokens % 4
+
+    torch.manual_seed(0)
+    net = trained(Tokens(), [(batch(i)[0],) for i in range(60)])
+    report = vs.check(
+        net,
+        [batch(100 + i) for i in range(4)],
+        loss=lambda outputs, y: F.cross_entropy(outputs.flatten(0, 1), y.flatten()),
+    )
+    assert report.data.samples == 4 * 32
+    assert report.gap.metric == "loss"
+    assert "VS401" not in codes(report)
+
+
 class Tagger(nn.Module):
     """Outputs as long as the longest sample of the batch."""
 
@@ -204,6 +227,19 @@ def test_graphs_are_measured_as_their_tensors_are(writes, options):
     assert codes(report) == codes(expected)
     assert "VS301" not in codes(report)
     assert all(torch.equal(batch.x, Graphs(i).x) for i, batch in enumerate(batches)), "the user's graphs"
+
+
+def test_attributes_of_an_object_are_inputs_by_name():
+    class ByName(Readout):
+        def forward(self, x, batch):
+            return super().forward(types.SimpleNamespace(x=x, batch=batch, num_graphs=int(batch[-1]) + 1))
+
+    torch.manual_seed(0)
+    network = ByName(False)
+    report = vs.check(network, [Graphs(i) for i in range(3)])
+    assert report.data.samples == 36
+    assert report.gap.metric == "loss"
+    assert report.layers[0].reached
 
 
 def test_recalibration_leaves_the_batches_alone():

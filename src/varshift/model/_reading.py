@@ -3,13 +3,14 @@
 A signature and a batch often leave one reading, sometimes several; `readings` puts the likeliest first and
 the first that runs, and whose targets fit, is taken. The rules:
 
-- A tensor, a packed sequence or an object (a graph batch, a data class) is the input.
+- A tensor or a packed sequence is the input. So is an object (a graph batch, a data class), unless it has an
+  attribute for every required argument: then these are the inputs.
 - Of a tuple or list, as many items as ``forward`` requires are the inputs, and the next one is the target.
   The inputs may also be in a tuple or mapping of their own.
 - Items that are left may fill optional arguments whose default is None. A single one is taken for the target,
   unless the argument is called a length and the item holds those of padded inputs; it is an input where it
   does not fit the outputs. Of two or more, as in ``(x_cat, x_cont, y)``, the first is an input, unless it is
-  a list of integers or the argument is called a mask: then it is usually the target.
+  a list of integers, or the argument is called a mask and the item is none: then it is usually the target.
 - A target is handed to ``forward`` as well where the network does not run without, as detectors in training.
 - A mapping is passed by keyword when its keys are arguments of ``forward`` and every required argument is
   among them. One required argument that is missing takes the only tensor that is left and no target.
@@ -91,16 +92,13 @@ class Reading:
     def split(self, batch: Any) -> Split:
         """Positional inputs, keyword inputs and the target of a batch."""
         inputs = batch[0] if self.nested else batch
-        args = (inputs,) if self.positions is None else tuple(inputs[place] for place in self.positions)
-        kwargs = {key: inputs[key] for key in self.keywords}
-        return args, kwargs, self._target(batch)
+        args = (inputs,) if self.positions is None else tuple(_entry(inputs, key) for key in self.positions)
+        kwargs = {key: _entry(inputs, key) for key in self.keywords}
+        return args, kwargs, None if self.target is None else _entry(batch, self.target)
 
-    def _target(self, batch: Any) -> Any:
-        if self.target is None:
-            return None
-        if isinstance(batch, (Mapping, tuple, list)):
-            return batch[self.target]
-        return getattr(batch, self.target, None)
+
+def _entry(batch: Any, key: Any) -> Any:
+    return batch[key] if isinstance(batch, (Mapping, tuple, list)) else getattr(batch, key, None)
 
 
 def readings(signature: Signature, batch: Any) -> tuple[Reading, ...]:
@@ -121,7 +119,7 @@ def readings(signature: Signature, batch: Any) -> tuple[Reading, ...]:
         return _of_items(signature, batch)
     if is_object(batch) or _is_a_whole(batch):
         target = next((name for name in TARGET_NAMES if isinstance(_attribute(batch, name), Tensor)), None)
-        return (Reading(target=target),)
+        return _of_object(signature, batch, target)
     raise DataError(
         f"a batch is a {type(batch).__name__}: expected a tensor, (inputs, targets), a mapping or an object "
         "that holds tensors. Pass forward= (a function of model and batch) for other structures."
@@ -142,6 +140,19 @@ def _attribute(value: Any, name: str) -> Any:
         return getattr(value, name, None)
     except Exception:  # a property of the user's own
         return None
+
+
+def _of_object(signature: Signature, batch: Any, target: str | None) -> tuple[Reading, ...]:
+    whole = Reading(target=target)
+    if not signature.required or any(
+        not isinstance(_attribute(batch, name), Tensor) for name in signature.required
+    ):
+        return (whole,)
+    named = [*signature.required, *signature.optional]
+    inputs = [
+        name for name in named if name not in TARGET_NAMES and isinstance(_attribute(batch, name), Tensor)
+    ]
+    return Reading((), tuple(inputs), target), whole
 
 
 def _of_items(signature: Signature, batch: Sequence[Any]) -> tuple[Reading, ...]:
@@ -203,9 +214,9 @@ def _is_input(name: str, batch: Sequence[Any], place: int) -> bool:
         return False
     if "len" in name.lower():
         return len(batch) > place + 1 or _are_lengths(item, first)
-    if len(batch) == place + 1 or "mask" in name.lower():
+    if len(batch) == place + 1 or (item.dim() < 2 and not item.is_floating_point()):
         return False
-    return item.is_floating_point() or item.dim() > 1
+    return "mask" not in name.lower() or (item.dim() > 1 and bool(((item == 0) | (item == 1)).all()))
 
 
 def _is_target_name(name: str) -> bool:

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from varshift.model._graphs import declared_size, is_graph, take_graphs
 from varshift.model._nest import Copier, first_tensor, is_object, tensors
 
-_STEPS = (3, 5)  # dimensions of (time, batch, features) and of (time, batch, channels, height, width)
+# Dimensions: (time, batch) for tokens; (time, batch, features) and (time, batch, channels, height, width).
+_STEPS = {False: (2,), True: (3, 5)}
 _FIRST_ENTRIES = 8  # entries of a container that are looked at for graphs
 
 
@@ -54,7 +55,7 @@ def sample_axis(inputs: Any, targets: Any) -> int | None:
     Time comes first where there is one target for every entry along the second axis and not along the first.
     """
     tensor, target = first_tensor(inputs), first_tensor(targets)
-    if tensor is None or tensor.is_nested or tensor.dim() not in _STEPS or not tensor.is_floating_point():
+    if tensor is None or tensor.is_nested or tensor.dim() not in _STEPS[tensor.is_floating_point()]:
         return 0
     if samples_in_lists(inputs) is not None or any(map(_counts_itself, _entries(inputs))):
         return 0

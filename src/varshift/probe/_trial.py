@@ -146,8 +146,8 @@ def _explained(error: VarshiftError | None, returned: Mapping[bool, Any]) -> Var
         return error
     train, evaluation = describe(returned[True]), describe(returned[False])
     explained = ModelError(
-        f"{str(error).rstrip('.')}. The model returns {train} in train mode and {evaluation} in eval mode: let "
-        "loss= take both, as in `outputs = getattr(outputs, 'logits', outputs)`."
+        f"{str(error).rstrip('.')}. The model returns {train} in train mode and {evaluation} in eval mode: "
+        "let loss= take both, as in `outputs = getattr(outputs, 'logits', outputs)`."
     )
     explained.__cause__ = error.__cause__
     return explained
