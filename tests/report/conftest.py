@@ -96,7 +96,16 @@ def make_measurement(ratios, **changes):
 
 
 def make_report(
-    ratios=None, findings=(), noises=(), limits=(), norms=None, capture_method="recorded", **changes
+    ratios=None,
+    findings=(),
+    noises=(),
+    limits=(),
+    norms=None,
+    capture_method="recorded",
+    rules=(),
+    provided=(),
+    repeat="",
+    **changes,
 ):
     names = list(norms if norms is not None else ratios or {})
     evidence = Evidence(
@@ -112,6 +121,9 @@ def make_report(
         capture_method=capture_method,
         findings=findings,
         limits=limits,
+        rules=rules,
+        provided=provided,
+        repeat=repeat,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from varshift.evidence._types import KINDS as KINDS
 from varshift.evidence._types import NEEDS as NEEDS
+from varshift.evidence._types import NOT_NEEDED as NOT_NEEDED
 from varshift.evidence._types import Evidence as Evidence
 from varshift.evidence._types import EvidenceRun as EvidenceRun
 from varshift.evidence._types import Kind as Kind

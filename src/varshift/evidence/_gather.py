@@ -12,7 +12,7 @@ from varshift.evidence._modules import ModulesProvider
 from varshift.evidence._prediction import PredictionProvider
 from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._subject import Subject
-from varshift.evidence._types import KINDS, Evidence, EvidenceRun, Kind
+from varshift.evidence._types import KINDS, NOT_NEEDED, Evidence, EvidenceRun, Kind
 from varshift.flow import CaptureMethod
 from varshift.model import one_at_a_time, shadowed
 
@@ -24,7 +24,6 @@ PROVIDERS: tuple[Provider, ...] = (
     ModulesProvider(),
     MeasurementProvider(),
 )
-_NOT_NEEDED = "no rule that was asked for needs it"
 
 
 class Gathering:
@@ -80,7 +79,7 @@ class Gathering:
     def runs(self) -> tuple[EvidenceRun, ...]:
         """Of every kind, whether it was gathered and why not."""
         return tuple(
-            EvidenceRun(kind, not (reason := self._reasons.get(kind, _NOT_NEEDED)), reason) for kind in KINDS
+            EvidenceRun(kind, not (reason := self._reasons.get(kind, NOT_NEEDED)), reason) for kind in KINDS
         )
 
     def _obstacle(self, provider: Provider) -> str:

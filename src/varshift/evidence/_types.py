@@ -21,6 +21,7 @@ Need = Literal["modules", "loader", "capture", "capture.train", "capture.eval", 
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEEDS: tuple[Need, ...] = get_args(Need)
+NOT_NEEDED = "no rule that was asked for needs it"
 
 # The fields of `Evidence` of which one at least has to be there.
 _FIELDS: dict[Need, tuple[str, ...]] = {

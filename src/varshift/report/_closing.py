@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from varshift.report._page import Line, Span, heading, paragraph
+from varshift.report._runs import not_needed, skipped_lines
 
 if TYPE_CHECKING:
     from varshift.report._report import Report
@@ -16,10 +17,13 @@ COMMAND = 31
 def closing_section(report: Report, width: int, *, full: bool = False) -> list[Line]:
     """The limits of this report and the next steps."""
     lines: list[Line] = []
-    if report.limits:
+    # Without data rules that need some do not run, which the limits say in one sentence.
+    skipped = skipped_lines(report, width) if full or report.data is not None else []
+    if report.limits or skipped:
         lines += heading("What could not be seen", width)
         for limit in report.limits:
             lines += paragraph(limit, width, mark=Span("· ", "quiet"))
+        lines += skipped
     steps = next_steps(report)
     if steps:
         lines += heading("What next", width)
@@ -56,11 +60,13 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
     ]
     if len(codes) > EXPLAINED:
         steps.append(("", f"and likewise {', '.join(codes[EXPLAINED:])}."))
-    if report.data is None:
+    if report.data is None and not not_needed(report, "measurement"):
         steps.append(
             (
                 "vs.check(model, loader), or --data",
                 "measures what is only predicted here, and splits the gap between training and deployment",
             )
         )
+    if report.repeat:
+        steps.append((report.repeat, "repeats this check"))
     return steps

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from varshift.report._levels import excess, style_of
 from varshift.report._page import Line, Span, Style, line, paragraph
+from varshift.report._runs import not_needed, ran_in_words
 from varshift.report._words import counted, enumerated, figure, large, module_name, percent, ratio, uncertain
 from varshift.rules import thresholds
 
@@ -49,9 +50,11 @@ def verdict(report: Report) -> str:
         "warning": ("warning", "warnings"),
         "advice": ("piece of advice", "pieces of advice"),
     }
-    found = [counted(counts[key], *names[key]) for key in names if counts[key]]
-    if found:
-        return f"{enumerated(found)}."
+    phrases = [counted(counts[key], *names[key]) for key in names if counts[key]]
+    if phrases:
+        return f"{enumerated(phrases)}."
+    if ran := ran_in_words(report):
+        return f"Nothing found {ran}."
     if not report.layers:
         return "Nothing found: the network has no norm with running statistics."
     if report.data is None:
@@ -141,14 +144,16 @@ def _significant(delta: float | None, stderr: float | None, level: float) -> boo
 def basis(report: Report) -> str:
     """What the report rests on: model, data, capture."""
     model = report.model
+    unseen = not_needed(report, "capture")
+    unmeasured = "nothing measured" if not_needed(report, "measurement") else "no data"
     parts = [
         counted(model.parameters, "parameter").replace(str(model.parameters), large(model.parameters), 1),
         counted(model.norms, "norm"),
-        counted(model.noises, "noise site"),
+        "" if unseen else counted(model.noises, "noise site"),
         f"{counted(report.data.samples, 'sample')} in {counted(report.data.batches, 'batch', 'batches')}"
         if report.data
-        else "no data",
-        _CAPTURE.get(report.capture, f"captured by {report.capture}"),
+        else unmeasured,
+        "not captured" if unseen else _CAPTURE.get(report.capture, f"captured by {report.capture}"),
         f"{report.framework.name} {report.framework.version}",
     ]
-    return " · ".join(parts)
+    return " · ".join(filter(None, parts))

@@ -14,6 +14,7 @@ from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
 from varshift.rules._cures import CURES as CURES
 from varshift.rules._evidence import Evidence as Evidence
+from varshift.rules._examine import NOT_SELECTED as NOT_SELECTED
 from varshift.rules._examine import Plan as Plan
 from varshift.rules._examine import RuleRun as RuleRun
 from varshift.rules._examine import examine as examine

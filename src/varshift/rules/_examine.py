@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from varshift.evidence import Gathering
 
 
+NOT_SELECTED = "not selected"
+
+
 @dataclass(frozen=True, slots=True)
 class RuleRun:
     """Whether a rule ran.
@@ -92,7 +95,7 @@ def _runs(evidence: Evidence, codes: Sequence[str], reasons: Mapping[str, str]) 
     for rule in all_rules():
         missing = _missing(rule, evidence)
         if rule.code not in codes:
-            runs.append(RuleRun(rule.code, False, "not selected"))
+            runs.append(RuleRun(rule.code, False, NOT_SELECTED))
         elif missing:
             runs.append(RuleRun(rule.code, False, _why(missing, reasons)))
         else:
