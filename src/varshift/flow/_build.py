@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from varshift._sites import Source
@@ -250,12 +252,17 @@ class _Builder:
         return near
 
     def _reached(self) -> list[tuple[str, ...]]:
-        reached: list[dict[str, None]] = [{} for _ in self._sites]
+        if not (self._sites and self._reach.norms):
+            return [() for _ in self._sites]
+        arriving: dict[str, int] = {}  # noise in the inputs of all calls of a norm
         for index in sorted(self._reach.norms):
             name = self._norms[self._norm_calls[index]].name
-            for position in _positions(self._reach.norms[index]):
-                reached[position][name] = None
-        return [tuple(names) for names in reached]
+            arriving[name] = arriving.get(name, 0) | self._reach.norms[index]
+        width = (len(self._sites) + 7) // 8
+        rows = b"".join(bits.to_bytes(width, "little") for bits in arriving.values())
+        table = np.frombuffer(rows, np.uint8).reshape(len(arriving), width)
+        columns = np.unpackbits(table, axis=1, bitorder="little").T
+        return [tuple(compress(arriving, columns[place].tolist())) for place in range(len(self._sites))]
 
     def _pools(self) -> list[tuple[tuple[str, Source | None, int], ...]]:
         pools: list[list[tuple[str, Source | None, int]]] = [[] for _ in self._sites]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 
 from varshift.flow._build import build_flow
 from varshift.flow._raw import RawNode, Recording, Role, Trace, first_shape
 from varshift.flow._source import TextTrace
 from varshift.flow._types import Flow, Ref
 from varshift.model import canonical_names, canonical_tensor
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 _REPEATED_CALL = re.compile(r"@\d+$")
 

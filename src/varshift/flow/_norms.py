@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -59,14 +60,23 @@ def find_norms(
         calls[index] = norm.name
         explicit.add(node.module)
         explicit.add(norm.name)
+    holders = {prefix for owner in explicit for prefix in _prefixes(owner)}
     for name in hand_written(modules):
-        if not any(owner == name or owner.startswith(name + ".") for owner in explicit):
+        if name not in holders:
             for index, norm, source in _composite(graph, name, modules[name], statistics):
                 _record(norms, norm, graph, index, source)
                 calls[index] = name
     ordered = sorted(norms.values(), key=lambda norm: norm.calls[0])
     place = {norm.name: position for position, norm in enumerate(ordered)}
     return ordered, {index: place[name] for index, name in calls.items()}, statistics
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """A module's path and those of the modules around it, the root apart."""
+    yield path
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def hand_written(modules: dict[str, nn.Module]) -> dict[str, tuple[str | None, str]]:

@@ -101,6 +101,8 @@ def iterate_refs(value: Any) -> Iterator[int]:
 
 def first_shape(value: Any) -> tuple[tuple[int, ...] | None, torch.dtype | None]:
     """Shape and element type of the first tensor in a result."""
+    if type(value) is Tensor and not value.is_nested:
+        return tuple(value.shape), value.dtype
     if isinstance(value, Tensor):
         if value.is_nested:  # rows of different lengths: there is no one shape
             return None, value.dtype

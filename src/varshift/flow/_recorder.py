@@ -89,6 +89,10 @@ def _tier(tier: Tier) -> Iterator[None]:
 class _Names(TorchDispatchMode):
     """Lists the operations that it sees."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as below
+
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
@@ -106,7 +110,7 @@ def _whole_below_autograd() -> bool:
         return False
     names = _Names()
     with torch.no_grad(), guard(), names:
-        F.dropout(torch.empty(2, device="meta"), 0.5)
+        F.dropout(torch.empty(0), 0.5)  # of no element, so that no random number is drawn
     return "aten.dropout.default" in names.seen
 
 
@@ -160,6 +164,10 @@ class _Recorder(TorchDispatchMode):
     """Records operations, their operands by identity, who called them, and what they write to."""
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would wrap the method below, import its compiler, and take longer for every call
 
     def __init__(
         self, held: dict[str, Slot], stack: CallStack, watch: Watch, before_write: BeforeWrite | None

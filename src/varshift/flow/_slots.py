@@ -13,6 +13,8 @@ from varshift.flow._identity import storage_of
 
 SlotRole = Literal["parameter", "buffer", "attribute"]
 _MOST_DEPTH = 4
+_EMPTY = frozenset({bool, int, float, str, type(None)})  # types that hold no tensor
+_INTERNAL = frozenset(vars(nn.Module()))  # what every module has: its registers and hooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def _held(module: nn.Module) -> Iterator[tuple[str, SlotRole, Tensor]]:
         if buffer is not None:
             yield key, "buffer", buffer
     for key, value in vars(module).items():
-        if key not in ("_parameters", "_buffers", "_modules"):
+        if type(value) not in _EMPTY and key not in _INTERNAL:
             for name, tensor in _tensors(key, value, _MOST_DEPTH):
                 yield name, "attribute", tensor
 
