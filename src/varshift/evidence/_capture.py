@@ -8,7 +8,8 @@ from typing import Any
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
-from varshift.flow import capture_in_place
+from varshift.flow import capture_in_place, recognised_norms
+from varshift.model import find_norms, norm_limit
 from varshift.moments import samples_for_prediction
 
 _SAMPLES = 2
@@ -28,7 +29,10 @@ class CaptureProvider(Provider):
 
     def limit(self) -> str:
         """What is not seen without it."""
-        return "No inputs were given: the network was not captured, so noise could not be traced to norms."
+        return (
+            "No inputs were given: the network was not captured, so noise could not be traced to norms, and "
+            "norms written by hand could not be recognised unless they have the buffers of torch's norms."
+        )
 
     def batches(self, subject: Subject) -> int:
         """The first batch is enough."""
@@ -45,5 +49,8 @@ class CaptureProvider(Provider):
         samples = samples_for_prediction(example) if predicts else _SAMPLES
         captured = capture_in_place(subject.shadow.fresh(), example, forward=subject.forward, samples=samples)
         subject.captured, subject.captured_example, subject.captured_samples = captured, example, samples
+        subject.recognised = recognised_norms(subject.network, captured)
+        subject.norms = find_norms(subject.network, subject.recognised)
         limits.extend(captured.limits)
+        limits.extend(norm_limit(norm) for norm in subject.norms if norm.states.unsupported is not None)
         return {"train": captured.train, "eval": captured.eval}

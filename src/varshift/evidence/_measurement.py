@@ -52,6 +52,7 @@ class MeasurementProvider(Provider):
             estimator=subject.estimator,
             seed=subject.seed,
             progress=subject.progress,
+            recognised=subject.recognised,
         )
-        limits.extend(measurement.limits)
+        limits.extend(limit for limit in measurement.limits if limit not in limits)
         return {"measurement": measurement}

@@ -47,7 +47,8 @@ def mode_facts(model: nn.Module, norms: Sequence[Norm], noise_names: Sequence[st
     noisy = {name for name, module in modules.items() if isinstance(module, _DropoutNd)}
     # The owner of functional noise may be a whole block; only leaves are noise modules themselves.
     noisy |= {name for name in noise_names if name in modules and not any(modules[name].children())}
-    watched = {norm.name: norm.module for norm in norms} | {name: modules[name] for name in noisy}
+    watched = {norm.name.partition("#")[0]: norm.module for norm in norms}
+    watched |= {name: modules[name] for name in noisy}
     watched.pop("", None)
     root = model.training
     as_passed = {n: type(m).__name__ for n, m in watched.items() if m.training != root}

@@ -13,7 +13,7 @@ from varshift.model import Call, Forward, Norm, Reader, Shadow, find_norms
 from varshift.probe import batch_size_of, draw_batches, model_device, try_readings
 
 if TYPE_CHECKING:
-    from varshift.flow import Capture
+    from varshift.flow import Capture, RecognisedNorms
     from varshift.probe import Loss, Progress
 
 Shape = Sequence[int]
@@ -26,7 +26,8 @@ class Subject:
 
     Attributes:
         network: The unwrapped network.
-        norms: Its norms.
+        norms: Its norms; once there is a capture, those too that are known by what they do only.
+        recognised: What the capture says of the norms, None without one.
         shadow: What passes run on in place of the network, while evidence is made.
         batches: The batches that were drawn from the loader.
         reader: Makes calls of them.
@@ -52,6 +53,7 @@ class Subject:
         self.batches: tuple[Any, ...] = ()
         self.reader = Reader(self.network, self.forward)
         self._settled: set[bool] = set()
+        self.recognised: RecognisedNorms | None = None
         self.captured: Capture | None = None
         self.captured_example: Call | None = None
         self.captured_samples = 0

@@ -8,6 +8,10 @@ from varshift.flow._operators import arguments_of as arguments_of
 from varshift.flow._operators import execute as execute
 from varshift.flow._operators import is_pointwise as is_pointwise
 from varshift.flow._operators import overwrites as overwrites
+from varshift.flow._recognised import RecognisedNorms as RecognisedNorms
+from varshift.flow._recognised import may_hold_statistics as may_hold_statistics
+from varshift.flow._recognised import recognise_norms as recognise_norms
+from varshift.flow._recognised import recognised_norms as recognised_norms
 from varshift.flow._types import Capture as Capture
 from varshift.flow._types import CaptureMethod as CaptureMethod
 from varshift.flow._types import Flow as Flow

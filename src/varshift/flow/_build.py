@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import compress
-from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from varshift._sites import Source
+from varshift.flow._census import HandNorm, recognise
 from varshift.flow._classify import Site
 from varshift.flow._drops import DropAnalysis
 from varshift.flow._evaluate import Evaluator
@@ -18,8 +20,9 @@ from varshift.flow._noise import NoiseFinder
 from varshift.flow._norms import Norm, find_norms
 from varshift.flow._raw import Recording
 from varshift.flow._reach import Reach, mixes_units, propagate, summands
+from varshift.flow._slots import slots
 from varshift.flow._source import SourceFinder
-from varshift.flow._types import CaptureMethod, Flow, Node, NoiseSite, NormSite, Path
+from varshift.flow._types import CaptureMethod, Flow, Mode, Node, NoiseSite, NormSite, Path
 from varshift.flow._vocabulary import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS, own_name
 
 _CHANCE = (
@@ -28,43 +31,66 @@ _CHANCE = (
 _CLASSES: tuple[Path, Path, Path] = ("direct", "weight", "join")
 
 
-def build_flow(
-    recording: Recording,
-    model: nn.Module,
-    names: dict[str, str],
-    mode: Literal["train", "eval"],
-    method: CaptureMethod,
-    limits: tuple[str, ...] = (),
-    numbering: Numbering | None = None,
-) -> Flow:
-    """Understands a list of raw nodes.
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """One mode of a network as a tracer saw it.
 
-    Args:
-        recording: What the tracer saw.
-        model: The module it was traced from (or its copy): its class names and constants are read.
-        names: Canonical module names (see `canonical_names`).
-        mode: The mode that was traced.
+    Attributes:
+        recording: What it saw.
         method: How it was traced.
         limits: What the tracer could not see.
-        numbering: Numbers of the noise sites of the mode that was captured first.
     """
+
+    recording: Recording
+    method: CaptureMethod
+    limits: tuple[str, ...] = ()
+
+
+def build_flows(traced: Mapping[Mode, Traced], model: nn.Module, names: dict[str, str]) -> dict[Mode, Flow]:
+    """Understands what a tracer saw of a network in one mode or in both.
+
+    Args:
+        traced: What it saw, by mode.
+        model: The module it was traced from (or its copy): its class names and constants are read.
+        names: Canonical module names (see `canonical_names`).
+    """
+    graphs = {mode: build_graph(one.recording.nodes) for mode, one in traced.items()}
+    tensors = {name: slot.tensor for name, slot in slots(model, names).items()}
+    replaced = traced["train"].recording.replaced if "train" in traced else {}
+    norms = recognise(graphs.get("train"), graphs.get("eval"), model, names, tensors, replaced)
+    numbering = Numbering()
+    flows: dict[Mode, Flow] = {}
+    for mode, one in traced.items():
+        known = norms if mode == "train" else tuple(replace(norm, computes=frozenset()) for norm in norms)
+        flows[mode] = _build(graphs[mode], one, model, mode, known, numbering)
+    return flows
+
+
+def _build(
+    graph: Graph,
+    traced: Traced,
+    model: nn.Module,
+    mode: Mode,
+    hand: tuple[HandNorm, ...],
+    numbering: Numbering,
+) -> Flow:
+    recording, limits = traced.recording, traced.limits
     modules = dict(model.named_modules())
-    graph = build_graph(recording.nodes)
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     tensors.update(model.named_buffers())
     recurrent = frozenset(name for name, module in modules.items() if isinstance(module, nn.RNNBase))
     finder = NoiseFinder(graph, Evaluator(graph, tensors), recurrent)
     sites = finder.run()
-    norms, norm_calls, statistics = find_norms(graph, modules, names)
+    norms, norm_calls, statistics = find_norms(graph, modules, hand, mode)
     tracked = {index for index, norm in norm_calls.items() if norms[norm].tracked}
     reach = propagate(graph, sites, tracked, statistics)
     builder = _Builder(graph, modules, sites, norms, norm_calls, reach)
-    numbers = _numbers(graph, sites, finder.silent, numbering or Numbering())
+    numbers = _numbers(graph, sites, finder.silent, numbering)
     if _decided_by_chance(graph, finder):
         limits = (*limits, _CHANCE)
     return Flow(
         mode=mode,
-        method=method,
+        method=traced.method,
         nodes=builder.nodes(frozenset(finder.random)),
         noises=builder.noises(numbers),
         norms=builder.norm_sites(),
@@ -285,6 +311,8 @@ class _Builder:
                 shapes=tuple(norm.shapes),
                 batch_statistics=norm.batch_statistics,
                 tracked=norm.tracked,
+                states=norm.states,
+                ordinal=int(norm.name.rpartition("#")[2]) if "#" in norm.name else 1,
             )
             for norm in self._norms
         )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from varshift._errors import ModelError, VarshiftError
-from varshift.flow._build import build_flow
-from varshift.flow._naming import Numbering
+from varshift.flow._build import Traced, build_flows
 from varshift.flow._recorder import BeforeWrite, Recording, Tier, record
-from varshift.flow._types import Capture, CaptureMethod, Flow
+from varshift.flow._types import Capture, CaptureMethod, Flow, Mode
 from varshift.model import (
     Call,
     Forward,
@@ -30,7 +29,6 @@ from varshift.model import (
     unwrap,
 )
 
-Mode = Literal["train", "eval"]
 _SAMPLES = 2
 _CHANCE = (
     "The model draws random numbers of Python or NumPy in {mode} mode; what they decide, such as skipping a "
@@ -136,25 +134,29 @@ class _Session:
         self._batches = _candidates(call.to(first.device if first is not None else None), samples)
         self._refused: dict[Mode, list[_Refused]] = {"train": [], "eval": []}  # the last of each batch
         self._worked: dict[Mode, int] = {}  # which of the batches
-        self._numbering = Numbering()
 
     def run(self) -> Capture:
         """Captures both modes."""
-        train, evaluation = self._mode("train"), self._mode("eval")
-        return self._result(train, evaluation)
+        modes: tuple[Mode, Mode] = ("train", "eval")
+        traced: dict[Mode, Traced] = {}
+        for mode in modes:
+            if (one := self._mode(mode)) is not None:
+                traced[mode] = one
+        flows = build_flows(traced, self._model, self._names)
+        return self._result(flows.get("train"), flows.get("eval"))
 
-    def _mode(self, mode: Mode) -> Flow | None:
+    def _mode(self, mode: Mode) -> Traced | None:
         for number, batch in enumerate(self._batches):
             try:
-                flow = self._tiers(mode, batch)
+                traced = self._tiers(mode, batch)
             except _Refused as refused:
                 self._refused[mode].append(refused)
             else:
                 self._worked[mode] = number
-                return flow
+                return traced
         return None
 
-    def _tiers(self, mode: Mode, batch: Any) -> Flow:
+    def _tiers(self, mode: Mode, batch: Any) -> Traced:
         drawn = _random_position()
         limits = list(self._limits)
         tier: Tier = "whole"
@@ -166,9 +168,7 @@ class _Session:
             limits.append(_DECOMPOSED.format(mode=mode, error=short_message_of(refused.error)))
         if _random_position() != drawn:
             limits.append(_CHANCE.format(mode=mode))
-        return build_flow(
-            recording, self._model, self._names, mode, _METHODS[tier], tuple(limits), self._numbering
-        )
+        return Traced(recording, _METHODS[tier], tuple(limits))
 
     def _record(self, mode: Mode, batch: Any, tier: Tier) -> Recording:
         try:

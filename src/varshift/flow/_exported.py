@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, fx, nn
 
-from varshift.flow._build import build_flow
+from varshift.flow._build import Traced, build_flows
 from varshift.flow._raw import RawNode, Recording, Role, Trace, first_shape
 from varshift.flow._source import TextTrace
 from varshift.flow._types import Flow, Ref
@@ -38,7 +38,7 @@ def read_exported(
     names = canonical_names(model)
     reader = _Reader(names, prefix, program)
     reader.read(program.graph_module)
-    return build_flow(Recording(reader.nodes), model, names, mode, "exported")
+    return build_flows({mode: Traced(Recording(reader.nodes), "exported")}, model, names)[mode]
 
 
 class _Reader:

@@ -37,6 +37,7 @@ class Graph:
         signal: Whether a value derives from the inputs of the network.
         learned: Whether it derives from parameters or buffers.
         outputs: Indices of the output nodes.
+        writes: Nodes that write in place, in order, by the node that owns the memory.
     """
 
     nodes: list[RawNode]
@@ -47,6 +48,7 @@ class Graph:
     signal: list[bool] = field(default_factory=list)
     learned: list[bool] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    writes: dict[int, list[int]] = field(default_factory=dict)
 
     def signals(self, index: int) -> list[Operand]:
         """The operands of a node that derive from the inputs of the network."""
@@ -91,6 +93,7 @@ def build_graph(nodes: list[RawNode]) -> Graph:
         )
         if node.role == "output":
             graph.outputs.append(index)
+    graph.writes = memory.writes
     return graph
 
 
@@ -107,7 +110,7 @@ class _Memory:
         self._nodes = nodes
         self._root: list[int] = []
         self._piece: list[tuple[int, int] | None] = []  # (split node, which part) for parts of a split
-        self._writes: dict[int, list[int]] = {}
+        self.writes: dict[int, list[int]] = {}
 
     def own(self, index: int) -> None:
         """A value with memory of its own."""
@@ -117,7 +120,7 @@ class _Memory:
     def current(self, ref: int) -> int:
         """The node whose result is found under a reference."""
         piece = self._piece[ref]
-        for write in reversed(self._writes.get(self._root[ref], ())):
+        for write in reversed(self.writes.get(self._root[ref], ())):
             if write <= ref:
                 break
             other = self._piece[write]
@@ -151,7 +154,7 @@ class _Memory:
                 operands.append(Operand("", root, self.current(root)))
         self._place(index, node, info, written)
         for ref in written:
-            self._writes.setdefault(self._root[ref], []).append(index)
+            self.writes.setdefault(self._root[ref], []).append(index)
         return tuple(operands)
 
     def _place(self, index: int, node: RawNode, info: OpInfo, written: list[int]) -> None:

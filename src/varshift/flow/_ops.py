@@ -67,13 +67,15 @@ def _describe(op: Any) -> OpInfo:
         info = argument.alias_info
         if info is not None and info.is_write:
             writes.append(argument.name)
-        sets.append((argument.name, info.before_set if info is not None else set()))
+        sets.append((argument.name, info.before_set | info.after_set if info is not None else set()))
     aliases = []
     for returned in schema.returns:
         info = returned.alias_info
         found = None
         if info is not None:
             found = next((name for name, labels in sets if labels & info.before_set), None)
+            # The parts of a tensor that is split are a list, of whose items the schema knows no label.
+            found = found or next((name for name, labels in sets if "*" in labels), None)
         aliases.append(found)
     defaults = tuple(
         (argument.name, argument.default_value)

@@ -68,11 +68,14 @@ class Recording:
         nodes: Its operations in order, parameters, buffers and inputs first.
         written: Names of the parameters, buffers and attributes that the pass changed.
         writes_input: Whether it wrote to a tensor of its batch.
+        replaced: For each buffer and attribute that holds another tensor than before the pass, or none of
+            its own before, the node of the new one.
     """
 
     nodes: list[RawNode] = field(default_factory=list)
     written: tuple[str, ...] = ()
     writes_input: bool = False
+    replaced: dict[str, int] = field(default_factory=dict)
 
 
 def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:

@@ -68,7 +68,9 @@ def record(
     finally:
         recorder.stack.forget()
     result = recorder.result
-    result.written = tuple(sorted(recorder.written | watch.changed(slots(model, names))))
+    now = slots(model, names)
+    result.written = tuple(sorted(recorder.written | watch.changed(now)))
+    result.replaced = recorder.replaced(held, now)
     return result
 
 
@@ -217,6 +219,19 @@ class _Recorder(TorchDispatchMode):
         """Declares what the pass returned."""
         root = self.stack.locate(None)
         self._nodes.append(RawNode("output", args=([self._reference(tensor, root) for tensor in tensors],)))
+
+    def replaced(self, before: dict[str, Slot], now: dict[str, Slot]) -> dict[str, int]:
+        """The nodes of the tensors that came to be held in places where others were."""
+        nodes: dict[str, int] = {}
+        for name, slot in now.items():
+            if name not in before or before[name].tensor is not slot.tensor:
+                place = self._identities.find(slot.tensor)
+                index = place.index if type(place) is Ref else self._identities.owner(slot.tensor)
+            else:  # ``.data =`` puts other memory into the same tensor
+                index = self._identities.owner(slot.tensor)
+            if index is not None and self._nodes[index].role == "call":
+                nodes[name] = index
+        return nodes
 
     def _reference(self, tensor: Tensor, call: Call) -> Ref:
         """The node that made a tensor; a tensor from elsewhere is a constant, or an alias of a known one."""

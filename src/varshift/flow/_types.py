@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from varshift._sites import SiteId, Source
 from varshift.flow._vocabulary import Property, has_property
+from varshift.model import NormStates
 
 CaptureMethod = Literal["recorded", "exported", "decomposed", "hooks"]
 Path = Literal["direct", "weight", "join", "none"]
+Mode = Literal["train", "eval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ class NormSite:
         batch_statistics: Whether the captured mode normalises with batch statistics.
         tracked: False for a norm without running statistics (it uses batch statistics in every mode; it is
             listed so that this can be reported, and it is never a target of reachability).
+        states: Where it keeps its running statistics; None without any.
+        ordinal: Number of the norm among those of the same module, from 1.
     """
 
     name: str
@@ -146,11 +150,13 @@ class NormSite:
     shapes: tuple[tuple[int, ...], ...]
     batch_statistics: bool
     tracked: bool = True
+    states: NormStates | None = None
+    ordinal: int = 1
 
     @property
     def id(self) -> SiteId:
         """The name of this site: its statistics are one place, however often they are used."""
-        return SiteId(self.name, self.kind)
+        return SiteId(self.name.partition("#")[0], self.kind, self.ordinal)
 
 
 @dataclass(frozen=True, slots=True)

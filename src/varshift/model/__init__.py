@@ -27,9 +27,17 @@ from varshift.model._nest import move as move
 from varshift.model._nest import tensors as tensors
 from varshift.model._network import network_of as network_of
 from varshift.model._network import require_values as require_values
+from varshift.model._norm_states import Form as Form
+from varshift.model._norm_states import Layout as Layout
+from varshift.model._norm_states import NormStates as NormStates
+from varshift.model._norm_states import Place as Place
+from varshift.model._norm_states import stored as stored
+from varshift.model._norm_states import variance_of as variance_of
 from varshift.model._norms import Norm as Norm
+from varshift.model._norms import declared_states as declared_states
 from varshift.model._norms import find_norms as find_norms
 from varshift.model._norms import norm_facts as norm_facts
+from varshift.model._norms import norm_limit as norm_limit
 from varshift.model._outputs import primary_output as primary_output
 from varshift.model._random import own_iteration as own_iteration
 from varshift.model._random import seed_all as seed_all
@@ -42,6 +50,7 @@ from varshift.model._samples import take_samples as take_samples
 from varshift.model._shadow import Shadow as Shadow
 from varshift.model._shadow import shadowed as shadowed
 from varshift.model._snapshot import write as write
+from varshift.model._state import State as State
 from varshift.model._unwrap import canonical_names as canonical_names
 from varshift.model._unwrap import canonical_tensor as canonical_tensor
 from varshift.model._unwrap import unwrap as unwrap

@@ -1,8 +1,8 @@
-"""The norms of a live model: modules that own running statistics, whatever their class."""
+"""The norms of a live model: what keeps running statistics, whatever its class and wherever it keeps them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,68 +13,125 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from varshift.model._facts import NormFacts
+from varshift.model._norm_states import NormStates, stored, variance_of
+from varshift.model._state import State, find_state
+from varshift.model._unwrap import canonical_names
 
-# How the pair of running statistics is called; the first is torch's own.
-STATISTICS_NAMES = (
-    ("running_mean", "running_var"),
-    ("running_mean", "running_variance"),
-    ("moving_mean", "moving_var"),
-    ("moving_mean", "moving_variance"),
-    ("moving_avg", "moving_var"),
-)
+TORCH_STATISTICS = ("running_mean", "running_var")
 
 Kind = Literal["batch", "instance", "custom"]
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A module with running statistics.
+    """A norm with running statistics.
 
     Attributes:
-        name: Its (first) path in the model.
-        module: The module itself.
-        kind: ``"batch"`` and ``"instance"`` for subclasses of torch's own norms, ``"custom"`` for any other
-            module that owns a pair of running statistics.
-        mean_name: Name of the buffer with the running mean.
-        var_name: Name of the buffer with the running variance.
+        name: The (first) path of its module in the model, with ``#2`` and so on for a second norm of it.
+        module: The module that normalises.
+        kind: ``"batch"`` and ``"instance"`` for subclasses of torch's own norms, ``"custom"`` for any other.
+        states: Where it keeps its statistics, and in which form.
+        mean_state: The place of its mean; None for a norm that subtracts none.
+        spread_state: The place of its variance in some form; None for a norm that only subtracts a mean.
     """
 
     name: str
     module: nn.Module
     kind: Kind
-    mean_name: str
-    var_name: str
+    states: NormStates
+    mean_state: State | None
+    spread_state: State | None
 
     @property
     def mean(self) -> Tensor:
-        """The running mean, the module's own buffer."""
-        return getattr(self.module, self.mean_name)
+        """The running mean: the norm's own tensor, or zeros for a norm that subtracts none."""
+        if self.mean_state is not None:
+            return self.mean_state.tensor
+        return torch.zeros_like(self.spread.detach())
+
+    @property
+    def spread(self) -> Tensor:
+        """The state that holds the variance in some form, the norm's own tensor."""
+        return self.spread_state.tensor if self.spread_state is not None else self.mean
 
     @property
     def var(self) -> Tensor:
-        """The running variance, the module's own buffer."""
-        return getattr(self.module, self.var_name)
+        """The running variance: the norm's own tensor, or what it says where it holds another form.
+
+        For a norm that subtracts no mean it is the mean square, which stands in for the variance there.
+        """
+        if self.spread_state is None:
+            return torch.ones_like(self.mean.detach())
+        if self.states.form == "variance":
+            return self.spread
+        return variance_of(self.states.form, self.mean.detach(), self.spread.detach(), self.states.eps)
+
+    @property
+    def centred(self) -> bool:
+        """False for a norm that divides by a mean square: what it calls variance is about zero."""
+        return self.mean_state is not None
+
+    def changes(self, mean: Tensor, var: Tensor) -> list[tuple[State, Tensor]]:
+        """What has to be written where for the norm to have these statistics."""
+        values: list[tuple[State, Tensor]] = []
+        if self.mean_state is not None:
+            values.append((self.mean_state, mean))
+        if self.spread_state is not None:
+            spread = self.spread_state.tensor
+            value = stored(self.states.form, mean.double(), var.double(), self.states.eps)
+            values.append(
+                (self.spread_state, value.to(spread.dtype) if value.dtype != spread.dtype else value)
+            )
+        return values
+
+    @property
+    def own_states(self) -> tuple[State, ...]:
+        """The places of its statistics."""
+        return tuple(state for state in (self.mean_state, self.spread_state) if state is not None)
 
     @property
     def readable(self) -> bool:
         """Whether the statistics have values at all."""
-        return not (self.mean.is_meta or self.var.is_meta)
+        return not (self.mean.is_meta or self.spread.is_meta)
 
     @property
     def never_moved(self) -> bool:
         """Whether the statistics are those of a new norm, exactly 0 and 1; False without values."""
-        return self.readable and bool((self.mean == 0).all()) and bool((self.var == 1).all())
+        if not self.readable or self.states.unsupported is not None:
+            return False
+        if self.states.form != "variance":
+            start = stored(self.states.form, torch.zeros(1), torch.ones(1), self.states.eps).to(self.spread)
+            moved = not bool((self.spread == start).all()) and not bool((self.spread == start.round()).all())
+            return not moved and bool((self.mean == 0).all())
+        return bool((self.mean == 0).all()) and bool((self.var == 1).all())
 
     @property
     def channels(self) -> int:
-        """Number of channels."""
-        return self.mean.numel()
+        """Number of channels of one row of statistics."""
+        return self.states.channels
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of statistics."""
+        return self.states.rows
+
+    @property
+    def size(self) -> int:
+        """Number of statistics of each kind."""
+        return self.states.channels * self.states.rows
 
     @property
     def momentum(self) -> float | None:
-        """Its momentum, None for a cumulative average."""
+        """Weight of a batch in its statistics, None for a cumulative average."""
+        if self.kind == "custom" and self.states.momentum is not None:
+            return self.states.momentum
         value = getattr(self.module, "momentum", None)
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether its statistics are averages of those of single samples."""
+        return self.kind == "instance" or self.states.per_sample
 
     @property
     def tracks(self) -> bool:
@@ -89,38 +146,87 @@ class Norm:
         return forward not in own
 
 
-def statistics_of(module: nn.Module) -> tuple[str, str] | None:
-    """Names of a module's own pair of running statistics, None when it has none."""
-    for mean_name, var_name in STATISTICS_NAMES:
-        mean, var = module._buffers.get(mean_name), module._buffers.get(var_name)
-        if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+def declared_states(model: nn.Module, names: Mapping[str, str]) -> dict[str, NormStates]:
+    """The statistics of modules that keep them as torch's own norms do, by canonical module path.
+
+    Frozen norms and norms that come with varshift are among them: whoever loads the weights of a batch norm
+    has its buffers ``running_mean`` and ``running_var``.
+
+    Args:
+        model: The model.
+        names: Canonical module names.
+    """
+    declared: dict[str, NormStates] = {}
+    for path, module in model.named_modules():
+        mean, var = (module._buffers.get(name) for name in TORCH_STATISTICS)
+        if (
+            mean is None
+            or var is None
+            or is_lazy(mean)
+            or is_lazy(var)
+            or not mean.numel() == var.numel() > 0
+        ):
             continue
-        if not is_lazy(mean) and not is_lazy(var) and mean.numel() == var.numel() > 0:
-            return mean_name, var_name
-    return None
+        name = names.get(path, path)
+        mean_name, var_name = (f"{name}.{key}" if name else key for key in TORCH_STATISTICS)
+        rows = mean.shape[0] if mean.dim() == 2 and not isinstance(module, _BatchNorm) else 1
+        declared[name] = NormStates(mean_name, var_name, channels=mean.numel() // rows, rows=rows)
+    return declared
 
 
-def find_norms(model: nn.Module) -> tuple[Norm, ...]:
-    """All norms of a model in the order of its modules, shared ones once."""
-    return tuple(_norms(model))
+def find_norms(
+    model: nn.Module, recognised: Mapping[str, NormStates | None] | None = None
+) -> tuple[Norm, ...]:
+    """All norms of a model in the order of its modules, shared ones once.
+
+    Args:
+        model: The model.
+        recognised: The norms that a capture of the model recognised by what they do
+            (`varshift.flow.recognised_norms`), by name; None marks a module that keeps statistics like a
+            norm's and normalises with none. Without a capture norms are known by torch's own classes and
+            by the buffers that these have.
+    """
+    return tuple(_norms(model, recognised or {}))
 
 
-def _norms(model: nn.Module) -> Iterator[Norm]:
+def _norms(model: nn.Module, recognised: Mapping[str, NormStates | None]) -> Iterator[Norm]:
+    known = {**declared_states(model, canonical_names(model)), **recognised}
+    by_module: dict[str, list[str]] = {}
+    for name in known:
+        by_module.setdefault(name.partition("#")[0], []).append(name)
     seen: set[int] = set()
-    for name, module in model.named_modules():
-        names = statistics_of(module)
-        if names is None:
-            continue
-        mean = getattr(module, names[0])
-        if id(mean) in seen:
-            continue
-        seen.add(id(mean))
-        kind: Kind = "custom"
-        if isinstance(module, _BatchNorm):
-            kind = "batch"
-        elif isinstance(module, _InstanceNorm):
-            kind = "instance"
-        yield Norm(name, module, kind, *names)
+    for path, module in model.named_modules():
+        for name in by_module.get(path, ()):
+            states = known[name]
+            if states is None:
+                continue
+            mean, spread = (
+                find_state(model, target) if target is not None else None
+                for target in (states.mean, states.spread)
+            )
+            first = mean or spread
+            if first is None or id(first.tensor) in seen:
+                continue
+            seen.add(id(first.tensor))
+            kind: Kind = "custom"
+            if isinstance(module, _BatchNorm):
+                kind = "batch"
+            elif isinstance(module, _InstanceNorm):
+                kind = "instance"
+            yield Norm(name, module, kind, states, mean, spread)
+
+
+def norm_limit(norm: Norm, reason: str | None = None) -> str:
+    """The sentence for a report on a norm that can be neither measured nor recalibrated.
+
+    Args:
+        norm: The norm.
+        reason: Why not; by default what its states say.
+    """
+    return (
+        f"The norm '{norm.name}' ({type(norm.module).__name__}) could not be measured: "
+        f"{reason or norm.states.unsupported}."
+    )
 
 
 def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
@@ -133,8 +239,9 @@ def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
     module = norm.module
     eps = float(getattr(module, "eps", 0.0) or 0.0)
     counter = getattr(module, "num_batches_tracked", None)
-    parameters = list(module.parameters(recurse=False))
-    readable = norm.readable
+    own = {id(state.tensor) for state in norm.own_states}
+    parameters = [value for value in module.parameters(recurse=False) if id(value) not in own]
+    readable = norm.readable and norm.states.unsupported is None
     mean = norm.mean.detach().reshape(-1).cpu().double() if readable else torch.zeros(0)
     var = norm.var.detach().reshape(-1).cpu().double() if readable else torch.zeros(0)
     finite = torch.isfinite(var)
@@ -145,7 +252,7 @@ def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
         channels=norm.channels,
         eps=eps,
         momentum=norm.momentum,
-        dtype=str(norm.var.dtype).removeprefix("torch."),
+        dtype=str(norm.spread.dtype).removeprefix("torch."),
         batches_tracked=int(counter) if isinstance(counter, Tensor) and not counter.is_meta else None,
         never_moved=norm.never_moved,
         nonfinite=int((~(finite & torch.isfinite(mean))).sum()) if readable else 0,

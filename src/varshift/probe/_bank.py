@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ class Bank:
 
     Attributes:
         norms: The norms.
-        slices: Where each norm's channels lie, by name.
+        slices: Where each norm's statistics lie, by name, one row after another.
         moments: The accumulators.
         shared: Names of the norms that were called several times within one batch.
     """
@@ -25,14 +26,17 @@ class Bank:
         self, norms: Sequence[Norm], device: torch.device, dtype: torch.dtype, *, average: bool, series: bool
     ) -> None:
         self.norms = tuple(norms)
-        sizes = [norm.channels for norm in norms]
+        rows = [(norm, row) for norm in norms for row in range(norm.rows)]
+        sizes = [norm.channels for norm, _ in rows]
         offsets = [0]
         for size in sizes:
             offsets.append(offsets[-1] + size)
+        self._rows = {(norm.name, row): position for position, (norm, row) in enumerate(rows)}
+        self._parts = [slice(a, b) for a, b in pairwise(offsets)]
         self.slices = {
-            norm.name: slice(a, b) for norm, a, b in zip(norms, offsets, offsets[1:], strict=False)
+            norm.name: slice(self._part(norm, 0).start, self._part(norm, norm.rows - 1).stop)
+            for norm in norms
         }
-        self.index = {norm.name: position for position, norm in enumerate(norms)}
         # Double precision is missing on some accelerators; there the sums are kept on the host.
         home = device if device.type != "mps" else torch.device("cpu")
         self.mean = torch.zeros(offsets[-1], dtype=dtype, device=device)
@@ -42,12 +46,12 @@ class Bank:
         self.shared: set[str] = set()
         self._expanded: dict[tuple[int, ...], Tensor] = {}
         momentum = [
-            0.1 if norm.momentum is None and norm.kind == "custom" else norm.momentum for norm in norms
+            0.1 if norm.momentum is None and norm.kind == "custom" else norm.momentum for norm, _ in rows
         ]
         self.moments = Moments(
             offsets[-1],
             _per_channel([float("nan") if m is None else m for m in momentum], self.channels),
-            _per_channel([0.0 if norm.kind == "instance" else 1.0 for norm in norms], self.channels),
+            _per_channel([0.0 if norm.per_sample else 1.0 for norm, _ in rows], self.channels),
             average=average,
             series=series,
         )
@@ -59,17 +63,21 @@ class Bank:
         self.mean.zero_()
         self.var.zero_()
 
-    def scratch(self, norm: Norm, count: int) -> tuple[Tensor, Tensor]:
-        """The place for one call's mean and unbiased variance over `count` values per channel."""
-        if self.counts[self.index[norm.name]]:  # a shared norm is called again within one batch
+    def scratch(self, norm: Norm, count: int, row: int = 0) -> tuple[Tensor, Tensor]:
+        """The place for one call's mean and unbiased variance over `count` values per channel of a row."""
+        position = self._rows[norm.name, row]
+        if self.counts[position]:  # a shared norm is called again within one batch
             self.shared.add(norm.name)
-            self._flush_one(norm)
-        self.counts[self.index[norm.name]] = count
-        part = self.slices[norm.name]
+            self._flush_one(norm, position)
+        self.counts[position] = count
+        part = self._parts[position]
         return self.mean[part], self.var[part]
 
-    def _flush_one(self, norm: Norm) -> None:
-        part, position = self.slices[norm.name], self.index[norm.name]
+    def _part(self, norm: Norm, row: int) -> slice:
+        return self._parts[self._rows[norm.name, row]]
+
+    def _flush_one(self, norm: Norm, position: int) -> None:
+        part = self._parts[position]
         home = self.channels.device
         count = torch.full((norm.channels,), float(self.counts[position]), dtype=torch.float64, device=home)
         self.moments.add(count, self.mean[part].to(home), self.var[part].to(home), part)

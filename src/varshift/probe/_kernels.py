@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from varshift.model import Norm
+
 
 @dataclass(slots=True)
 class NormCall:
@@ -188,8 +190,15 @@ def instance_moments(x: Tensor, mean_out: Tensor, var_out: Tensor) -> None:
     var_out.copy_(var.mean(0))
 
 
-def channels_second(x: Tensor, channels: int) -> Tensor | None:
-    """A view of shape ``(N, C, ...)`` of a tensor whose channels are second or last, None if neither fits."""
+def arranged(x: Tensor, norm: Norm) -> Tensor | None:
+    """A view of shape ``(N, C, ...)`` of the input of a norm written by hand, None if channels do not fit."""
+    layout, channels = norm.states.layout, norm.channels
+    if layout == "all":
+        return x.reshape(-1, 1)
+    if layout == "samples":
+        return x.reshape(len(x), channels) if x.dim() and len(x) and x[0].numel() == channels else None
+    if layout == "last" and x.dim() >= 2 and x.shape[-1] == channels:
+        return x.movedim(-1, 1)
     if x.dim() >= 2 and x.shape[1] == channels:
         return x
     if x.dim() >= 2 and x.shape[-1] == channels:

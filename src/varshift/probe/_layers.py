@@ -38,11 +38,11 @@ def measure_layers(
         estimator: How variances are estimated.
     """
     estimates = [tap.estimates(estimator) for tap in (train, clean, shipped, healthy, noisy)]
-    in_train, in_clean = _series(train), _series(clean)
+    in_train, in_clean, in_shipped = _series(train), _series(clean), _series(shipped)
     # The calls of a shared norm differ by where they stand in the network, not as batches do.
     for name in clean.shared:
         in_clean.pop(name, None)
-    return tuple(_measure(norm, estimates, in_train, in_clean, train) for norm in norms)
+    return tuple(_measure(norm, estimates, in_train, in_clean, in_shipped, train) for norm in norms)
 
 
 def _series(tap: Tap) -> dict[str, tuple[Moments, slice]]:
@@ -56,11 +56,13 @@ def _measure(
     estimates: Sequence[_Estimates],
     in_train: dict[str, tuple[Moments, slice]],
     in_clean: dict[str, tuple[Moments, slice]],
+    in_shipped: dict[str, tuple[Moments, slice]],
     train_tap: Tap,
 ) -> LayerMeasurement:
-    train, clean, shipped, healthy, noisy = (found.get(norm.name) for found in estimates)
-    moving_mean = norm.mean.detach().reshape(-1).double().cpu()
-    moving_var = norm.var.detach().reshape(-1).double().cpu()
+    rows = _seen_rows(norm, *in_shipped[norm.name])
+    train, clean, shipped, healthy, noisy = (_chosen(found.get(norm.name), rows) for found in estimates)
+    moving_mean = norm.mean.detach().reshape(-1).double().cpu()[rows]
+    moving_var = norm.var.detach().reshape(-1).double().cpu()[rows]
     eps = float(getattr(norm.module, "eps", 0.0) or 0.0)
     if shipped is None:
         return LayerMeasurement(norm.name, False, _finite(float(moving_var.mean())))
@@ -69,9 +71,9 @@ def _measure(
     # without any signal from dominating them.
     log_ratio = ((real_var + eps) / (moving_var + eps)).log()
     offset = (real_mean - moving_mean) / (real_var + eps).sqrt()
-    stale = _staleness(norm, train, in_train[norm.name], moving_mean, moving_var, eps)
+    stale = _staleness(norm, train, in_train[norm.name], rows, moving_mean, moving_var, eps)
     effective, effective_error = (
-        _effective_batch(*in_clean[norm.name]) if norm.name in in_clean else (None, None)
+        _effective_batch(*in_clean[norm.name]) if norm.name in in_clean and norm.rows == 1 else (None, None)
     )
     return LayerMeasurement(
         name=norm.name,
@@ -95,10 +97,20 @@ def _measure(
     )
 
 
+def _seen_rows(norm: Norm, moments: Moments, part: slice) -> slice | Tensor:
+    """Which of a norm's statistics belong to kinds of samples that the data held."""
+    return slice(None) if norm.rows == 1 else moments.pool.count[part].cpu() > 1
+
+
+def _chosen(found: tuple[Tensor, Tensor] | None, rows: slice | Tensor) -> tuple[Tensor, Tensor] | None:
+    return None if found is None else (found[0][rows], found[1][rows])
+
+
 def _staleness(
     norm: Norm,
     train: tuple[Tensor, Tensor] | None,
     series: tuple[Moments, slice],
+    rows: slice | Tensor,
     moving_mean: Tensor,
     moving_var: Tensor,
     eps: float,
@@ -110,9 +122,11 @@ def _staleness(
     """
     if train is None:
         return None, None, None, None
+    if not norm.centred:  # a mean square holds what lies between batches as well
+        return _ratio(train[1], moving_var), None, None, None
     moments, part = series
-    within = moments.within(part).cpu()
-    mean_error, var_error = (error[part].cpu() for error in moments.errors())
+    within = moments.within(part).cpu()[rows]
+    mean_error, var_error = (error[part].cpu()[rows] for error in moments.errors())
     batches = float(moments.batches[part].max())
     momentum = norm.momentum or 0.0
     widen = math.sqrt(1 + batches * momentum / (2 - momentum)) if momentum < 2 else 1.0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from varshift.flow import RecognisedNorms, recognise_norms
 from varshift.model import (
     Call,
     Forward,
@@ -16,11 +17,13 @@ from varshift.model import (
     Shadow,
     find_norms,
     network_of,
+    norm_limit,
     one_at_a_time,
     primary_output,
     require_values,
     seed_all,
     shadowed,
+    write,
 )
 from varshift.probe._compare import compare_outputs
 from varshift.probe._gap import StateLosses, build_gap
@@ -29,7 +32,7 @@ from varshift.probe._loader import FiniteWatch, draw
 from varshift.probe._loss import Loss, batch_loss, correct
 from varshift.probe._pass import Progress, eager, run_pass
 from varshift.probe._recalibrate import Estimator
-from varshift.probe._states import live_norms, set_noise
+from varshift.probe._states import UNREAD, live_norms, measurable_norms, set_noise
 from varshift.probe._tap import Policy, Statistics, Tap
 from varshift.probe._types import Gap, LayerMeasurement, Measurement
 
@@ -63,6 +66,7 @@ def measure(
     estimator: Estimator = "pooled",
     seed: int = 0,
     progress: Progress | None = None,
+    recognised: RecognisedNorms | None = None,
 ) -> Measurement:
     """Measures every norm and the gap between training and deployment.
 
@@ -79,6 +83,7 @@ def measure(
             within-batch variances with each norm's momentum, in place of pooled ones.
         seed: Seed of the noise.
         progress: Called with stage, batches done and batches in all.
+        recognised: The norms written by hand, as a capture recognised them; by default they are looked for.
     """
     network = network_of(model)
     require_values(network)
@@ -91,6 +96,7 @@ def measure(
             estimator=estimator,
             seed=seed,
             progress=progress,
+            recognised=recognised,
         )
 
 
@@ -103,12 +109,17 @@ def measure_shadow(
     estimator: Estimator = "pooled",
     seed: int = 0,
     progress: Progress | None = None,
+    recognised: RecognisedNorms | None = None,
 ) -> Measurement:
     """`measure` on a shadow that there is already."""
     shadow.fresh()
     seed_all(seed)
     with eager():
-        return _Probe(shadow, batches, forward, loss, estimator, progress).measure()
+        if recognised is None:
+            recognised = recognise_norms(shadow.network, batches[0], forward)
+            shadow.fresh()
+            seed_all(seed)
+        return _Probe(shadow, batches, forward, loss, estimator, progress, recognised).measure()
 
 
 @dataclass
@@ -130,9 +141,12 @@ class _Probe:
         loss: Loss | None,
         estimator: Estimator,
         progress: Progress | None,
+        recognised: RecognisedNorms,
     ) -> None:
         self._shadow, self._network = shadow, shadow.network
-        self._norms = find_norms(self._network)
+        self._norms = measurable_norms(self._network, recognised)
+        everything = find_norms(self._network, recognised)
+        self._unsupported = [norm_limit(norm) for norm in everything if norm.states.unsupported is not None]
         reader = Reader(self._network, forward)
         self._calls = [batch if isinstance(batch, Call) else reader.read(batch) for batch in batches]
         self._forward, self._loss = forward, loss
@@ -156,8 +170,10 @@ class _Probe:
         set_noise(self._network, self._norms, False)
         compared = compare_outputs(self._calls[0], self._output)
         self._shadow.fresh()
+        taps = (train.tap, clean.tap, shipped.tap)
+        unread = frozenset[str]().union(*(tap.unread for tap in taps))
         layers = measure_layers(
-            self._norms,
+            [norm for norm in self._norms if norm.name not in unread],
             train.tap,
             clean.tap,
             shipped.tap,
@@ -169,12 +185,7 @@ class _Probe:
             {name: StateLosses(state.losses, state.correct, state.outputs) for name, state in states.items()},
             sizes,
         )
-        limits = [
-            f"norm '{norm.name}' ({type(norm.module).__name__}) could not be measured: "
-            "its channels were not found"
-            for norm in self._norms
-            if norm.name in shipped.tap.by_hand and not any(x.name == norm.name and x.reached for x in layers)
-        ]
+        limits = self._unsupported + [norm_limit(n, UNREAD) for n in self._norms if n.name in unread]
         limits.extend(compared.limits)
         limits.extend(_not_finite(gap, layers))
         return Measurement(
@@ -232,8 +243,8 @@ class _Probe:
         with torch.no_grad():
             for norm in self._norms:
                 if norm.name in self._by_hand and norm.name in statistics:
-                    norm.mean.copy_(statistics[norm.name][0])
-                    norm.var.copy_(statistics[norm.name][1])
+                    for state, value in norm.changes(*statistics[norm.name]):
+                        write(state.tensor, value)
 
     def _note(self, result: _Result, outputs: Any, call: Call) -> None:
         value = batch_loss(outputs, call, self._loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from varshift._errors import ModelError
+from varshift.flow import RecognisedNorms, may_hold_statistics, recognise_norms
 from varshift.model import (
     Call,
     Forward,
@@ -17,6 +19,7 @@ from varshift.model import (
     Norm,
     Reader,
     Shadow,
+    State,
     find_norms,
     network_of,
     one_at_a_time,
@@ -33,14 +36,14 @@ from varshift.probe._loader import FiniteWatch, draw, model_device
 from varshift.probe._moments import Moments
 from varshift.probe._pass import Progress, Stop, eager, run_pass
 from varshift.probe._predicted import predicted_statistics
-from varshift.probe._states import live_norms, set_noise
-from varshift.probe._tap import Tap
+from varshift.probe._states import UNREAD, live_norms, measurable_norms, set_noise
+from varshift.probe._tap import Tap, as_kept
 from varshift.probe._trial import try_readings
 
 Estimator = Literal["pooled", "ema"]
 _Statistics = dict[str, tuple[Tensor, Tensor]]
-# A module, the name of a buffer of its own, and a value for it: `model.to` may replace the buffer itself.
-_Value = tuple[nn.Module, str, Tensor]
+# A place that holds a statistic, and a value for it: `model.to` may replace the tensor itself.
+_Value = tuple[State, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Recalibration:
         samples: Number of samples used by this process.
         converged: Whether the tolerance was reached; None when none was given.
         shape: Without data: the shape of the inputs that the statistics were predicted for.
+        predicted: Whether the statistics were predicted, without data.
     """
 
     def __init__(
@@ -87,13 +91,13 @@ class Recalibration:
         converged: bool | None,
         changes: Sequence[_Value] = (),
         shape: Any = None,
+        predicted: bool = False,
     ) -> None:
+        self.predicted = predicted
         self.layers, self.batches, self.samples, self.converged = layers, batches, samples, converged
         self.shape = shape
         self._new = tuple(changes)
-        self._old = tuple(
-            (module, name, getattr(module, name).detach().clone()) for module, name, _ in changes
-        )
+        self._old = tuple((state, state.tensor.detach().clone()) for state, _ in changes)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -118,7 +122,7 @@ class Recalibration:
 
     def __repr__(self) -> str:
         updated = sum(layer.updated for layer in self.layers)
-        source = f"from {self.batches} batches" if self.batches else "without data"
+        source = "without data" if self.predicted else f"from {self.batches} batches"
         if self.shape is not None:
             source += f", for inputs of shape {self.shape}"
         text = f"<Recalibration: {updated} of {len(self.layers)} norms updated {source}"
@@ -200,8 +204,8 @@ def recalibrate(
     require_values(network)
     norms = find_norms(network)
     stop = None if tolerance is None else Stop(tolerance)
-    if not norms:
-        return Recalibration((), 0, 0, None if stop is None else True)
+    if not norms and (loader is None or not may_hold_statistics(network)):
+        return Recalibration((), 0, 0, None if stop is None else True, predicted=loader is None)
     if loader is None:
         with one_at_a_time, Guard() as guard, guard, guard:
             shape = stated_shape(network, forward) if shape is None else shape
@@ -215,13 +219,14 @@ def recalibrate(
             for name, (mean, var) in found.items()
         }
         layers, changes = _changes(norms, statistics, reasons, None)
-        return Recalibration(layers, 0, 0, None, changes, shape)._apply()
+        return Recalibration(layers, 0, 0, None, changes, shape, predicted=True)._apply()
     ranks = Ranks(process_group)
     with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
         shadow.keep(loader)
         with eager():
             collector = _Collector(shadow, forward, noise, estimator, stop)
             collector.run(loader, max_batches, ranks, progress)
+            norms = find_norms(network, collector.recognised)
             statistics, reasons = _estimates(collector, norms, estimator, ranks)
             counted = round(sum(float(n) for n in ranks.gather(torch.tensor(float(collector.batches)))))
     layers, changes = _changes(norms, statistics, reasons, counted)
@@ -241,13 +246,13 @@ class _Collector:
         stop: Stop | None,
     ) -> None:
         self._shadow, self._network, self._forward = shadow, shadow.network, forward
-        self._norms = find_norms(self._network)
         self._noise, self._stop = noise, stop
         self._average, self._series = estimator == "ema", stop is not None
         self._watch = FiniteWatch()
         self._reader = Reader(self._network, forward)
         self.live: frozenset[str] = frozenset()
-        self.tap = Tap(self._norms, "batch", average=self._average, series=self._series)
+        self.recognised: RecognisedNorms = {}
+        self.tap = Tap((), "batch")
         self.batches = self.samples = 0
 
     def run(
@@ -303,9 +308,12 @@ class _Collector:
         return True
 
     def _prepare(self, call: Call) -> None:
-        self.live, by_hand = live_norms(self._shadow, self._norms, self._forward, call)
-        self.tap.live = self.live
-        set_noise(self._network, self._norms, self._noise, by_hand)
+        self.recognised = recognise_norms(self._network, call, self._forward)
+        self._shadow.fresh()
+        norms = measurable_norms(self._network, self.recognised)
+        self.live, by_hand = live_norms(self._shadow, norms, self._forward, call)
+        self.tap = Tap(norms, "batch", live=self.live, average=self._average, series=self._series)
+        set_noise(self._network, norms, self._noise, by_hand)
 
 
 def _total(loader: Any, max_batches: int | None) -> int | None:
@@ -331,19 +339,26 @@ def _estimates(
     statistics: _Statistics = {}
     reasons: dict[str, str] = {}
     own = {norm.name: norm for norm in norms}
+    for norm in norms:
+        if norm.states.unsupported is not None:
+            reasons[norm.name] = norm.states.unsupported
     for stand_ins, slices, moments in collector.tap.moments:
         members = [own[norm.name] for norm in stand_ins]
         count, mean, var = _bank_estimate(members, moments, estimator, ranks)
         for norm in members:
             part = slices[norm.name]
+            most = float(count[part].max())
             if norm.name not in collector.live:
                 reasons[norm.name] = "it uses its running statistics in training too"
-            elif float(count[part][0]) == 0:
+            elif norm.name in collector.tap.unread:
+                reasons[norm.name] = UNREAD
+            elif most == 0:
                 reasons[norm.name] = "no batch reached it"
-            elif float(count[part][0]) == 1:
+            elif most == 1:
                 reasons[norm.name] = "it saw a single value per channel, which has no variance"
             else:
-                statistics[norm.name] = (_fit(norm, norm.mean, mean[part]), _fit(norm, norm.var, var[part]))
+                kept = as_kept(norm, count[part], mean[part], var[part])
+                statistics[norm.name] = (_fit(norm, norm.mean, kept[0]), _fit(norm, norm.var, kept[1]))
     return statistics, reasons
 
 
@@ -394,18 +409,17 @@ def _changes(
                 type(norm.module).__name__,
                 norm.name in statistics,
                 reasons.get(norm.name),
-                _channel_mean(norm.mean),
-                _channel_mean(norm.var),
-                _channel_mean(mean),
-                _channel_mean(var),
+                *_channel_means(norm, norm.mean, norm.var),
+                *_channel_means(norm, mean, var),
             )
         )
         if norm.name not in statistics:
             continue
-        changes += [(norm.module, norm.mean_name, mean), (norm.module, norm.var_name, var)]
+        changes += norm.changes(mean, var)
         counter = norm.module._buffers.get("num_batches_tracked")
         if counter is not None and batches is not None:
-            changes.append((norm.module, "num_batches_tracked", torch.full_like(counter, batches)))
+            place = State(norm.module, ("num_batches_tracked",))
+            changes.append((place, torch.full_like(counter, batches)))
     return tuple(layers), changes
 
 
@@ -414,11 +428,14 @@ def _assign(values: Sequence[_Value]) -> None:
     """Writes values into buffers; signals wait until all of them are written."""
     watch_signals(values)
     try:
-        for module, name, value in values:
-            write(getattr(module, name), value)
+        for state, value in values:
+            write(state.tensor, value)
     finally:
         release_signals(values)
 
 
-def _channel_mean(values: Tensor) -> float:
-    return float(values.detach().double().mean())
+def _channel_means(norm: Norm, mean: Tensor, var: Tensor) -> tuple[float, float]:
+    """Channel means of the mean and the variance; NaN where what the norm keeps is not known."""
+    if norm.states.unsupported is not None:
+        return math.nan, math.nan
+    return float(mean.detach().double().mean()), float(var.detach().double().mean())

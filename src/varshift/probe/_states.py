@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from varshift.model import Call, Forward, Norm, Shadow
+from varshift.flow import RecognisedNorms
+from varshift.model import Call, Forward, Norm, Shadow, find_norms
 from varshift.probe._tap import Tap
+
+UNREAD = "its channels, or the row of statistics that a sample belongs to, could not be told"
+
+
+def measurable_norms(network: nn.Module, recognised: RecognisedNorms) -> tuple[Norm, ...]:
+    """The norms of a network whose statistics can be measured and replaced."""
+    return tuple(norm for norm in find_norms(network, recognised) if norm.states.unsupported is None)
 
 
 def set_noise(
@@ -34,7 +42,8 @@ def set_noise(
         if isinstance(norm.module, nn.SyncBatchNorm):
             norm.module.training = False
         elif norm.kind == "custom" and norm.name in hand_batch:
-            norm.module.training = True
+            for module in (norm.module, *(state.module for state in norm.own_states)):
+                module.training = True
 
 
 def live_norms(
@@ -65,10 +74,17 @@ def live_norms(
         shadow.fresh()
         return frozenset(live), frozenset()
     set_noise(model, norms, True)
+    before = {
+        norm.name: [(state.tensor, state.tensor.detach().clone()) for state in norm.own_states]
+        for norm in unsure
+    }
     with Tap(norms, "called", record=False) as tap:
         _try_small(lambda few: few.outputs(model, forward), call, tap)
     for norm in unsure:
-        changed = shadow.wrote(norm.mean) or shadow.wrote(norm.var)
+        changed = any(
+            state.tensor is not tensor or not torch.equal(tensor, value)
+            for state, (tensor, value) in zip(norm.own_states, before[norm.name], strict=True)
+        )
         ran = norm.name in tap.called or norm.name in tap.by_hand
         if ran and not changed and norm.name not in tap.trained:
             live.discard(norm.name)
