@@ -527,3 +527,48 @@ def test_items_that_are_whole_batches_are_not_batches_of_one():
     report = vs.check(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), loader)
     assert "VS301" not in codes(report)
     assert report.data.samples == 48
+
+
+@pytest.mark.parametrize("act", [vs.check, vs.recalibrate])
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_exported_program_says_that_its_mode_is_fixed(act, inside):
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+    program = torch.export.export(net, (torch.randn(16, 6),))
+    with pytest.raises(vs.ModelError, match="Pass the module that was exported"):
+        act(nn.Sequential(program.module()) if inside else program.module(), [torch.randn(16, 6)])
+    with pytest.raises(vs.ModelError, match=r"an ExportedProgram: expected a torch\.nn\.Module"):
+        act(program, [torch.randn(16, 6)])
+
+
+@pytest.mark.parametrize("options", [{}, {"tolerance": 0.1}, {"estimator": "ema"}])
+def test_the_default_device_does_not_matter(options):
+    torch.manual_seed(0)
+    data = [torch.randn(16, 6) for _ in range(5)]
+    nets = [nn.Sequential(nn.BatchNorm1d(6)) for _ in range(2)]
+    vs.recalibrate(nets[0], data, **options)
+    with torch.device("meta"):
+        vs.recalibrate(nets[1], data, **options)
+    assert torch.equal(nets[0][0].running_var, nets[1][0].running_var)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((torch.randn(16, 6).numpy(), torch.zeros(16).numpy()), "batch 0 is a tuple .* torch.from_numpy"),
+        (
+            (torch.randn(16, 6), torch.arange(16.0) % 3),
+            r"convert the targets to whole numbers",
+        ),
+    ],
+)
+def test_data_of_the_wrong_kind_say_what_to_convert(batch, message):
+    with pytest.raises(vs.DataError, match=message):
+        vs.check(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), [batch])
+
+
+def test_a_forward_that_fails_is_named():
+    net = nn.Sequential(nn.BatchNorm1d(6))
+    with pytest.raises(vs.ModelError, match=r"forward= failed on the batch \(input shapes .*KeyError"):
+        vs.check(net, PAIRS, forward=lambda model, batch: model({"x": batch[0]}["inputs"]))
+    with pytest.raises(vs.ModelError, match=r"loss= failed on outputs .* IndexError"):
+        vs.check(net, PAIRS, loss=lambda outputs, y: outputs[0, 0, 0])

@@ -64,7 +64,7 @@ class Call:
             return self.run(model, forward)
         except Exception as error:
             inputs = self.batch if forward is not None else (self.args, self.kwargs)
-            raise model_failure(error, model, inputs) from error
+            raise model_failure(error, model, inputs, by_user=forward is not None) from error
 
     def copy(self) -> Call:
         """The same call on tensors, containers and objects of its own, which may be overwritten."""

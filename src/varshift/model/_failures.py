@@ -18,7 +18,12 @@ _WANTS_TARGETS = ("target", "label", "gt_", "ground truth")
 
 
 def model_failure(
-    error: Exception, model: nn.Module, inputs: Any, *, names: Mapping[str, str] | None = None
+    error: Exception,
+    model: nn.Module,
+    inputs: Any,
+    *,
+    names: Mapping[str, str] | None = None,
+    by_user: bool = False,
 ) -> VarshiftError:
     """The error to raise, `from` the original, when a model or a ``forward=`` failed on a batch.
 
@@ -29,13 +34,19 @@ def model_failure(
         model: The model that ran.
         inputs: What it ran on.
         names: Canonical names of its modules by path, where aliases may occur.
+        by_user: Whether a ``forward=`` of the user's ran it.
     """
     if isinstance(error, VarshiftError):
         return error
     where = place_of(error, model, names or {})
     place = f", in {where}" if where else ""
-    text = f"the model cannot be run on the batch given ({shapes_of(inputs)}{place}): {message_of(error)}"
-    remedy = _remedy(error, model, inputs)
+    subject = (
+        "forward= failed on the batch"
+        if by_user and not where
+        else "the model cannot be run on the batch given"
+    )
+    text = f"{subject} ({shapes_of(inputs)}{place}): {message_of(error)}"
+    remedy = _remedy(error, model, inputs, by_user=by_user)
     return ModelError(f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {remedy}" if remedy else text)
 
 
@@ -84,7 +95,7 @@ def describe(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _remedy(error: Exception, model: nn.Module, inputs: Any) -> str:
+def _remedy(error: Exception, model: nn.Module, inputs: Any, *, by_user: bool) -> str:
     """What is likely to help; empty where the error has to speak for itself."""
     weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     text = str(error).lower()
@@ -106,6 +117,8 @@ def _remedy(error: Exception, model: nn.Module, inputs: Any) -> str:
             "It seems to want targets: pass forward=, as in lambda model, batch: model(*batch), "
             "and loss= for the loss that it returns."
         )
+    if by_user:
+        return ""
     if isinstance(error, TypeError) and "argument" in text:
         return "Pass forward= (a function of model and batch) that calls the model with its inputs."
     return ""

@@ -28,6 +28,9 @@ _CLOSED = (
     types.FunctionType,
     types.MethodType,
 )
+_SIMPLE = frozenset(
+    {int, float, bool, complex, str, bytes, type(None)}
+)  # batches may hold long lists of these
 _DEPTH = 8  # an object may hold another one; what lies deeper is not the batch's data
 
 
@@ -100,7 +103,7 @@ def _tensors(value: Any, path: tuple[int, ...]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
         return
-    if id(value) in path or len(path) > _DEPTH:
+    if type(value) in _SIMPLE or id(value) in path or len(path) > _DEPTH:
         return
     path = (*path, id(value))
     if isinstance(value, (tuple, list)):
@@ -132,7 +135,7 @@ class Copier:
         """The copy of a batch or of something in it."""
         if isinstance(value, Tensor):
             return self._function(value)
-        if self._depth > _DEPTH:
+        if type(value) in _SIMPLE or self._depth > _DEPTH:
             return value
         self._depth += 1
         try:

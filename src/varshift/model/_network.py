@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from varshift._errors import ModelError
+from varshift.model._failures import describe
 from varshift.model._unwrap import unwrap
 
 
@@ -16,10 +18,12 @@ def network_of(model: Any) -> nn.Module:
     """The user's own module inside compiled and data-parallel wrappers.
 
     Raises:
-        ModelError: If it is no module, a scripted one, or has lazy parameters without a shape.
+        ModelError: If it is no module, a scripted or an exported one, or has lazy parameters without a shape.
     """
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
+        exported = type(model).__name__ == "ExportedProgram"  # importing its class takes long
+        remedy = " Pass the module that was exported." if exported else ""
+        raise ModelError(f"model is {describe(model)}: expected a torch.nn.Module.{remedy}")
     network = unwrap(model)
     if isinstance(network, torch.jit.ScriptModule):
         raise ModelError(
@@ -27,6 +31,12 @@ def network_of(model: Any) -> nn.Module:
             "Pass the module it was made from."
         )
     for name, module in network.named_modules():
+        # A program that was exported refuses to change its mode, by a method of the instance.
+        if isinstance(module, GraphModule) and "train" in vars(module):
+            raise ModelError(
+                f"{repr(name) if name else 'model'} is an exported program: it runs in the mode that it was "
+                "exported in and does not support train() and eval(). Pass the module that was exported."
+            )
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         if any(is_lazy(tensor) for tensor in own):
             kind = "norm" if hasattr(module, "running_mean") else "module"

@@ -242,8 +242,8 @@ def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
     own = {id(state.tensor) for state in norm.own_states}
     parameters = [value for value in module.parameters(recurse=False) if id(value) not in own]
     readable = norm.readable and norm.states.unsupported is None
-    mean = norm.mean.detach().reshape(-1).cpu().double() if readable else torch.zeros(0)
-    var = norm.var.detach().reshape(-1).cpu().double() if readable else torch.zeros(0)
+    mean = norm.mean.detach().reshape(-1).cpu().double() if readable else torch.zeros(0, device="cpu")
+    var = norm.var.detach().reshape(-1).cpu().double() if readable else torch.zeros(0, device="cpu")
     finite = torch.isfinite(var)
     finite_var = var[finite]
     return NormFacts(

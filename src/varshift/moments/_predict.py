@@ -142,7 +142,7 @@ def _examples(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Any:
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     count = min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes], gates=True))
-    examples = tuple(torch.randn(count, *sizes).to(dtype) for sizes in shapes)
+    examples = tuple(torch.randn(count, *sizes, device="cpu").to(dtype) for sizes in shapes)
     return examples[0] if len(examples) == 1 else examples
 
 

@@ -39,7 +39,9 @@ class Ranks:
 
     def flags(self, *mine: bool) -> list[list[bool]]:
         """Every process's flags: one list per process."""
-        return [[bool(x) for x in row] for row in self.gather(torch.tensor(mine, dtype=torch.int64))]
+        return [
+            [bool(x) for x in row] for row in self.gather(torch.tensor(mine, dtype=torch.int64, device="cpu"))
+        ]
 
     def pooled(self, pool: Pool, between: Tensor) -> Pool:
         """The pool over all processes, merged in the order of ranks so that each gets the same bits."""

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from varshift._errors import DataError
-from varshift.model import batch_size, first_tensor, is_whole, move, own_iteration
+from varshift.model import batch_size, describe, first_tensor, is_whole, move, own_iteration
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -50,7 +51,7 @@ def draw(
         )
     if isinstance(loader, Tensor) or (not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__")):
         raise DataError(
-            f"loader is a {type(loader).__name__}: expected an iterable of batches. "
+            f"loader is {describe(loader)}: expected an iterable of batches. "
             "Wrap a single batch in a list: [batch]."
         )
     if isinstance(loader, Mapping):
@@ -59,7 +60,7 @@ def draw(
             f"loader is a {type(loader).__name__} with the keys {keys}: expected an iterable of batches. "
             + (
                 "This looks like one batch: wrap it in a list, [batch]."
-                if first_tensor(loader) is not None
+                if any(isinstance(value, Tensor) for value in loader.values())
                 else "Pass one of its values."
             )
         )
@@ -76,9 +77,15 @@ def draw(
     count = 0
     for batch in islice(iter(own_iteration(loader)), max_batches):
         if first_tensor(batch) is None and not hasattr(batch, "__dict__"):
+            arrays = isinstance(batch, np.ndarray) or (
+                isinstance(batch, (tuple, list)) and any(isinstance(item, np.ndarray) for item in batch)
+            )
+            remedy = (
+                " Convert arrays with torch.from_numpy, or wrap the data in a DataLoader." if arrays else ""
+            )
             raise DataError(
-                f"batch {count} is a {type(batch).__name__} without any tensor: expected a tensor, "
-                "(inputs, targets) or a mapping of tensors."
+                f"batch {count} is {describe(batch)} without any tensor: expected a tensor, "
+                f"(inputs, targets) or a mapping of tensors.{remedy}"
             )
         if batch_size(batch) == 0:
             raise DataError(f"batch {count} is empty: its tensors hold no samples. Skip such batches.")

@@ -137,8 +137,11 @@ def mean_kl(output: Tensor, reference: Tensor) -> float | None:
 
 
 def _mismatch(output: Tensor, target: Tensor) -> str:
-    same = not target.is_floating_point() and output.numel() == target.numel()
-    remedy = " For a regression convert the targets to floats." if same else ""
+    remedy = ""
+    if not target.is_floating_point() and output.numel() == target.numel():
+        remedy = " For a regression convert the targets to floats."
+    elif target.is_floating_point() and output.shape[:1] + output.shape[2:] == target.shape:
+        remedy = " For a classification convert the targets to whole numbers, as in y.long()."
     return (
         f"outputs of shape {tuple(output.shape)} and {str(target.dtype).removeprefix('torch.')} targets of "
         f"shape {tuple(target.shape)} fit no default loss. Pass loss= (a function of outputs and targets)."

@@ -71,7 +71,7 @@ class Stop:
         Over several processes with equal shares the variance of the common estimate is the mean of theirs
         divided by their number.
         """
-        worst = torch.tensor(layer_errors(tap), dtype=torch.float64)
+        worst = torch.tensor(layer_errors(tap), dtype=torch.float64, device="cpu")
         rows = torch.stack(ranks.gather(worst))
         common = (rows.square().mean(0) / ranks.size).sqrt()
         self.reached = bool((common <= self.tolerance).all())

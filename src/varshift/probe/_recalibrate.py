@@ -228,7 +228,9 @@ def recalibrate(
             collector.run(loader, max_batches, ranks, progress)
             norms = find_norms(network, collector.recognised)
             statistics, reasons = _estimates(collector, norms, estimator, ranks)
-            counted = round(sum(float(n) for n in ranks.gather(torch.tensor(float(collector.batches)))))
+            counted = round(
+                sum(float(n) for n in ranks.gather(torch.tensor(float(collector.batches), device="cpu")))
+            )
     layers, changes = _changes(norms, statistics, reasons, counted)
     reached = stop.reached if stop else None
     return Recalibration(layers, collector.batches, collector.samples, reached, changes)._apply()
