@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import Measurement
+    from varshift.probe import LayerMeasurement, Measurement
 
 Kind = Literal["modules", "loader", "capture", "prediction", "measurement"]
 Need = Literal["modules", "loader", "capture", "capture.train", "capture.eval", "prediction", "measurement"]
@@ -135,6 +135,11 @@ class Evidence:
                 if source is not None:
                     lines.setdefault(site.name, source)
         return lines
+
+    @cached_property
+    def measured(self) -> Mapping[str, LayerMeasurement]:
+        """What was measured at each norm, by its name."""
+        return {layer.name: layer for layer in self.measurement.layers} if self.measurement else {}
 
     def has(self, need: Need) -> bool:
         """Whether there is evidence of this kind."""

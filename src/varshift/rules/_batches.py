@@ -224,7 +224,7 @@ class SmallEffectiveBatch(Rule):
         small: list[tuple[float, Confidence, LayerMeasurement]] = []
         measured: list[tuple[float, LayerMeasurement]] = []
         for name in norms_in_order(evidence):
-            layer = measurement.layer(name)
+            layer = evidence.measured.get(name)
             if (
                 layer is None
                 or not layer.reached
@@ -249,8 +249,8 @@ class SmallEffectiveBatch(Rule):
         yield self._finding(evidence, measurement, small, figure, confidence, layer)
 
     def _per_sample(self, evidence: Evidence, name: str) -> bool:
-        sites = evidence.train.norms if evidence.train else ()
-        return any(site.name == name and site.kind == "instance_norm" for site in sites)
+        site = evidence.train_norms.get(name)
+        return site is not None and site.kind == "instance_norm"
 
     def _typical_values(self, layer: LayerMeasurement, loader: LoaderFacts | None) -> float:
         """Values per channel of a typical batch: `values_per_channel` is that of the smallest one."""

@@ -118,7 +118,7 @@ class NoiseBeforeMaxPool(Rule):
             if ratio is None
             else f"the mean of its output in training is about {ratio:.3g} times that in evaluation"
         )
-        layer = evidence.measurement.layer(site.nearest) if evidence.measurement and site.nearest else None
+        layer = evidence.measured.get(site.nearest) if site.nearest else None
         return Finding(
             code=self.code,
             severity=severity,

@@ -80,13 +80,13 @@ def _measured(
     shift: Shift,
     way: str,
     cures: tuple[Cure, ...],
-    shared_with: Sequence[str] = (),
+    shared_with: Sequence[NoiseSite] = (),
 ) -> Finding:
     evidence = {**_facts(site), **shift.evidence()}
     if name != site.nearest:
         evidence["worst_norm"] = name
     if shared_with:
-        evidence["shared_with"] = list(shared_with[-NAMED:])
+        evidence["shared_with"] = [str(other.id) for other in shared_with[-NAMED:]]
         evidence["shared_count"] = len(shared_with)
     reference = shift.layer.control_ratio
     if shift.never_moved:
@@ -330,7 +330,7 @@ class NoiseReachesNorm(Rule):
                 yield from self._suspected(site, names[0])
             elif shift_severity(worst[1].blamed):
                 name, shift = worst
-                others = [str(other.id) for other in flow.noises if other is not site and name in other.near]
+                others = [other for other in flow.noises if other is not site and name in other.near]
                 yield _measured(
                     self,
                     site,

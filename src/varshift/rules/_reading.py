@@ -102,7 +102,7 @@ class Shift:
 
 def measured_shift(evidence: Evidence, name: str) -> Shift | None:
     """The shift at a norm, None when it was not measured there or is not a finite number."""
-    layer = evidence.measurement.layer(name) if evidence.measurement else None
+    layer = evidence.measured.get(name)
     if layer is None or not layer.reached:
         return None
     ratio, control, fresh = (

@@ -89,7 +89,7 @@ class StatisticsNeverMoved(Rule):
             yield self._freshly_built(evidence, all_facts)
             return
         for facts in all_facts:
-            layer = evidence.measurement.layer(facts.name) if evidence.measurement else None
+            layer = evidence.measured.get(facts.name)
             unreached = layer is not None and not layer.reached
             if facts.never_moved or unreached:
                 yield self._finding(evidence, facts, unreached)
@@ -110,7 +110,7 @@ class StatisticsNeverMoved(Rule):
         )
 
     def _finding(self, evidence: Evidence, facts: NormFacts, unreached: bool) -> Finding:
-        layer = evidence.measurement.layer(facts.name) if evidence.measurement else None
+        layer = evidence.measured.get(facts.name)
         ratio = positive(layer.ratio) if layer else None
         offset = known(layer.mean_offset) if layer else None
         only_training = (

@@ -160,7 +160,7 @@ class StaleStatistics(Rule):
         harmless = _harmless(measurement.gap)
         candidates: list[tuple[_Staleness, NormFacts, LayerMeasurement]] = []
         for name in norms_in_order(evidence):
-            facts, layer = evidence.norms[name], measurement.layer(name)
+            facts, layer = evidence.norms[name], evidence.measured.get(name)
             if layer is None or not layer.reached:
                 continue
             if facts.never_moved or facts.nonfinite or facts.negative:
