@@ -27,6 +27,7 @@ RANKS = {
     "evidence": 7,
     "rules": 8,
     "report": 9,
+    "_repeat": 9,
     "_check": 10,
     "__init__": 11,
     "integrations": 12,

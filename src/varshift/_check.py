@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from varshift._errors import DataError
+from varshift._repeat import call_text
 from varshift.evidence import Gathering, Subject, is_example
 from varshift.model import Forward, network_of
 from varshift.report import Report, build_report
@@ -79,6 +80,7 @@ def check(
             is a single batch with targets.
         VarshiftError: If a rule code is unknown.
     """
+    arguments = dict(locals())
     network = network_of(model)
     codes = resolve_selection(select, ignore)
     if loader is not None and is_example(network, loader, forward):
@@ -110,4 +112,5 @@ def check(
         limits=gathering.limits,
         rules=runs,
         provided=gathering.runs(),
+        repeat=call_text(check, arguments, leave_out="progress"),
     )

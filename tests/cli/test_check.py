@@ -292,3 +292,43 @@ def test_progress_goes_to_a_terminal_only(run, monkeypatch):
     result = run(*CLEAN, "--json", "-")
     report_of(result.out)
     assert "capturing the network" in result.err
+
+
+def test_the_report_says_the_command_that_repeats_it(run, place):
+    run(
+        "check",
+        "nets:build",
+        "--arg",
+        "p=0.25",
+        "--shape",
+        "4",
+        "--json",
+        "my report.json",
+        "--select",
+        "VS1",
+    )
+    report = report_of((place / "my report.json").read_text())
+    assert report["repeat"] == (
+        "varshift check nets:build --arg p=0.25 --shape 4 --json 'my report.json' --select VS1"
+    )
+    ran = [rule["code"] for rule in report["rules"] if rule["ran"]]
+    assert ran == ["VS101", "VS102", "VS105", "VS106", "VS107"]
+
+
+def test_a_selection_on_the_command_line_runs_only_what_its_rules_need(run, refused, data, file):
+    file(
+        "silent.py",
+        """
+        from nets import Net
+
+        class Silent(Net):
+            def forward(self, x):
+                raise RuntimeError("was run")
+
+        def loader():
+            raise OSError("was drawn")
+            yield
+        """,
+    )
+    assert run("check", "silent:Silent", "--data", "data:listed", "--select", "VS204,VS301").code == 0
+    assert "was run" in refused("check", "silent:Silent", "--data", "data:listed", "--select", "VS101")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +36,7 @@ DEFAULT_BATCHES = 16
 
 
 def check(
+    context: typer.Context,
     target: TargetArgument,
     arg: ArgOption = None,
     weights: WeightsOption = None,
@@ -138,6 +141,7 @@ def check(
         select=codes,
         seed=seed,
     )
+    report = dataclasses.replace(report, repeat=shlex.join(("varshift", *context.obj.words)))
     if json == "-":
         sys.stdout.write(report.to_json())
         sys.stdout.flush()

@@ -29,10 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f'varshift: error: the command line needs {error.name}: pip install "varshift[cli]".\n'
         )
         return BROKEN
-    state = State()
+    words = tuple(sys.argv[1:] if arguments is None else arguments)
+    state = State(words=words)
     path = list(sys.path)
     try:
-        code = run(list(sys.argv[1:] if arguments is None else arguments), state)
+        code = run(list(words), state)
         if code == INTERRUPTED:  # some versions of the parser catch it themselves
             raise KeyboardInterrupt
         return code

@@ -11,6 +11,8 @@ class State:
 
     Attributes:
         verbose: Whether errors come with their traceback.
+        words: The words after ``varshift``.
     """
 
     verbose: bool = False
+    words: tuple[str, ...] = ()
