@@ -118,7 +118,7 @@ def test_a_report_agrees_with_itself_and_with_what_it_is_made_of(fixture: Fixtur
         named = f"'{name}'" in limits
         assert name in rows or named, f"{name!r} has no row"
         if name in rows and name in in_flow:
-            assert rows[name].ratio is not None or named, f"{name!r} was not measured"
+            assert rows[name].real_var is not None or named, f"{name!r} was not measured"
         if name in census - in_flow:
             assert named or not rows[name].reached, f"{name!r} was measured and is not in the flow"
     assert set(rows) <= census | in_flow

@@ -32,13 +32,19 @@ def print_error(error: BaseException, *, verbose: bool) -> None:
         sys.stderr.write(traceback_of(error))
     prefix, message = "varshift", ""
     if isinstance(error, VarshiftError):
-        message = one_line(str(error))
+        message = one_line(str(error)) + _cause(error)
     elif is_usage_error(error):
         prefix, message = _usage(error)
     else:
         message = described(error)
     hint = "" if verbose or not _has_more(error) else " (--verbose shows the traceback)"
     _write(prefix, f"{message}{hint}")
+
+
+def _cause(error: VarshiftError) -> str:
+    """Where in the user's code an error arose of which another one tells; empty where its message says so."""
+    where = location(error.__cause__) if error.__cause__ is not None else ""
+    return f" ({where})" if where and where not in str(error) else ""
 
 
 def print_warning(message: str) -> None:

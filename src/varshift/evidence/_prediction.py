@@ -29,16 +29,13 @@ class PredictionProvider(Provider):
         self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
     ) -> Mapping[str, Any]:
         """Predicts; a check does not fail for want of a prediction."""
-        if subject.captured is None or evidence.train is None or evidence.eval is None:
+        captured, example = subject.captured, subject.captured_example
+        if captured is None or example is None or evidence.train is None or evidence.eval is None:
             raise NotMade("the network could not be captured in both modes")
         subject.announce("predicting what its norms see")
         try:
             prediction = predict_captured(
-                subject.network,
-                subject.captured,
-                subject.captured_example,
-                subject.captured_samples,
-                subject.seed,
+                subject.network, captured, example, subject.captured_samples, subject.seed
             )
         except Exception as error:  # whatever a network's own operations raise on other inputs
             if strict():
