@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import odd_networks
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def labelled(classes: int, *sizes: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
 def all_fixtures() -> tuple[Fixture, ...]:
     """All of them, in no order that matters."""
-    return (*_of_rules(), *_of_flow(), *_of_probe(), *_of_layers(), *_hand_written(), *_of_zoo())
+    return (*_of_rules(), *_of_flow(), *_of_probe(), *_of_layers(), *_odd(), *_hand_written(), *_of_zoo())
 
 
 def _of_rules() -> Iterator[Fixture]:
@@ -122,6 +123,11 @@ def _of_layers() -> Iterator[Fixture]:
     ):
         build = lambda norm=norm: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.3), norm(8))  # noqa: E731
         yield Fixture(f"nn/{norm.__name__}", build, images(8, 3, 10, 10))
+
+
+def _odd() -> Iterator[Fixture]:
+    for name, build in odd_networks.NETWORKS.items():
+        yield Fixture(f"odd/{name}", build, labelled(odd_networks.CLASSES, 8, odd_networks.WIDTH))
 
 
 class HandNorm(nn.Module):
