@@ -80,13 +80,13 @@ def check(
             is a single batch with targets.
         VarshiftError: If a rule code is unknown.
     """
-    arguments = dict(locals())
     network = network_of(model)
     codes = resolve_selection(select, ignore)
     if loader is not None and is_example(network, loader, forward):
         if example_inputs is not None:
             raise DataError("loader and example_inputs are both example inputs: pass one of them.")
         loader, example_inputs = None, loader
+    arguments = dict(locals())
     gathering = Gathering(
         Subject(
             network,
