@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ._encode import decode as decode
-from ._encode import decode_trial as decode_trial
 from ._encode import encode as encode
 from ._recipe import SCALES as SCALES
 from ._recipe import Recipe as Recipe
@@ -22,3 +21,4 @@ from ._trial import Measurements as Measurements
 from ._trial import Trial as Trial
 from ._trial import TrialError as TrialError
 from ._trial import Workbench as Workbench
+from ._trial import decode_trial as decode_trial

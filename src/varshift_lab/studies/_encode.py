@@ -8,7 +8,6 @@ import pkgutil
 from typing import Any
 
 from varshift import VarshiftError
-from varshift_lab.studies._trial import Trial
 
 _TYPE = "type"
 
@@ -61,15 +60,3 @@ def decode(data: Any) -> Any:
         raise VarshiftError(
             f"a stored trial does not fit {name} any more ({error}): queue it anew."
         ) from error
-
-
-def decode_trial(data: Any) -> Trial:
-    """As `decode`, for a trial as a whole.
-
-    Raises:
-        VarshiftError: If it is none.
-    """
-    found = decode(data)
-    if not isinstance(found, Trial):
-        raise VarshiftError(f"a stored trial is a {type(found).__name__}: queue it anew.")
-    return found

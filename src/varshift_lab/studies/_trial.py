@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from varshift import VarshiftError
+from varshift_lab.studies._encode import decode, encode
 
 # A figure, or a row of them (of all norms, of all epochs); nothing that is not finite.
 Measurement = float | list[Any]
@@ -78,7 +79,17 @@ class Trial(ABC):
     @property
     def key(self) -> str:
         """Name of the trial by its content: the first 16 hexadecimal digits of a SHA-256."""
-        from varshift_lab.studies._encode import encode
-
         text = json.dumps(encode(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def decode_trial(data: Any) -> Trial:
+    """As `decode`, for a trial as a whole.
+
+    Raises:
+        VarshiftError: If it is none.
+    """
+    found = decode(data)
+    if not isinstance(found, Trial):
+        raise VarshiftError(f"a stored trial is a {type(found).__name__}: queue it anew.")
+    return found

@@ -13,8 +13,7 @@ from varshift_lab.recipes._active_bias_treatment import (
     UniformSampler,
     UniformTreatment,
 )
-from varshift_lab.studies import SCALES, Workbench, encode
-from varshift_lab.studies._encode import decode_trial
+from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
 from varshift_lab.training import TrainingSettings, fit
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=16, learning_rate=0.05)

@@ -9,8 +9,7 @@ import torch
 from varshift_lab.data import Images, digit_images
 from varshift_lab.recipes._bn_free_binary import RECIPE, _cases
 from varshift_lab.recipes._bn_free_binary_trials import BinaryTreatment, SignalTrial, TwoStepTrial
-from varshift_lab.studies import SCALES, Workbench, encode
-from varshift_lab.studies._encode import decode_trial
+from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
 from varshift_lab.training import DataChoice, TrainingSettings
 
 (CASE,) = _cases("smoke")

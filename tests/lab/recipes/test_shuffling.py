@@ -25,8 +25,7 @@ from varshift_lab.recipes._shuffling_trials import (
     SeparabilityTrial,
     ShufflingTrial,
 )
-from varshift_lab.studies import SCALES, Workbench, encode
-from varshift_lab.studies._encode import decode_trial
+from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
 from varshift_lab.training import TrainingTrial
 
 X = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 8], [3, -1, 4, 1, -5, 9, -2, 6]], dtype=torch.float64).T

@@ -15,8 +15,7 @@ from varshift_lab.recipes._weight_rescaling_treatment import (
     _angles,
     _Watch,
 )
-from varshift_lab.studies import SCALES, Workbench, encode
-from varshift_lab.studies._encode import decode_trial
+from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
 from varshift_lab.training import TrainingTrial, fit
 
 PLAN = _plan("smoke")
