@@ -95,7 +95,7 @@ def _value(value: object) -> str:
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, dict):
         return f"({', '.join(f'{key} {_value(item)}' for key, item in value.items())})"
-    return "unknown" if value is None else str(value)
+    return "-" if value is None else str(value)
 
 
 def _others(rest: tuple[Finding, ...], width: int) -> list[Line]:

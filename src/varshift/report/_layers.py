@@ -132,7 +132,7 @@ def _table(rows: list[LayerRow], width: int, scale: int, titles: tuple[str, ...]
 
 
 def _room(widths: dict[str, int], width: int) -> int:
-    """What the name and the bar have to themselves: two indents and a blank behind every column are taken."""
+    """What the name and the bar have to themselves: two indents and a blank after every column are taken."""
     return width - 2 - sum(widths.values()) - len(widths) - 1
 
 

@@ -138,7 +138,7 @@ class NoiseBeforeMaxPool(Rule):
             cures=(
                 cure(
                     "move-noise",
-                    "put it behind the pooling, and train again",
+                    "put it after the pooling, and train again",
                     "unsafe",
                     site.id,
                     to="after-pooling",

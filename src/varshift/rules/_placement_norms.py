@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def _move(site: NoiseSite) -> Cure:
-    name = "move the noise behind the last norm, in front of the classifier, and train again"
+    name = "move the noise after the last norm, in front of the classifier, and train again"
     return cure("move-noise", name, "unsafe", site.id, to="head")
 
 
@@ -267,7 +267,8 @@ class NoiseReachesNorm(Rule):
     ## Known limits
 
     A norm may be reached by several noise sites; the measured shift is the work of all of them, and each of
-    them is reported (`shared_with` names the others). Norms that do not learn are left out.
+    them is reported (`shared_with` names the last three of the others, `shared_count` is their number).
+    Norms that do not learn are left out.
 
     ## Example
 

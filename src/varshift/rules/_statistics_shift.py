@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from varshift.model import NormFacts
     from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 
-_MOVE_NOISE = cure("move-noise", "move the noise behind the last norm, and train again", "unsafe", to="head")
+_MOVE_NOISE = cure("move-noise", "move the noise after the last norm, and train again", "unsafe", to="head")
 _RECALIBRATE_UNSEEN = cure(
     "recalibrate",
     "re-estimate the running statistics: with data (varshift.recalibrate(model, loader)), or without "
@@ -283,7 +283,7 @@ class VarianceShift(Rule):
     varshift.recalibrate(model, loader)
     ```
 
-    For the next training, cure the noise sites named in `noise` (VS101, VS102).
+    For the next training, cure the noise sites (VS101, VS102); `noise` names the last three upstream.
 
     ## Cure safety
 
