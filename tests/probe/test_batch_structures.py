@@ -242,6 +242,27 @@ def test_attributes_of_an_object_are_inputs_by_name():
     assert report.layers[0].reached
 
 
+def test_a_norm_written_by_hand_is_live_whatever_a_trial_wrote():
+    class Frozen(nn.Module):
+        """Uses its running statistics in both modes."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(6))
+            self.register_buffer("running_var", torch.ones(6))
+
+        def forward(self, x):
+            return (x - self.running_mean) / (self.running_var + 1e-5).sqrt()
+
+    class Optional(nn.Sequential):
+        def forward(self, x, mask=None):
+            return super().forward(x if mask is None else x * mask)
+
+    net = Optional(Frozen(), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    handle = vs.recalibrate(net, PAIRS)
+    assert [layer.updated for layer in handle.layers] == [False, True]
+
+
 def test_recalibration_leaves_the_batches_alone():
     batches = [Graphs(i) for i in range(3)]
     vs.recalibrate(Readout(True), batches)
@@ -301,6 +322,7 @@ def test_an_optional_second_input_is_no_target():
     assert report.layers[0].reached
     assert any("'x_cont' among them, and item 3 as the targets" in limit for limit in report.limits)
     assert vs.recalibrate(Table(), data).layers[0].updated
+    assert vs.predict(Table(), data).layer("norm") is not None
     report = vs.check(Table(), example_inputs=data[0][:2])
     assert report.model.norms == 1
 

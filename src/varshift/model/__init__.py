@@ -5,7 +5,6 @@ from varshift._sites import Source as Source
 from varshift.model._call import Call as Call
 from varshift.model._call import Forward as Forward
 from varshift.model._call import Reader as Reader
-from varshift.model._call import default_forward as default_forward
 from varshift.model._call import read_call as read_call
 from varshift.model._facts import NormFacts as NormFacts
 from varshift.model._failures import describe as describe

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varshift._errors import DataError
+from varshift._errors import DataError, VarshiftError
 from varshift.model._failures import model_failure
 from varshift.model._nest import clone, is_object, map_tensors, move
 from varshift.model._reading import Reading, readings, signature_of
 from varshift.model._samples import batch_size, sample_axis, take_samples
 
 Forward = Callable[[nn.Module, Any], Any]
+_FEW = 2  # samples to try a reading on
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,31 @@ class Reader:
             return self.read_as(self.readings(batch)[0], batch)
         return self.read_as(reading, batch, axis)
 
+    def read_running(self, network: nn.Module, batch: Any) -> Call:
+        """The call of a batch by the first reading that runs in both modes, the likeliest one if none does.
+
+        Args:
+            network: Runs on a few samples where there are several readings, so it must not be the user's own.
+            batch: The batch.
+        """
+        calls = [self.read_as(reading, batch) for reading in self.readings(batch)]
+        if len(calls) == 1:
+            return calls[0]
+        call = next((call for call in calls if self._runs(network, call)), calls[0])
+        self.choose(call)
+        return call
+
+    def _runs(self, network: nn.Module, call: Call) -> bool:
+        for few in (call.take(_FEW) or call, call):  # a model may insist on its batch size
+            try:
+                with torch.no_grad():
+                    for training in (True, False):
+                        few.copy().outputs(network.train(training), self._forward)
+            except VarshiftError:
+                continue
+            return True
+        return False
+
     def read_as(self, reading: Reading | None, batch: Any, axis: int | None = None) -> Call:
         """The call of a batch by one reading.
 
@@ -150,11 +176,6 @@ def read_call(model: nn.Module, batch: Any, forward: Forward | None = None) -> C
         DataError: If it cannot be read and there is no ``forward=``.
     """
     return batch if isinstance(batch, Call) else Reader(model, forward).read(batch)
-
-
-def default_forward(model: nn.Module, batch: Any) -> Any:
-    """Calls a model with a batch as `readings` has it."""
-    return read_call(model, batch).run(model)
 
 
 def _structure(batch: Any) -> Any:

@@ -14,13 +14,13 @@ from varshift.flow import Flow, capture_in_place
 from varshift.model import (
     Call,
     Forward,
+    Reader,
     batch_size,
     is_joinable,
     is_whole,
     map_tensors,
     network_of,
     one_at_a_time,
-    read_call,
     shadowed,
     tensors,
 )
@@ -94,7 +94,8 @@ def predict(
     with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
         shadow.keep(data)
         batch = _examples(network, _shapes(shape)) if data is None else _gather(data, _MANY)
-        call = read_call(network, batch, forward)
+        call = Reader(network, forward).read_running(shadow.network, batch)
+        shadow.fresh()
         count, most = (sample_count(call, real, gates=gates) for gates in (False, True))
         if real:
             for tensor in input_tensors(call, most):

@@ -59,28 +59,44 @@ def try_readings(
         compares: Whether a loss will be taken, so that targets and loss have to fit.
     """
     calls = [reader.read_as(reading, batches[0]) for reading in reader.readings(batches[0])]
-    calls = [replace_axis(reader, call, batch_size) for call in calls]
+    calls = [_with_axis(reader, call, batch_size) for call in calls]
     wanted = compares and (loss is not None or calls[0].targets is not None)
     if len(calls) == 1 and calls[0].axis is not None and not wanted:
         reader.choose(calls[0])
         return Trial()
+    with Guard(), eager(), torch.no_grad():
+        try:
+            return _first(shadow, reader, calls, batches, forward, loss, compares)
+        finally:
+            shadow.fresh()
+
+
+def _first(
+    shadow: Shadow,
+    reader: Reader,
+    calls: Sequence[Call],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    loss: Loss | None,
+    compares: bool,
+) -> Trial:
+    """Chooses the first call that runs and fits."""
     first: VarshiftError | None = None
     both = len(calls) > 1 or (compares and loss is not None)
-    with Guard(), eager(), torch.no_grad():
-        for call in calls:
-            network = shadow.fresh()
-            error, outputs = _error(network, call, forward, loss if compares else None, compares, both)
-            if error is not None:
-                first = first or error
-                continue
-            limits = _chosen(network, reader, call, forward)
-            wrong = _classes(reader, batches[1:], outputs) if compares and loss is None else None
-            return Trial(wrong, limits)
+    for call in calls:
+        network = shadow.fresh()
+        error, outputs = _error(network, call, forward, loss if compares else None, compares, both)
+        if error is not None:
+            first = first or error
+            continue
+        limits = _chosen(network, reader, call, forward)
+        wrong = _classes(reader, batches[1:], outputs) if compares and loss is None else None
+        return Trial(wrong, limits)
     reader.choose(calls[0])
     return Trial(first)
 
 
-def replace_axis(reader: Reader, call: Call, batch_size: int | None) -> Call:
+def _with_axis(reader: Reader, call: Call, batch_size: int | None) -> Call:
     """A call whose axis of samples is that along which it has as many as the loader says, if one has."""
     if call.axis is not None or batch_size is None:
         return call
