@@ -143,3 +143,8 @@ def test_without_data_the_statistics_are_predicted(run, place):
 )
 def test_words_that_need_data_or_stand_in_for_it(refused, place, words, message):
     assert message in refused("recalibrate", "nets:trained", "--out", "out.pt", *words)
+
+
+def test_a_shape_that_the_network_does_not_state_is_asked_for(refused, two):
+    message = refused("recalibrate", "two:Two", "--out", "out.pt")
+    assert "does not state the size of its input: add --shape or --data" in message

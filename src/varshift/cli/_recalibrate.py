@@ -120,10 +120,9 @@ def recalibrate(
 
     network, checkpoint, names = load_network(target, arguments, weights, weights_key, device, seed=seed)
     before = _buffers(network)
+    call = resolve_function(forward, "--forward")
     if data is None and shapes is None:
-        from varshift.cli._zoo import default_shape
-
-        shapes = [known] if (known := default_shape(target, network)) else None
+        shapes = [_stated_shape(target, network, call)]
     with progress_bar() as progress:
         handle = run_recalibrate(
             network,
@@ -133,7 +132,7 @@ def recalibrate(
             estimator=estimator.value,
             max_batches=batches,
             tolerance=tolerance,
-            forward=resolve_function(forward, "--forward"),
+            forward=call,
             progress=progress,
         )
     _print(handle, full=full)
@@ -151,6 +150,21 @@ def recalibrate(
     write_weights(out, writer)
     typer.echo(f"Written to {out}.")
     return 0
+
+
+def _stated_shape(target: str, network: nn.Module, forward: Any) -> tuple[int, ...]:
+    """The shape of an input as the zoo or the network states it."""
+    from varshift import DataError
+    from varshift.cli._zoo import default_shape
+    from varshift.moments import stated_shape
+
+    try:
+        return default_shape(target, network) or stated_shape(network, forward)
+    except DataError as error:
+        raise VarshiftError(
+            "neither data nor a shape were given, and the network does not state the size of its input: "
+            "add --shape or --data."
+        ) from error
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:

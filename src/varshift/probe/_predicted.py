@@ -30,10 +30,13 @@ def predicted_statistics(
     reasons: dict[str, str] = {}
     for norm in norms:
         layer = layers.get(norm.name)
-        if layer is None or norm.name not in prediction.statistics:
+        if layer is None:
             reasons[norm.name] = "what reaches it could not be predicted"
         elif not layer.noise:
             reasons[norm.name] = "no noise reaches it, so its statistics fit"
+        elif norm.name not in prediction.statistics:
+            why = layer.reason or "not all of its calls were followed"
+            reasons[norm.name] = f"what reaches it could not be predicted, since {why}"
         elif layer.confidence == "low":
             reasons[norm.name] = "its prediction is uncertain"
         else:
