@@ -620,12 +620,45 @@ class Renamed(nn.Module):
         )
 
 
-def test_statistics_by_another_name_are_anchors_too():
+class Held(nn.Module):
+    """A batch norm whose statistics are plain attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.moving_mean, self.moving_var = torch.zeros(8), torch.ones(8)
+
+    forward = Renamed.forward
+
+
+class Manual(Renamed):
+    """The same in several operations."""
+
+    def forward(self, x):
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+            with torch.no_grad():
+                self.moving_mean.lerp_(mean, 0.1)
+                self.moving_var.lerp_(var, 0.1)
+        else:
+            mean, var = self.moving_mean, self.moving_var
+        return (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+
+
+def test_a_norm_of_several_operations_has_no_figures():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), Manual())
+    learned(model, images)
+    layer = predict(model, shape=(3, 10, 10)).layer("3")
+    assert (layer.ratio, layer.confidence) == (None, "none")
+    assert "not one batch-norm operation" in layer.reason
+
+
+@pytest.mark.parametrize("other", [Renamed, Held])
+def test_statistics_held_in_another_way_are_anchors_too(other):
     def net(norm):
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), norm)
 
-    plain, renamed = net(nn.BatchNorm2d(8)), net(Renamed())
+    plain, renamed = net(nn.BatchNorm2d(8)), net(other())
     torch.manual_seed(1)
     with torch.no_grad():
         for _ in range(50):

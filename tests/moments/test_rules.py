@@ -243,17 +243,38 @@ def test_against_brute_force(name):
     assert worst < ((2 / 256) ** 0.5 if name in few else 0.025)
 
 
+class Standardised(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(8, width), nn.Linear(width, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        x = F.dropout(self.first(x), 0.3, self.training)
+        x = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
+        return self.norm(self.second(x))
+
+
 def test_norm_per_sample_written_by_hand_is_uncertain():
-    class Standardised(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
-
-        def forward(self, x):
-            x = F.dropout(self.first(x), 0.3, self.training)
-            x = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
-            return self.norm(self.second(x))
-
-    layer = predict(Standardised(), torch.randn(256, 8)).layer("norm")
+    """Over many features its divisor is nearly the same in every draw, over few it is not."""
+    net, data = Standardised(128), torch.randn(256, 8)
+    _, local, ratio = measured(net, data)["norm"]
+    layer = predict(net, data).layer("norm")
     assert layer.confidence == "low"
-    assert 0 < layer.ratio < 2
+    assert (layer.local_ratio, layer.ratio) == pytest.approx((local, ratio), rel=0.1)
+    prediction = predict(Standardised(16), data)
+    assert prediction.layer("norm").ratio is None
+    assert any("'div' could not be followed (it divides by noise)" in limit for limit in prediction.limits)
+
+
+def test_a_function_that_is_in_no_table_is_followed_where_torch_says_that_it_is_one():
+    class Sinc(nn.Module):
+        def forward(self, x):
+            return torch.sinc(x)
+
+    net = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.4), Sinc(), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    data = torch.randn(256, 8)
+    noise, local, ratio = measured(net, data)["4"]
+    layer = predict(net, data).layer("4")
+    assert layer.noise_share == pytest.approx(noise, abs=0.025)
+    assert (layer.local_ratio, layer.ratio) == pytest.approx((local, ratio), rel=0.025)
+    assert layer.confidence == "high"

@@ -32,7 +32,7 @@ def learned_norms(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:
     """Norms whose statistics have been learned: not still exactly 0 and 1, finite, and positive."""
     found = set()
     for site in flow.norms:
-        mean, variance = (tensors.get(_buffer(flow, site, name)) for name in ("running_mean", "running_var"))
+        mean, variance = (_statistic(flow, site, name, tensors) for name in ("running_mean", "running_var"))
         if mean is None or variance is None:
             continue
         moved = bool((mean != 0).any() or (variance != 1).any())
@@ -42,15 +42,19 @@ def learned_norms(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _buffer(flow: Flow, site: NormSite, argument: str) -> str:
-    """Name of the buffer that a norm is handed as its running mean or variance."""
-    node = flow.nodes[site.calls[0]]
+def _statistic(flow: Flow, site: NormSite, argument: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """What a norm is handed as its running mean or variance, be it a buffer, a parameter or an attribute."""
     try:
-        given = arguments_of(node).get(argument)
+        given = arguments_of(flow.nodes[site.calls[0]]).get(argument)
     except UnknownOperator:
         given = None
-    target = flow.nodes[given.index].target if isinstance(given, Ref) else None
-    return target or (f"{site.name}.{argument}" if site.name else argument)
+    if isinstance(given, Ref):
+        node = flow.nodes[given.index]
+        if node.kind == "attribute" and isinstance(node.value, Tensor):
+            return node.value
+        if node.target:
+            return tensors.get(node.target)
+    return tensors.get(f"{site.name}.{argument}" if site.name else argument)
 
 
 def norm_figures(flow: Flow, found: Outcome, *, real: bool, gates: bool) -> tuple[LayerPrediction, ...]:
@@ -98,6 +102,8 @@ def _upstream(site: NormSite, flow: Flow) -> list[tuple[int, NoiseSite]]:
 def _why_unknown(site: NormSite, flow: Flow, found: Outcome) -> str | None:
     """Why a norm has no figures, None where it has."""
     keys = _keys(site, found)
+    if not all(flow.nodes[call].has("batch_norm") for call in site.calls):
+        return "it is not one batch-norm operation, and others are not followed"
     if not keys:
         return "an operation upstream could not be followed"
     upstream = _upstream(site, flow)

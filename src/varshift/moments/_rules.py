@@ -21,9 +21,10 @@ REGISTRY: dict[str, Rule] = {}
 
 _REPEATS = operations("expansion", "indexing") | {"unfold", "im2col", "reflection_pad1d", "reflection_pad2d"}
 _WEIGHT_KEYS = ("weight", "mat2", "other")
-_DIVIDES = Unknown("it has no mean where noise reaches 0")
+_DIVIDES = Unknown("it divides by noise")
 _FAR, _MOST_NEAR = 3.0, 0.02  # standard deviations from 0, and the share of elements that may be nearer
 _LEFT = {"mm": "self", "matmul": "self", "bmm": "self", "addmm": "mat1", "_sparse_mm": "sparse"}
+_MOST_CHANGE = 0.1  # by noise, of a divisor: at .13 ratios were off by a factor of 10, at .07 by 4 %
 _PAIRS = 4  # of draws with opposite signs for operations without a rule
 
 
@@ -357,9 +358,14 @@ def _no_dropout(node: Node, call: Call) -> Any:
 
 
 def _steady(x: Signal) -> bool:
-    """Whether noise leaves nearly all elements of a signal far from 0, so that it may be divided by."""
-    near = x.spread() > (x.mean / _FAR).square()
-    return bool(near.to(x.mean.dtype).mean() < _MOST_NEAR)
+    """Whether noise hardly changes a signal and leaves it far from 0, so that it may be divided by.
+
+    A divisor goes together with what it divides, as the norm of a sample with the sample. Draws of both do not
+    keep that, which does no harm only where the divisor is nearly the same in all of them.
+    """
+    spread, square = x.spread(), x.mean.square()
+    near = (spread * _FAR**2 > square).to(x.mean.dtype).mean()
+    return bool((near < _MOST_NEAR) & (spread.mean() < _MOST_CHANGE**2 * square.mean()))
 
 
 @rule("reciprocal", "rsqrt", "log", "log2", "log10", "pow")
