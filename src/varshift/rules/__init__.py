@@ -1,5 +1,6 @@
 """The rules: one file per family, each rule a small class with a page. Nothing here imports torch."""
 
+from varshift.evidence import Evidence as Evidence
 from varshift.rules import (  # noqa: F401 - importing a family registers its rules
     _batches,
     _modes,
@@ -13,7 +14,6 @@ from varshift.rules import _thresholds as thresholds  # noqa: F401 - read by the
 from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
 from varshift.rules._cures import CURES as CURES
-from varshift.rules._evidence import Evidence as Evidence
 from varshift.rules._examine import NOT_SELECTED as NOT_SELECTED
 from varshift.rules._examine import Plan as Plan
 from varshift.rules._examine import RuleRun as RuleRun

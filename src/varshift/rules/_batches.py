@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from varshift.evidence import Evidence
+
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 from ._finding import Confidence, Finding, Severity
 from ._places import NETWORK, norm_places
 from ._reading import known, learns, listed, norms_in_order, positive, quoted

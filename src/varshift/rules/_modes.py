@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from varshift.evidence import Evidence
+
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 from ._finding import Cure, Finding, Severity
 from ._places import NETWORK, module_place
 from ._reading import known, quoted

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from varshift import theory
+from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 from ._finding import Finding, Severity
 from ._places import NETWORK, noise_place
 from ._reading import capitalised, known, noise_words, quoted, without_none

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 from ._finding import Confidence, Cure, Finding, Severity
 from ._paths import Between, noise_delta
 from ._places import noise_place

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from varshift._sites import SiteId, as_source
+from varshift.evidence import Evidence
 
-from ._evidence import Evidence
 from ._finding import FindingSite
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 
 if TYPE_CHECKING:
     from varshift._sites import SiteId

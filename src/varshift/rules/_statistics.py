@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from varshift._sites import SiteId
+from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 from ._finding import Cure, Finding, Severity
 from ._places import norm_place, norm_places
 from ._reading import known, listed, norms_in_order, positive, quoted, without_none

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from varshift.evidence import Evidence
+
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 from ._finding import Finding
 from ._places import norm_place
 from ._reading import known, norms_in_order, quoted

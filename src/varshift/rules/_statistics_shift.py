@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cures import cure
-from ._evidence import Evidence
 from ._finding import Finding, Severity
 from ._places import norm_place
 from ._reading import (
