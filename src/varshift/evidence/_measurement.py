@@ -18,7 +18,7 @@ class MeasurementProvider(Provider):
     kind = "measurement"
     makes = "the shift at every norm, the gap by cause, whether outputs repeat and depend on batch mates"
     inputs = "a loader"
-    cost = "five passes over the batches, and three of at most eight samples"
+    cost = "five passes over the batches, and a few of at most eight samples"
 
     def require(self, subject: Subject) -> None:
         """Weights without values cannot be run."""
