@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from jsonschema import Draft202012Validator
 
 from varshift import VarshiftError
 from varshift._sites import SiteId
-from varshift.report import Framework, LayerRow, ModelInfo, Report, report_schema
+from varshift.report import FORMATS, Framework, LayerRow, ModelInfo, Report, build_report, report_schema
 from varshift.report._codec import encode
+from varshift.rules import Evidence
 
 VALIDATOR = Draft202012Validator(report_schema())
 
@@ -91,6 +93,33 @@ def test_nothing_that_is_not_finite_reaches_the_file(make):
     assert [row.shift for row in report.layers] == [None, None, None]
     assert content["findings"][0]["evidence"] == {"a": None, "b": [2.5, 3, {"c": None}], "4": [0, 1]}
     assert content["gap"]["states"]["eval"] is None
+    distances = dict.fromkeys(("train", "eval"), math.inf)
+    gap = make.gap(
+        (0.3, 0.1, 0.0, 0.12, 0.13), metric="relative_l2", kl=distances, accuracy={"eval": math.nan}
+    )
+    report = make.report({"a": 0.8}, gap=gap)
+    assert written(report)["gap"]["kl"] == {"train": None, "eval": None}
+    assert report.gap.accuracy == {"eval": None}
+    for name in FORMATS:
+        FORMATS[name].render(report) if name != "rich" else list(FORMATS[name].render(report, width=90))
+
+
+def test_a_figure_of_an_odd_type_does_not_cost_the_report(make):
+    facts = replace(
+        make.facts("a"), eps=math.nan, channels=np.int64(3), batches_tracked=2.5, largest=np.float32(2)
+    )
+    report = build_report(
+        target="x",
+        parameters=np.int64(7),
+        evidence=Evidence(norms={"a": facts}),
+        capture_method="hooks",
+        findings=[make.finding(evidence={"figure": torch.tensor(2.0), "names": ("a", "b")})],
+    )
+    (row,) = report.layers
+    assert (row.channels, type(row.channels)) == (3, int)
+    assert (row.statistics.eps, row.statistics.largest, row.statistics.batches_tracked) == (None, 2.0, 2.5)
+    assert report.findings[0].evidence == {"figure": 2.0, "names": ["a", "b"]}
+    assert json.loads(report.to_json())["layers"][0]["statistics"]["eps"] is None
 
 
 @pytest.mark.parametrize(

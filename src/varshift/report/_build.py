@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from varshift import __version__
 from varshift._sites import as_source
 from varshift.evidence import EvidenceRun
+from varshift.report._codec import settled
 from varshift.report._ranges import ranges
 from varshift.report._report import DataInfo, Framework, ModelInfo, Report
 from varshift.report._rows import LayerRow, MeasuredFigures, NoiseRow, PredictedFigures, StatisticsInfo
@@ -79,7 +80,7 @@ def build_report(
         modes=evidence.modes,
         limits=tuple(dict.fromkeys(limits)),
     )
-    return Report.from_dict(report.to_dict())  # numbers of other libraries, NaN and infinity end here
+    return settled(report)
 
 
 def _framework() -> Framework:

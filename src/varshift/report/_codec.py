@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -67,6 +67,21 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     convert = getattr(value, "tolist", None)  # numpy arrays and scalars, tensors
     return encode(convert()) if callable(convert) else str(value)
+
+
+def settled(value: Any) -> Any:
+    """A value as it is when it has been written and read back, with dataclasses as they are.
+
+    Numbers of other libraries, NaN and infinity, and collections of other kinds end here. Nothing is refused:
+    a figure of an odd type must not cost the report.
+    """
+    if isinstance(value, SiteId):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: settled(getattr(value, item.name)) for item in fields(value)})
+    if isinstance(value, (tuple, list)):
+        return tuple(settled(item) for item in value)
+    return encode(value)
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -178,7 +193,9 @@ def _instance(cls: Any) -> Decoder:
     return run
 
 
-def _number(value: Any, place: str) -> float:
+def _number(value: Any, place: str) -> float | None:
+    if value is None:  # it was not finite
+        return None
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if fits else _refuse(value, place, "a number")
 

@@ -17,7 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from varshift._sites import SiteId
 from varshift.report._codec import default_of, encode, hints, is_sparse, key_of
 
-_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
+# A figure that is not finite is null.
+_PLAIN: dict[Any, Any] = {str: "string", int: "integer", float: ["number", "null"], bool: "boolean"}
 _SITE = {
     "description": "Name of a place: module:kind or module:kind#number.",
     "pattern": ":[^:#]+(#[0-9]+)?$",
@@ -72,8 +73,10 @@ def _type(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if hint is Any:
         return {}
     if origin in (Union, types.UnionType):
-        inner = [_type(argument, definitions) for argument in arguments if argument is not type(None)]
-        return {"anyOf": [*inner, {"type": "null"}]}
+        (inner,) = (_type(argument, definitions) for argument in arguments if argument is not type(None))
+        if isinstance(inner.get("type"), str) and "properties" not in inner:
+            return {**inner, "type": [inner["type"], "null"]}
+        return inner if hint == float | None else {"anyOf": [inner, {"type": "null"}]}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple and arguments[-1] is ...:
