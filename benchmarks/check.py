@@ -1,26 +1,84 @@
-"""`check` against the bare forward passes and the bare exports that it makes."""
+"""What a capture and a check cost, in bare forward passes of the same samples."""
 
 from __future__ import annotations
 
 import argparse
-import copy
+import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
 import varshift as vs
 from _models import Case, cases
 from _timing import in_turn, ratio, show, table, write
 from recalibrate import forwards
-from varshift.probe import draw_batches
-from varshift.probe import measure as measure_states
+from varshift.flow import capture
+from varshift.integrations import declare_torchvision_operators
+
+PIXELS = 224
+BATCHES = 16
 
 
-def exports(case: Case) -> None:
-    """The two exports inside a capture, on a copy as the capture makes it, with nothing around them."""
-    model = copy.deepcopy(case.model)
-    x = case.batches[0][0][:2]
-    for training in (True, False):
-        torch.export.export(model.train(training), (x,), strict=False)
+class Block(nn.Module):
+    """Two convolutions, three norms and a dropout around a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(3))
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1, bias=False) for _ in range(2))
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds the branch to the shortcut."""
+        y = self.convolutions[0](self.norms[0](x).relu())
+        return x + self.norms[2](self.convolutions[1](self.drop(self.norms[1](y).relu())))
+
+
+def deep(blocks: int, width: int = 16) -> nn.Module:
+    """A pre-activation residual network of ``2 * blocks + 2`` layers."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 1, 1), *(Block(width) for _ in range(blocks)), nn.BatchNorm2d(width),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
+    )  # fmt: skip
+
+
+def whole_networks() -> dict[str, Callable[[], nn.Module]]:
+    """The networks whose capture has a price agreed on."""
+    declare_torchvision_operators()
+    import timm
+    import torchvision
+
+    return {
+        "timm DenseNet-121, dropout .2": lambda: timm.create_model("densenet121", proj_drop_rate=0.2),
+        "torchvision ResNet-50": torchvision.models.resnet50,
+        "timm EfficientNet-B0, drop path .2": lambda: timm.create_model(
+            "efficientnet_b0", drop_path_rate=0.2
+        ),
+    }
+
+
+def two_samples(name: str, model: nn.Module, pixels: int, rounds: int) -> list[str]:
+    """Capture and data-free check in bare forward passes of two samples in train mode."""
+    x = torch.randn(2, 3, pixels, pixels)
+    with torch.no_grad():  # norms that have learned, whose shift a check predicts, too
+        for _ in range(3):
+            model.train()(torch.randn_like(x))
+
+    def bare() -> None:
+        with torch.no_grad():
+            model.train()(x)
+
+    seconds = in_turn(
+        {
+            "bare": bare,
+            "capture": lambda: capture(model, x),
+            "check": lambda: vs.check(model, shape=(3, pixels, pixels)),
+        },
+        rounds,
+        time.process_time,
+    )
+    return [name, *(show(ratio(seconds, above, "bare")) for above in ("capture", "check"))]
 
 
 def bare_forwards(case: Case) -> None:
@@ -37,53 +95,55 @@ def bare_forwards(case: Case) -> None:
         forwards(model, case, batch_statistics=False)
 
 
-def measure(case: Case, rounds: int) -> list[str]:
-    """One row of the table."""
-    shape = tuple(case.batches[0][0].shape[1:])
-    with torch.no_grad():  # norms that have learned, whose shift a check predicts, too
+def with_data(case: Case, rounds: int) -> list[str]:
+    """A whole check with data over the forward passes that it makes."""
+    with torch.no_grad():
         for x, _ in case.batches:
             case.model.train()(x)
     seconds = in_turn(
-        {
-            "measuring": lambda: measure_states(case.model, draw_batches(case.batches, None, None)),
-            "check": lambda: vs.check(case.model, case.batches),
-            "free": lambda: vs.check(case.model, shape=shape),
-            "forwards": lambda: bare_forwards(case),
-            "exports": lambda: exports(case),
-        },
+        {"check": lambda: vs.check(case.model, case.batches), "forwards": lambda: bare_forwards(case)},
         rounds,
+        time.process_time,
     )
-    return [case.name] + [
-        show(ratio(seconds, above, below))
-        for above, below in (("measuring", "forwards"), ("check", "forwards"), ("free", "exports"))
-    ]
+    return [case.name, show(ratio(seconds, "check", "forwards"))]
 
 
 def main() -> None:
-    """Measures all cases and writes the table."""
+    """Measures all networks and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="measure networks whose name contains this, write nothing")
+    parser.add_argument("--without-data", action="store_true", help="leave out the checks with data")
     arguments = parser.parse_args()
     rounds, only = arguments.rounds, arguments.only
-    rows = [measure(case, rounds) for case in cases(batches=4) if only in case.name]
-    header = [
-        "network",
-        "measuring / its forwards",
-        "check with data / its forwards",
-        "check without data / its exports",
+    torch.manual_seed(0)
+    header = ["network", "capture of both modes", "check without data"]
+    pictures = [
+        two_samples(name, build(), PIXELS, rounds) for name, build in whole_networks().items() if only in name
     ]
-    text = (
-        "Time of `varshift.check` divided by the time of the bare forward passes (4 batches) or the bare "
-        f"exports that it makes: median and quartiles of {rounds} rounds in one run "
-        "(`python benchmarks/check.py`). Measuring is the part of a check that uses the data. The whole "
-        "check captures the network too, at a fixed cost that weighs less the more batches there are. The "
-        "norms have learned their statistics, so that every check also predicts their shift."
-    )
+    depths = [
+        two_samples(f"residual, {2 * blocks + 2} layers, {3 * blocks + 1} norms", deep(blocks), 32, rounds)
+        for blocks in (36, 108, 324)
+        if only in "residual"
+    ]
+    parts = [
+        f"Process time in bare forward passes of the same two samples at {PIXELS} pixels: median and "
+        f"quartiles of {rounds} rounds in one run (`python benchmarks/check.py`).",
+        table(header, pictures),
+        "The price per operation is flat: the same for residual networks of growing depth, at 32 pixels.",
+        table(header, depths),
+    ]
+    if not arguments.without_data:
+        checks = [with_data(case, rounds) for case in cases(BATCHES) if only in case.name]
+        parts += [
+            f"A whole check with {BATCHES} batches over the forward passes that it makes on them.",
+            table(["network", "check with data / its forwards"], checks),
+        ]
+    text = "\n\n".join(parts)
     if only:
-        print(table(header, rows))
+        print(text)
         return
-    write("check", "Cost of `check`", text + "\n\n" + table(header, rows))
+    write("check", "Cost of `check`", text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from exported_flows import captured_by
 from torch import Tensor, nn
 
-from varshift.flow import Flow
+from varshift.flow import Flow, capture
+from varshift.integrations import declare_torchvision_operators
 
 
 def facts(flow: Flow) -> tuple[list[Any], list[Any]]:
@@ -116,3 +117,58 @@ def test_methods_agree(name) -> None:
     assert exported.train is not None
     assert exported.train.noises
     assert exported.train.norms
+
+
+ZOO = {
+    "densenet121": {"proj_drop_rate": 0.1},
+    "resnet18": {"drop_rate": 0.1, "drop_path_rate": 0.1},
+    "resnet26d": {"drop_path_rate": 0.1},
+    "efficientnet_b0": {"drop_rate": 0.1, "drop_path_rate": 0.1},
+    "mobilenetv3_small_100": {"drop_rate": 0.1},
+    "convnext_atto": {"drop_path_rate": 0.1},
+    "vit_tiny_patch16_224": {"proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1},
+    "swin_tiny_patch4_window7_224": {"drop_path_rate": 0.1},
+    "poolformer_s12": {"drop_path_rate": 0.1},
+    "pvt_v2_b0": {"drop_path_rate": 0.1},
+    "edgenext_xx_small": {"drop_path_rate": 0.1},
+    "mobilevit_xxs": {"drop_rate": 0.1},
+    "regnety_002": {"drop_path_rate": 0.1},
+    "hrnet_w18_small": {"drop_rate": 0.1},
+    "vgg11_bn": {"drop_rate": 0.1},
+    "ghostnet_100": {"drop_rate": 0.1},
+    "levit_128s": {"drop_path_rate": 0.1},
+    "cait_xxs24_224": {"drop_path_rate": 0.1},
+    "crossvit_tiny_240": {"drop_path_rate": 0.1},
+    "volo_d1_224": {"drop_path_rate": 0.1},
+    "nf_resnet26": {"drop_path_rate": 0.1},
+    "resnetv2_50": {"drop_path_rate": 0.1},
+    "repvgg_a0": {"drop_path_rate": 0.1},
+    "fastvit_t8": {"drop_path_rate": 0.1},
+    "xcit_nano_12_p16_224": {"drop_path_rate": 0.1},
+    "convit_tiny": {"drop_path_rate": 0.1},
+    "dla34": {"drop_rate": 0.1},
+    "mixer_s32_224": {"drop_path_rate": 0.1},
+    "twins_pcpvt_small": {"drop_path_rate": 0.1},
+}
+
+
+def _sites(flow: Flow) -> tuple[list[Any], list[Any]]:
+    noises = [(s.id, s.rate, s.nearest, s.path, s.drops, len(s.reaches)) for s in flow.noises]
+    return noises, [(n.name, n.kind, n.channels, len(n.calls), n.batch_statistics) for n in flow.norms]
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ZOO)
+def test_networks_of_timm_have_the_same_sites_recorded_and_exported(name) -> None:
+    declare_torchvision_operators()
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name, **ZOO[name])
+    batch = torch.rand(2, *model.default_cfg["input_size"])
+    with torch.no_grad():
+        model(batch)  # some build their tables in the first pass
+    recorded, exported = capture(model, batch), captured_by("exported", model, batch)
+    for mode in ("train", "eval"):
+        first, second = getattr(recorded, mode), getattr(exported, mode)
+        assert first.method == "recorded"
+        assert _sites(first) == _sites(second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
@@ -132,7 +132,7 @@ class CallStack:
         return entry[1]
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _is_method(cls: type, name: str) -> bool:
     return any(name in vars(base) for base in cls.__mro__)
 

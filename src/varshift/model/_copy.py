@@ -270,6 +270,7 @@ def is_shared(value: Any) -> bool:
     return isinstance(value, _SHARED)
 
 
+@functools.lru_cache(maxsize=4096)
 def slot_names(cls: type) -> tuple[str, ...]:
     """Names of the attributes that a class keeps outside `__dict__`."""
     names = cls.__dict__.get("__slots__", ())

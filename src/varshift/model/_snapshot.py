@@ -19,6 +19,7 @@ from varshift.model._tensors import TensorCopier, same_bits, still_shared, view_
 
 _Restore = Callable[[], None]
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.CodeType)
+_COMMON = frozenset(_PLAIN)
 _CONTAINERS = (list, dict, set, collections.deque)
 # How far objects that hold one another are followed: the model's own, and those that a hook refers to.
 _FAR, _NEAR = 8, 1
@@ -97,9 +98,6 @@ class _Walk:
         elif isinstance(item, np.ndarray):
             self.restores.append(_array(item))
             held = []
-        elif (restore := keep_generator(item)) is not None:
-            self.restores.append(restore)
-            held = []
         elif isinstance(item, _CONTAINERS):
             if len(item) > _LONGEST:
                 return []
@@ -108,6 +106,9 @@ class _Walk:
             held += self._attributes(item) if hasattr(item, "__dict__") else []
         elif isinstance(item, (tuple, frozenset)):
             held = list(item)
+        elif (restore := keep_generator(item)) is not None:
+            self.restores.append(restore)
+            held = []
         elif isinstance(item, types.MethodType) and isinstance(item.__self__, nn.Module):
             held = [item.__self__]
         elif isinstance(item, (types.FunctionType, types.MethodType)):
@@ -118,7 +119,7 @@ class _Walk:
         else:
             distance = distance if isinstance(item, nn.Module) else distance - 1
             held = self._attributes(item)
-        return [(value, distance) for value in held]
+        return [(value, distance) for value in held if type(value) not in _COMMON]
 
     def _attributes(self, item: Any) -> list[Any]:
         held: list[Any] = []
