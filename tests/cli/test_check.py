@@ -115,6 +115,14 @@ def test_a_sick_network_has_findings_and_exits_with_one(run, place):
     assert content["layers"][0]["measured"]["ratio"] < 0.75
 
 
+@pytest.mark.parametrize(
+    ("name", "start"), [("r.html", "<!doctype html>"), ("r.txt", "varshift check"), ("r.json", "{")]
+)
+def test_the_report_is_written_in_the_format_that_the_ending_names(run, place, name, start):
+    run("check", "nets:build", "--shape", "4", "--select", "VS204", "--output", name)
+    assert (place / name).read_text().startswith(start)
+
+
 def test_a_healthy_network_exits_with_zero(run):
     result = run(*CLEAN)
     assert (result.code, result.err) == (0, "")
@@ -263,6 +271,8 @@ def test_a_wrong_shape_names_the_shapes(refused):
         (["--select", "VS999"], "'VS999' is not a rule code"),
         (["--ignore", "vs1O1"], "did you mean VS101"),
         (["--json", "no/such/report.json"], "there is no folder 'no/such'"),
+        (["--output", "no/such/report.html"], "there is no folder 'no/such'"),
+        (["--output", "report.docx"], "its ending must be one of .json, .txt, .html, .svg"),
         (["--json", "."], "it is a folder"),
         (["--weights", "none.pt"], "there is no file 'none.pt'"),
         (["--weights-key", "ema"], "there is no file to look in"),

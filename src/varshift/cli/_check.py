@@ -97,6 +97,16 @@ def check(
             show_default=False,
         ),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Write the report too, in the format that the ending names: .json, .html, .txt or .svg.",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Show every finding and every norm.", rich_help_panel=OUTPUT)
     ] = False,
@@ -114,7 +124,7 @@ def check(
     `varshift check timm:densenet121 --arg proj_drop_rate=0.2 --shape 3,224,224`
     """
     from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
-    from varshift.report import check_writable, write_text
+    from varshift.report import check_writable, format_for, write_text
     from varshift.rules import load_config
 
     # Whatever can be wrong with the command is found before anything is imported or measured.
@@ -123,6 +133,9 @@ def check(
     arguments, shapes = parse_arguments(arg), parse_shapes(shape)
     if json is not None and json != "-":
         check_writable(json)
+    if output is not None:
+        format_for(output)
+        check_writable(output)
     device = check_device(device)
 
     report = _measured(
@@ -147,6 +160,8 @@ def check(
         sys.stdout.flush()
     elif json is not None:
         write_text(json, report.to_json())
+    if output is not None:
+        report.save(output)
     _print(report, full=full, to_error=json == "-")
     return 1 if report.findings and not (exit_zero or config.exit_zero) else 0
 

@@ -7,6 +7,7 @@ from varshift.report._files import write_atomically as write_atomically
 from varshift.report._files import write_text as write_text
 from varshift.report._formats import FORMATS as FORMATS
 from varshift.report._formats import Format as Format
+from varshift.report._formats import format_for as format_for
 from varshift.report._formats import register as register
 from varshift.report._report import DataInfo as DataInfo
 from varshift.report._report import Framework as Framework
