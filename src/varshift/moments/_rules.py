@@ -360,8 +360,8 @@ def _no_dropout(node: Node, call: Call) -> Any:
 def _steady(x: Signal) -> bool:
     """Whether noise hardly changes a signal and leaves it far from 0, so that it may be divided by.
 
-    A divisor goes together with what it divides, as the norm of a sample with the sample. Draws of both do not
-    keep that, which does no harm only where the divisor is nearly the same in all of them.
+    A divisor goes together with what it divides, as the norm of a sample with the sample. Draws of both do
+    not keep that, which does no harm only where the divisor is nearly the same in all of them.
     """
     spread, square = x.spread(), x.mean.square()
     near = (spread * _FAR**2 > square).to(x.mean.dtype).mean()
