@@ -247,10 +247,32 @@ class KindRows(nn.Module):
         return (x - m[kind]) / (v[kind] + EPS).sqrt()
 
 
-class Kinds(nn.Module):
+class TorchNamedRows(nn.Module):
+    """The same under torch's names, written without any write to a single row."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.norm = nn.Linear(4, C), KindRows()
+        self.register_buffer("running_mean", torch.zeros(3, C))
+        self.register_buffer("running_var", torch.ones(3, C))
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            n = torch.zeros(3).scatter_add(0, kind, torch.ones(len(x))).clamp(min=1)[:, None]
+            index = kind[:, None].expand_as(x)
+            mean = torch.zeros_like(mean).scatter_add(0, index, x) / n
+            var = torch.zeros_like(var).scatter_add(0, index, x * x) / n - mean**2
+            present = kind.unique()
+            with torch.no_grad():
+                for state, new in ((self.running_mean, mean), (self.running_var, var)):
+                    state[present] = 0.9 * state[present] + 0.1 * new[present]
+        return (x - mean[kind]) / (var.clamp(min=EPS)[kind]).sqrt()
+
+
+class Kinds(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.Linear(4, C), norm
 
     def forward(self, x: Tensor, kind: Tensor) -> Tensor:
         return self.norm(self.inner(x), kind)
@@ -564,7 +586,8 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], Any, str, bool]] = {
     "each element": (lambda: after_conv(EachElement()), IMAGES, "variance", True),
     "one number": (lambda: after_linear(OneNumber()), ROWS, "variance", True),
     "domain rows": (lambda: after_linear(DomainRows()), ROWS, "variance", True),
-    "kind rows": (Kinds, kinds, "variance", True),
+    "kind rows": (lambda: Kinds(KindRows()), kinds, "variance", True),
+    "kind rows of torch's names": (lambda: Kinds(TorchNamedRows()), kinds, "variance", True),
     "float counter": (lambda: after_linear(FloatCounter()), ROWS, "variance", True),
     "pooled": (lambda: after_linear(Pooled()), ROWS, "variance", True),
     "sums": (lambda: after_linear(Sums()), ROWS, "variance", False),

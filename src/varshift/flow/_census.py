@@ -68,11 +68,11 @@ def recognise(
         name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and tensor.requires_grad
     )
     declared = declared_states(model, names)
-    norms = {states.mean: HandNorm(name, states) for name, states in declared.items()}
     handed = _handed_over(train)
     updates: dict[str, tuple[StateReading, ...]] = {}
     if train is not None:
         updates = find_updates(train, tensors, trainable | handed, replaced)
+    norms = {states.mean: _declared(name, states, updates) for name, states in declared.items()}
     if evaluation is not None:
         for norm in _half_operators(evaluation, updates):
             norms.setdefault(norm.states.mean, norm)
@@ -88,6 +88,19 @@ def recognise(
         for norm in _trained(train, updates):
             norms.setdefault(norm.states.mean, norm)
     return _named(norms.values())
+
+
+def _declared(name: str, states: NormStates, updates: Mapping[str, tuple[StateReading, ...]]) -> HandNorm:
+    """A norm with the buffers of torch's own, and what its update says about it."""
+    mean, spread = _pair(
+        {target: updates.get(target, ()) for target in (states.mean, states.spread) if target}
+    )
+    if mean is None or spread is None:
+        return HandNorm(name, states)
+    described = _described(mean, spread)
+    if (described.mean, described.spread) != (states.mean, states.spread):
+        return HandNorm(name, states)
+    return HandNorm(name, described, mean[1].between | spread[1].between, mean[1].input)
 
 
 def _handed_over(graph: Graph | None) -> frozenset[str]:
