@@ -52,3 +52,38 @@ def test_a_layer_without_bias_is_followed_like_one_whose_bias_is_zero(kind):
     assert free.ratio == pytest.approx(biased.ratio, rel=1e-4)
     assert free.noise_share == pytest.approx(biased.noise_share, rel=1e-4)
     assert free.confidence == biased.confidence
+
+
+class Residual(nn.Module):
+    """A block whose activations and sum write into their first operand, or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        out = x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            out = conv(nn.functional.relu(norm(out), inplace=self.in_place))
+        if self.in_place:
+            out += x
+            return out
+        return out + x
+
+
+def test_operations_in_place_predict_like_the_same_operations_out_of_place():
+    layers = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        stages = [nn.Conv2d(3, 8, 3), nn.Dropout(0.3), Residual(in_place)]
+        stages += [nn.Conv2d(8, 8, 3, stride=2), Residual(in_place), Residual(in_place)]
+        stages += [nn.Conv2d(8, 8, 3, stride=2), Residual(in_place)]
+        net = nn.Sequential(*stages)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for _ in range(30):
+                net(torch.randn(16, 3, 20, 20))
+        layers.append(predict(net, shape=(3, 20, 20)).layers)
+    assert [layer.ratio for layer in layers[0]] == [layer.ratio for layer in layers[1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,11 +19,11 @@ from varshift.flow._graph import Graph, build_graph
 from varshift.flow._naming import NoiseCall, Numbering
 from varshift.flow._noise import NoiseFinder
 from varshift.flow._norms import Norm, find_norms
-from varshift.flow._raw import Recording
+from varshift.flow._raw import RawNode, Recording, map_refs
 from varshift.flow._reach import Reach, mixes_units, propagate, summands
 from varshift.flow._slots import slots
 from varshift.flow._source import SourceFinder
-from varshift.flow._types import CaptureMethod, Flow, Mode, Node, NoiseSite, NormSite, Path
+from varshift.flow._types import CaptureMethod, Flow, Mode, Node, NoiseSite, NormSite, Path, Ref
 from varshift.flow._vocabulary import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS, own_name
 
 _CHANCE = (
@@ -186,6 +187,7 @@ class _Builder:
                 source = (
                     self._source(index) if norm is None else self._norm_source(index, self._norms[norm].name)
                 )
+            args, kwargs = self._as_they_are(index, raw)
             built.append(
                 Node(
                     index=index,
@@ -196,14 +198,33 @@ class _Builder:
                     source=source,
                     inputs=self._graph.inputs[index],
                     shape=raw.shape,
-                    args=raw.args,
-                    kwargs=raw.kwargs,
+                    args=args,
+                    kwargs=kwargs,
                     target=raw.target,
                     value=raw.value,
                     overload=self._graph.infos[index].text if raw.role == "call" else "",
                 )
             )
         return tuple(built)
+
+    def _as_they_are(self, index: int, raw: RawNode) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Arguments whose tensors are named by the last operation that wrote to them, as the inputs are.
+
+        A recorded tensor keeps the name of the operation that made it. Only whole tensors change their name:
+        a view of the same memory is another tensor.
+        """
+        latest = {
+            operand.ref: operand.node
+            for operand in self._graph.operands[index]
+            if operand.ref != operand.node and self._graph.nodes[operand.node].args[:1] == (Ref(operand.ref),)
+        }
+        if not latest:
+            return raw.args, raw.kwargs
+
+        def current(ref: Ref) -> Ref:
+            return Ref(latest.get(ref.index, ref.index))
+
+        return map_refs(raw.args, current), map_refs(raw.kwargs, current)
 
     def _kind(self, index: int) -> str:
         graph = self._graph
