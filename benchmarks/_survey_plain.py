@@ -33,7 +33,7 @@ def plain(report: Any) -> dict[str, Any]:
                 "?" if noise.rate is None else f"{noise.rate:.4g}",
                 _text(noise.nearest),
                 str(noise.path),
-                _ranges(sorted(order.get(_text(name), -1) for name in noise.reaches)),
+                _ranges(sorted(order.get(name, -1) for name in _reached(report, noise))),
             ]
             for noise in report.noises
         ),
@@ -41,7 +41,7 @@ def plain(report: Any) -> dict[str, Any]:
             name: {
                 "cls": layer.cls,
                 "reached": layer.reached,
-                **{figure: getattr(layer, figure, None) for figure in FIGURES},
+                **{figure: _figure(layer, figure) for figure in FIGURES},
             }
             for name, layer in norms.items()
         },
@@ -52,6 +52,17 @@ def plain(report: Any) -> dict[str, Any]:
         "gap": _gap(report.gap),
         "limits": [str(limit) for limit in report.limits],
     }
+
+
+def _reached(report: Any, noise: Any) -> list[str]:
+    """Module paths of the norms downstream of a noise site, from names or from ranges of rows."""
+    if hasattr(report, "reached_by"):
+        return [_path(layer) for layer in report.reached_by(noise)]
+    return [_text(name) for name in noise.reaches]
+
+
+def _figure(layer: Any, figure: str) -> float | None:
+    return getattr(layer, figure, getattr(getattr(layer, "measured", None), figure, None))
 
 
 def _path(row: Any) -> str:

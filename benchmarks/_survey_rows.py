@@ -87,7 +87,7 @@ def _settle(model: nn.Module, batches: list[tuple[Tensor, ...]]) -> None:
 
 def _forward_seconds(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """Process time of one bare forward pass per mode; the model is left in eval mode with its statistics."""
-    state = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     seconds = []
     with torch.no_grad(), torch.random.fork_rng():
         for _ in range(2):
@@ -95,7 +95,8 @@ def _forward_seconds(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
             for training in (True, False):
                 model.train(training)(*inputs)
             seconds.append(time.process_time() - started)
-    model.load_state_dict(state, strict=False)
+        for buffer, value in buffers:
+            buffer.copy_(value)
     return min(seconds)
 
 
