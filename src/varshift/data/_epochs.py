@@ -17,7 +17,12 @@ _WORD = (1 << 64) - 1
 
 
 def sized(name: str, source: Sized | int) -> Sized:
-    """Returns the data source (a range for a number), or raises ValueError when it holds no samples."""
+    """Returns the data source (a range for a number), or raises ValueError when it holds no samples.
+
+    Example:
+        >>> len(sized("data_source", 5))
+        5
+    """
     if isinstance(source, int):
         source = range(count(name, source, 0))
     try:
@@ -46,7 +51,12 @@ def seed_of(seed: int | None, generator: torch.Generator | None) -> int:
 
 
 def whole_seed(seed: int) -> int:
-    """Returns the seed as an int, or raises ValueError when it is not a whole number."""
+    """Returns the seed as an int, or raises ValueError when it is not a whole number.
+
+    Example:
+        >>> whole_seed(3)
+        3
+    """
     try:
         return operator.index(seed)
     except TypeError:
@@ -57,6 +67,11 @@ def generator_of(seed: int, epoch: int) -> torch.Generator:
     """A generator for one epoch: unlike `seed + epoch`, neighbouring seeds share no epochs.
 
     Every process makes the same one from the same two numbers, so that ranks agree without talking.
+
+    Example:
+        >>> first, again = generator_of(0, 1), generator_of(0, 1)
+        >>> first.initial_seed() == again.initial_seed() != generator_of(1, 0).initial_seed()
+        True
     """
     return torch.Generator().manual_seed(_mixed((_mixed(seed & _WORD) + epoch) & _WORD))
 
@@ -97,6 +112,12 @@ class EpochSampler(Sampler[int], ABC):
     """A sampler that counts its epochs by itself and can be resumed exactly.
 
     A subclass sets `seed`, `epoch` (the next one) and says what the indices of an epoch are.
+
+    Example:
+        >>> from varshift.data import RandomReshuffleSampler
+        >>> sampler = RandomReshuffleSampler(4, seed=0)
+        >>> isinstance(sampler, EpochSampler), sampler.epoch
+        (True, 0)
     """
 
     seed: int

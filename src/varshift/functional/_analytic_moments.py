@@ -163,6 +163,13 @@ def averaged_moments(state: KalmanState, cells: float | Tensor) -> KalmanState:
     Args:
         state: Moments of an element.
         cells: How many are averaged.
+
+    Example:
+        >>> import torch
+        >>> from varshift.functional import KalmanState
+        >>> state = KalmanState(torch.zeros(1), torch.ones(1))
+        >>> averaged_moments(state, 4).var.item()
+        0.25
     """
     return KalmanState(state.mean, state.var / cells)
 
@@ -177,6 +184,13 @@ def maximum_moments(state: KalmanState, cells: int) -> KalmanState:
     Args:
         state: Moments of an element.
         cells: How many are compared.
+
+    Example:
+        >>> import torch
+        >>> from varshift.functional import KalmanState
+        >>> state = KalmanState(torch.zeros(1), torch.ones(1))
+        >>> round(maximum_moments(state, 2).mean.item(), 3)  # 1 / sqrt(pi)
+        0.564
     """
     grid = torch.linspace(-12, 12, 481, device=state.mean.device, dtype=torch.float64)  # spectral accuracy
     share = torch.exp(-0.5 * grid * grid) * torch.special.ndtr(grid) ** (cells - 1)
@@ -222,7 +236,12 @@ def _masked_moments(
 
 
 def pooled_cells(before: Sequence[int], after: Sequence[int]) -> float:
-    """The number of elements that an adaptive average divides the variance by, from the maps' extents."""
+    """The number of elements that an adaptive average divides the variance by, from the maps' extents.
+
+    Example:
+        >>> pooled_cells((8, 8), (2, 2))
+        16.0
+    """
     inverse = 1.0
     for extent, bins in zip(before, after, strict=True):
         widths = [math.ceil((i + 1) * extent / bins) - i * extent // bins for i in range(bins)]

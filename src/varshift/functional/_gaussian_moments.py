@@ -38,6 +38,14 @@ def piecewise_moments(
         state: Mean and variance, of any shape.
         knots: Where one piece ends and the next begins, ascending.
         pieces: The coefficients of each piece, constant first: one piece more than knots.
+
+    Example:
+        >>> import torch
+        >>> from varshift.functional import KalmanState
+        >>> state = KalmanState(torch.zeros(1), torch.ones(1))
+        >>> rectified = piecewise_moments(state, [0.0], [[0.0], [0.0, 1.0]])
+        >>> round(rectified.mean.item(), 3)  # 1 / sqrt(2 pi)
+        0.399
     """
     with full_precision(state.mean):
         mean, std = state.mean, state.var.clamp(min=_SMALLEST_VARIANCE).sqrt()
@@ -80,6 +88,13 @@ def exponential_moments(state: KalmanState, above: float, below: float, rate: fl
         above: The slope on the positive side.
         below: The limit on the negative side, with its sign turned.
         rate: The rate of the exponential.
+
+    Example:
+        >>> import torch
+        >>> from varshift.functional import KalmanState
+        >>> state = KalmanState(torch.zeros(1), torch.ones(1))
+        >>> round(exponential_moments(state, above=1.0, below=0.0).mean.item(), 3)  # a ReLU
+        0.399
     """
     with full_precision(state.mean):
         mean, var = state.mean, state.var.clamp(min=_SMALLEST_VARIANCE)
@@ -108,6 +123,13 @@ def gelu_moments(state: KalmanState) -> KalmanState:
 
     Args:
         state: Mean and variance, of any shape.
+
+    Example:
+        >>> import torch
+        >>> from varshift.functional import KalmanState
+        >>> state = KalmanState(torch.zeros(1), torch.ones(1))
+        >>> round(gelu_moments(state).mean.item(), 3)  # 1 / (2 sqrt(pi))
+        0.282
     """
     with full_precision(state.mean):
         mean, var = state
