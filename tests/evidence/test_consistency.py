@@ -11,7 +11,7 @@ from torch import nn
 import varshift as vs
 from varshift.flow import capture
 from varshift.integrations import declare_torchvision_operators
-from varshift.model import default_forward, find_norms, network_of
+from varshift.model import find_norms, network_of, read_call
 from varshift.rules import all_rules
 
 BY_NAME = "the measurement knows norms by the names of their buffers"
@@ -47,7 +47,7 @@ def learned(fixture: Fixture) -> nn.Module:
     model.train()
     with torch.no_grad():
         for batch in fixture.batches():
-            default_forward(model, batch)
+            read_call(model, batch).run(model)
     return model
 
 
