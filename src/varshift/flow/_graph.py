@@ -103,6 +103,12 @@ def _lends_shape(info: OpInfo, argument: str) -> bool:
     return argument == "self" and (info.name in REFILLS or info.text == "aten.bernoulli.p")
 
 
+def _part(node: RawNode, info: OpInfo, ref: int) -> tuple[int, int] | None:
+    """The part of a split that an operation takes out, as the split and a number."""
+    number = node.args[1] if info.name == "getitem" and len(node.args) > 1 else None
+    return (ref, number) if isinstance(number, int) else None
+
+
 class _Memory:
     """Follows which node last wrote to the memory behind each value."""
 
@@ -117,9 +123,9 @@ class _Memory:
         self._root.append(index)
         self._piece.append(None)
 
-    def current(self, ref: int) -> int:
-        """The node whose result is found under a reference."""
-        piece = self._piece[ref]
+    def current(self, ref: int, piece: tuple[int, int] | None = None) -> int:
+        """The node whose result is found under a reference, or in one of its parts."""
+        piece = piece or self._piece[ref]
         for write in reversed(self.writes.get(self._root[ref], ())):
             if write <= ref:
                 break
@@ -147,7 +153,7 @@ class _Memory:
                         continue
                 if _lends_shape(info, argument):
                     continue
-                operands.append(Operand(argument, ref, self.current(ref)))
+                operands.append(Operand(argument, ref, self.current(ref, _part(node, info, ref))))
         for ref in written:
             root = self._root[ref]
             if elements(self._nodes[ref].shape) != elements(self._nodes[root].shape):
