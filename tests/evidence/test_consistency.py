@@ -14,21 +14,10 @@ from varshift.integrations import declare_torchvision_operators
 from varshift.model import find_norms, network_of, read_call
 from varshift.rules import all_rules
 
-BY_NAME = "the measurement knows norms by the names of their buffers"
-# Not yet as it should be: each line goes with the change that mends it.
-NOT_YET = {
-    "flow/Norms": BY_NAME,
-    "hand-written/averages": BY_NAME,
-}
-
-
-def marks(fixture: Fixture) -> list[pytest.MarkDecorator]:
-    reason = NOT_YET.get(fixture.name)
-    later = [pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)] if reason else []
-    return [pytest.mark.zoo, *later] if fixture.zoo else later
-
-
-CHECKED = [pytest.param(fixture, id=fixture.name, marks=marks(fixture)) for fixture in all_fixtures()]
+CHECKED = [
+    pytest.param(fixture, id=fixture.name, marks=[pytest.mark.zoo] if fixture.zoo else [])
+    for fixture in all_fixtures()
+]
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +78,8 @@ def test_a_report_agrees_with_itself_and_with_what_it_is_made_of(fixture: Fixtur
     assert (
         reached == {site.id: set(site.reaches) for site in flows.train.noises} if flows.train else not reached
     )
+    unseen = {finding.where for finding in report.findings if "never reached" in finding.message}
+    assert not unseen & {site.name for site in flows.eval.norms} if flows.eval else True
     for finding in report.findings:
         assert all(site.id.module in dict(network.named_modules()) for site in finding.sites)
 

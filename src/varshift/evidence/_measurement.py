@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
-from varshift.model import require_values
-from varshift.probe import measure_shadow
+from varshift.model import Norm, norm_limit, require_values
+from varshift.probe import Measurement, measure_shadow
+
+_UNSEEN = "it runs, but not on its running statistics as they are"
 
 
 class MeasurementProvider(Provider):
@@ -55,4 +58,16 @@ class MeasurementProvider(Provider):
             recognised=subject.recognised,
         )
         limits.extend(limit for limit in measurement.limits if limit not in limits)
-        return {"measurement": measurement}
+        unmeasured = _unmeasured(subject.norms, evidence, measurement)
+        names = "\n".join(limits)
+        limits.extend(norm_limit(norm, _UNSEEN) for norm in unmeasured if f"'{norm.name}'" not in names)
+        left_out = {norm.name for norm in unmeasured}
+        layers = tuple(layer for layer in measurement.layers if layer.name not in left_out)
+        return {"measurement": dataclasses.replace(measurement, layers=layers)}
+
+
+def _unmeasured(norms: Sequence[Norm], evidence: Evidence, measurement: Measurement) -> list[Norm]:
+    """The norms that run, by the capture, and that the measurement did not see."""
+    running = {site.name for site in evidence.eval.norms} if evidence.eval else set()
+    unseen = running & {layer.name for layer in measurement.layers if not layer.reached}
+    return [norm for norm in norms if norm.name in unseen]

@@ -1,4 +1,4 @@
-"""The live model: its four states, streaming statistics, recalibration and gap attribution."""
+"""The live model: its states, streaming statistics, recalibration and gap attribution."""
 
 from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device

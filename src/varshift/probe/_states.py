@@ -1,4 +1,4 @@
-"""The four states of a model, and which of its norms learn."""
+"""The states of a model, and which of its norms learn."""
 
 from __future__ import annotations
 
