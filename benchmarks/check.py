@@ -113,6 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="measure networks whose name contains this, write nothing")
+    parser.add_argument(
+        "--deep", type=int, nargs="*", default=[36, 108, 324], help="blocks of the deep networks"
+    )
     parser.add_argument("--without-data", action="store_true", help="leave out the checks with data")
     arguments = parser.parse_args()
     rounds, only = arguments.rounds, arguments.only
@@ -123,16 +126,16 @@ def main() -> None:
     ]
     depths = [
         two_samples(f"residual, {2 * blocks + 2} layers, {3 * blocks + 1} norms", deep(blocks), 32, rounds)
-        for blocks in (36, 108, 324)
+        for blocks in arguments.deep
         if only in "residual"
     ]
     parts = [
         f"Process time in bare forward passes of the same two samples at {PIXELS} pixels: median and "
         f"quartiles of {rounds} rounds in one run (`python benchmarks/check.py`).",
         table(header, pictures),
-        "The price per operation is flat: the same for residual networks of growing depth, at 32 pixels.",
-        table(header, depths),
     ]
+    if depths:
+        parts += ["Residual networks of growing depth, at 32 pixels.", table(header, depths)]
     if not arguments.without_data:
         checks = [with_data(case, rounds) for case in cases(BATCHES) if only in case.name]
         parts += [

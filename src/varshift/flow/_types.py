@@ -98,7 +98,8 @@ class NoiseSite:
         additive: Whether the noise is a term (``x + r``) or values of its own beside the signal, and not a
             factor of it (``x * (1 + r)``, ``x + x * r``): what it does to a variance then depends on how
             large the signal is.
-        ordinal: Number of the site among those of the same module and kind, from 1.
+        ordinal: Number of the call among those of the same module and kind, from 1, the same in both modes:
+            operator calls in order, acting or not, then noise written by hand.
     """
 
     name: str
