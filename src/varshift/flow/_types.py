@@ -74,7 +74,7 @@ class NoiseSite:
 
     Attributes:
         name: Path of the owning module (for functional noise: the module whose forward calls it). Several
-            sites of one module share the name and differ in `source` and `node`.
+            sites of one module share this path; their `id` tells them apart.
         cls: Class name of the owning module.
         kind: ``"dropout"`` (elementwise Bernoulli), ``"channel_dropout"``, ``"alpha_dropout"``,
             ``"feature_alpha_dropout"``, ``"drop_path"``, ``"drop_block"``, ``"gaussian"``, ``"uniform"``,
