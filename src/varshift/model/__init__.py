@@ -16,6 +16,7 @@ from varshift.model._failures import short_message_of as short_message_of
 from varshift.model._guard import Guard as Guard
 from varshift.model._guard import one_at_a_time as one_at_a_time
 from varshift.model._guard import preserved as preserved
+from varshift.model._interrupts import Holder as Holder
 from varshift.model._interrupts import protected as protected
 from varshift.model._interrupts import release_signals as release_signals
 from varshift.model._interrupts import watch_signals as watch_signals
@@ -52,4 +53,5 @@ from varshift.model._snapshot import write as write
 from varshift.model._state import State as State
 from varshift.model._unwrap import canonical_names as canonical_names
 from varshift.model._unwrap import canonical_tensor as canonical_tensor
+from varshift.model._unwrap import inside_wrapper as inside_wrapper
 from varshift.model._unwrap import unwrap as unwrap

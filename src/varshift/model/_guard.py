@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from varshift._errors import VarshiftError
-from varshift.model._interrupts import protected, release_signals, watch_signals
+from varshift.model._interrupts import Holder, protected, release_signals, watch_signals
 from varshift.model._random import keep_generators, keep_process_generators, seed_all
 from varshift.model._snapshot import Snapshot
 from varshift.model._tensors import copier_for
@@ -24,7 +25,7 @@ class RestoreError(VarshiftError):
     """Something could not be put back."""
 
 
-class Guard:
+class Guard(Holder):
     """Puts things back at the end of a ``with`` block, the last one first, each on its own, whatever raises.
 
     Signals that arrive meanwhile (Ctrl-C) are delivered right after. Entering the same guard again inside
@@ -59,12 +60,17 @@ class Guard:
     def __exit__(self, *error: object) -> None:
         self._close()
 
+    def __del__(self) -> None:
+        if vars(self).get("_restores"):  # interrupts have kept every end of it from doing so
+            self._close()
+
     def keep(self, *holders: Any) -> None:
         """Keeps the generators that these objects hold, and how far their samplers are."""
         for restore in keep_generators(*holders):
             self._restores.append(restore)
 
     def _begin(self) -> None:
+        self._restores.append(_keep_thread_modes())
         for restore in keep_process_generators():
             self._restores.append(restore)
         if self._seed is not None:
@@ -81,13 +87,34 @@ class Guard:
                     errors.append(error)
                 self._restores.pop()
         finally:
-            release_signals(self)
+            try:
+                release_signals(self)
+            finally:
+                release_signals(self)
         if errors:
             first = errors[0]
             raise RestoreError(
                 f"{len(errors)} of the things that were changed for a while could not be put back; the first "
                 f"raised {type(first).__name__}: {first}. Build the model again to be sure of its state."
             ) from first
+
+
+def _keep_thread_modes() -> Callable[[], None]:
+    """Notes the modes of this thread: an interrupt at the wrong moment skips the end of a ``with``."""
+    gradients = torch.is_grad_enabled()
+    functions, dispatches = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+
+    def restore() -> None:
+        while torch._C._len_torch_dispatch_stack() > dispatches:
+            top = torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1)
+            top.__exit__(None, None, None)
+        while torch._C._len_torch_function_stack() > functions:
+            top = torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1)
+            top.__exit__(None, None, None)
+        if torch.is_grad_enabled() != gradients:
+            torch._C._set_grad_enabled(gradients)
+
+    return restore
 
 
 class preserved(Guard):  # noqa: N801 - used as a function
@@ -104,6 +131,6 @@ class preserved(Guard):  # noqa: N801 - used as a function
         self.snapshot: Snapshot | None = None
 
     def _begin(self) -> None:
+        super()._begin()
         self.snapshot = Snapshot(self._model, copier_for(self._model))
         self._restores.append(self.snapshot.restore)
-        super()._begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _protected: set[CodeType] = set()
 _handlers: dict[int, Any] = {}  # the process's own, while ours are installed
 _pending: list[int] = []
-_holders: list[object] = []
+_holders: list[weakref.ref[Any]] = []
 
 
 def protected(function: _Function) -> _Function:
@@ -22,14 +23,18 @@ def protected(function: _Function) -> _Function:
     return function
 
 
-def watch_signals(holder: object) -> None:
-    """Puts signal handlers written in Python after those of `holder`: they wait for protected functions.
+class Holder:
+    """Somebody for whom signals are watched; that ends with the holder itself, if not before."""
+
+
+def watch_signals(holder: Holder) -> None:
+    """Has signal handlers written in Python wait for protected functions, until `holder` releases them.
 
     Does nothing outside the main thread, to which Python delivers its signals.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    _holders.append(holder)
+    _holders.append(weakref.ref(holder, lambda _: release_signals(None)))
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
         if callable(handler) and handler is not _handle and not isinstance(handler, signal.Handlers):
@@ -37,11 +42,11 @@ def watch_signals(holder: object) -> None:
             signal.signal(number, _handle)
 
 
-def release_signals(holder: object) -> None:
+def release_signals(holder: Holder | None) -> None:
     """Gives the handlers back once the last holder is gone, and delivers what waited."""
-    if not any(item is holder for item in _holders):
+    if threading.current_thread() is not threading.main_thread():
         return
-    _holders[:] = [item for item in _holders if item is not holder]
+    _holders[:] = [item for item in _holders if item() not in (None, holder)]
     if _holders:
         return
     for number, handler in list(_handlers.items()):

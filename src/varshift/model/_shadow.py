@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from varshift.model._compiled import calls_compiled
 from varshift.model._copy import ModelCopier, Uncopyable
 from varshift.model._guard import Guard
 from varshift.model._snapshot import Snapshot
@@ -35,6 +37,7 @@ class Shadow(Guard):
         super().__init__(seed=seed)
         self._model = unwrap(model)
         self._snapshot: Snapshot | None = None
+        self._eager = False
 
     def fresh(self) -> nn.Module:
         """Resets everything that passes wrote since the shadow was made, and returns the network."""
@@ -42,12 +45,26 @@ class Shadow(Guard):
         self._snapshot.restore_model()
         return self.network
 
+    def run_eagerly(self, *functions: Any) -> None:
+        """Has compiled functions run as they were written, where network or functions call any.
+
+        Compiled parts of the network are replaced in a copy. Functions compiled elsewhere cannot be: for
+        these torch is told not to use compiled code until the end, which holds for all threads.
+        """
+        if not self._eager and calls_compiled(self.network, *functions):
+            from torch._dynamo import eval_frame
+
+            self._eager, before = True, eval_frame._stance
+            self._restores.append(lambda: eval_frame._set_stance(before) and None)
+            torch.compiler.set_stance("force_eager")
+
     def wrote(self, tensor: Tensor) -> bool:
         """Whether something wrote other values into a tensor of the network."""
         assert self._snapshot is not None
         return self._snapshot.wrote(tensor)
 
     def _begin(self) -> None:
+        super()._begin()
         model = self._model
         copier = ModelCopier(copier_for(model))
         try:
@@ -64,7 +81,6 @@ class Shadow(Guard):
             self.limits = (f"The model cannot be copied ({reason}): it was run itself, then restored.",)
             self._snapshot = Snapshot(model, copier_for(model))
             self._restores.append(self._snapshot.restore)
-        super()._begin()
 
 
 def shadowed(model: nn.Module, *, seed: int | None = None) -> Shadow:

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+
+from varshift.model import inside_wrapper
 
 Excluded = Callable[[str, Any], bool] | Iterable[nn.Module | Tensor | str] | nn.Module | Tensor | str | None
 
@@ -21,12 +22,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel):
             raise ValueError("model is a DataParallel: use DistributedDataParallel, or give model.module.")
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule":
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
+        inner = inside_wrapper(model)
+        if inner is None:
             return model
+        model = inner
 
 
 class Exclusion:

@@ -30,7 +30,7 @@ from varshift.probe._gap import StateLosses, build_gap
 from varshift.probe._layers import measure_layers
 from varshift.probe._loader import FiniteWatch, draw
 from varshift.probe._loss import Loss, batch_loss, correct
-from varshift.probe._pass import Progress, eager, run_pass
+from varshift.probe._pass import Progress, run_pass
 from varshift.probe._recalibrate import Estimator
 from varshift.probe._states import UNREAD, live_norms, measurable_norms, set_noise
 from varshift.probe._tap import Policy, Statistics, Tap
@@ -114,12 +114,12 @@ def measure_shadow(
     """`measure` on a shadow that there is already."""
     shadow.fresh()
     seed_all(seed)
-    with eager():
-        if recognised is None:
-            recognised = recognise_norms(shadow.network, batches[0], forward)
-            shadow.fresh()
-            seed_all(seed)
-        return _Probe(shadow, batches, forward, loss, estimator, progress, recognised).measure()
+    shadow.run_eagerly(forward, loss)
+    if recognised is None:
+        recognised = recognise_norms(shadow.network, batches[0], forward)
+        shadow.fresh()
+        seed_all(seed)
+    return _Probe(shadow, batches, forward, loss, estimator, progress, recognised).measure()
 
 
 @dataclass

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,16 +13,6 @@ from varshift.probe._distributed import Ranks
 from varshift.probe._tap import Tap
 
 Progress = Callable[[str, int, "int | None"], None]
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Runs compiled pieces of a model without their compiled code, which no tap could see into."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled in this process
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def run_pass(network: nn.Module, forward: Forward | None, call: Call, tap: Tap) -> Any:

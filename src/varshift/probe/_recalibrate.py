@@ -16,6 +16,7 @@ from varshift.model import (
     Call,
     Forward,
     Guard,
+    Holder,
     Norm,
     Reader,
     Shadow,
@@ -34,7 +35,7 @@ from varshift.moments import stated_shape
 from varshift.probe._distributed import Ranks
 from varshift.probe._loader import FiniteWatch, draw, model_device
 from varshift.probe._moments import Moments
-from varshift.probe._pass import Progress, Stop, eager, run_pass
+from varshift.probe._pass import Progress, Stop, run_pass
 from varshift.probe._predicted import predicted_statistics
 from varshift.probe._states import UNREAD, live_norms, measurable_norms, set_noise
 from varshift.probe._tap import Tap, as_kept
@@ -105,20 +106,15 @@ class Recalibration:
         return {layer.name: layer.reason for layer in self.layers if layer.reason is not None}
 
     def undo(self) -> None:
-        """Gives every norm the statistics back that it had before, bit for bit."""
-        _assign(self._old)
-
-    def _apply(self) -> Recalibration:
-        """Writes the new statistics: all of them or, whatever raises, none."""
+        """Gives every norm the statistics back that it had before, bit for bit; an error does not stop it."""
         try:
-            _assign(self._new)
-            return self
+            _assign(self._old)
         except BaseException:
-            try:
-                self.undo()
-            finally:
-                self.undo()
+            _assign(self._old)
             raise
+
+    def _apply(self) -> None:
+        _assign(self._new)
 
     def __repr__(self) -> str:
         updated = sum(layer.updated for layer in self.layers)
@@ -207,23 +203,12 @@ def recalibrate(
     if not norms and (loader is None or not may_hold_statistics(network)):
         return Recalibration((), 0, 0, None if stop is None else True, predicted=loader is None)
     if loader is None:
-        with one_at_a_time, Guard() as guard, guard, guard:
-            shape = stated_shape(network, forward) if shape is None else shape
-            found, reasons = predicted_statistics(network, norms, shape, forward)
-        by_name = {norm.name: norm for norm in norms}
-        statistics = {
-            name: (
-                _fit(by_name[name], by_name[name].mean, mean),
-                _fit(by_name[name], by_name[name].var, var),
-            )
-            for name, (mean, var) in found.items()
-        }
-        layers, changes = _changes(norms, statistics, reasons, None)
-        return Recalibration(layers, 0, 0, None, changes, shape, predicted=True)._apply()
-    ranks = Ranks(process_group)
-    with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
-        shadow.keep(loader)
-        with eager():
+        handle = _predicted(network, norms, shape, forward)
+    else:
+        ranks = Ranks(process_group)
+        with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
+            shadow.keep(loader)
+            shadow.run_eagerly(forward)
             collector = _Collector(shadow, forward, noise, estimator, stop)
             collector.run(loader, max_batches, ranks, progress)
             norms = find_norms(network, collector.recognised)
@@ -231,9 +216,37 @@ def recalibrate(
             counted = round(
                 sum(float(n) for n in ranks.gather(torch.tensor(float(collector.batches), device="cpu")))
             )
-    layers, changes = _changes(norms, statistics, reasons, counted)
-    reached = stop.reached if stop else None
-    return Recalibration(layers, collector.batches, collector.samples, reached, changes)._apply()
+        layers, changes = _changes(norms, statistics, reasons, counted)
+        reached = stop.reached if stop else None
+        handle = Recalibration(layers, collector.batches, collector.samples, reached, changes)
+    try:
+        handle._apply()
+        return handle
+    except BaseException:  # an interrupt among others: without a handle nobody could undo it
+        try:
+            handle.undo()
+        finally:
+            handle.undo()
+        raise
+
+
+def _predicted(
+    network: nn.Module, norms: Sequence[Norm], shape: Any, forward: Forward | None
+) -> Recalibration:
+    """A recalibration without data, not yet applied."""
+    with one_at_a_time, Guard() as guard, guard, guard:
+        shape = stated_shape(network, forward) if shape is None else shape
+        predicted, reasons = predicted_statistics(network, norms, shape, forward)
+    by_name = {norm.name: norm for norm in norms}
+    statistics = {
+        name: (
+            _fit(by_name[name], by_name[name].mean, mean),
+            _fit(by_name[name], by_name[name].var, var),
+        )
+        for name, (mean, var) in predicted.items()
+    }
+    layers, changes = _changes(norms, statistics, reasons, None)
+    return Recalibration(layers, 0, 0, None, changes, shape, predicted=True)
 
 
 class _Collector:
@@ -428,12 +441,13 @@ def _changes(
 @protected
 def _assign(values: Sequence[_Value]) -> None:
     """Writes values into buffers; signals wait until all of them are written."""
-    watch_signals(values)
+    holder = Holder()
     try:
+        watch_signals(holder)
         for state, value in values:
             write(state.tensor, value)
     finally:
-        release_signals(values)
+        release_signals(holder)
 
 
 def _channel_means(norm: Norm, mean: Tensor, var: Tensor) -> tuple[float, float]:

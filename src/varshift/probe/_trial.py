@@ -13,7 +13,6 @@ from varshift._errors import DataError, ModelError, VarshiftError
 from varshift.model import Call, Forward, Guard, Reader, Shadow, describe, primary_output
 from varshift.probe._compare import SAME, compare_outputs
 from varshift.probe._loss import Loss, batch_loss, check_classes
-from varshift.probe._pass import eager
 
 _FEW = 4  # samples; half of them have batch mates
 _TIME_FIRST = (
@@ -64,7 +63,8 @@ def try_readings(
     if len(calls) == 1 and calls[0].axis is not None and not wanted:
         reader.choose(calls[0])
         return Trial()
-    with Guard(), eager(), torch.no_grad():
+    shadow.run_eagerly(forward, loss)
+    with Guard(), torch.no_grad():
         try:
             return _first(shadow, reader, calls, batches, forward, loss, compares)
         finally:
