@@ -54,6 +54,7 @@ class Trial:
             if parameter.requires_grad and self.draw.random() < 0.3:
                 parameter.grad = torch.randn(parameter.shape)
         self.data = [(torch.randn(6, WIDTH) * 2 + 1, torch.randint(CLASSES, (6,))) for _ in range(2)]
+        self.handle: vs.Recalibration | None = None
         self.loader: Any = self.data
         self.kept: dict[str, Any] = {"model": self.model, "data": self.data}
         self.keywords: dict[str, Any] = {}
@@ -73,9 +74,9 @@ class Trial:
 
             return measure(self.model, self.data, **self.keywords)
         if self.door == "recalibrate":
-            handle = vs.recalibrate(self.model, self.loader, **self.keywords)
-            handle.undo()
-            return handle
+            self.handle = vs.recalibrate(self.model, self.loader, **self.keywords)
+            self.handle.undo()
+            return self.handle
         return getattr(vs, self.door)(self.model, self.loader, **self.keywords)
 
     def run(self) -> str:
@@ -111,8 +112,15 @@ class Trial:
                 self.call()
         except BaseException as raised:
             outcome = type(raised).__name__
+            trace = raised.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            if trace is not None and trace.tb_frame.f_code.co_name == "call" and self.handle is None:
+                return "between recalibrate and the variable that takes its handle"
         if isinstance(context, TimedInterrupts):
             context.stop()
+        if self.handle is not None:
+            self.handle.undo()
         after = Digest(**self.kept)
         left = before.differences(after)
         now = process_state()
