@@ -37,7 +37,9 @@ SEED = int(os.environ.get("VARSHIFT_SEED", "0"))
 _DOORS = {"recalibrate": 6, "measure": 3, "check": 2, "predict": 1}
 _REFUSED = ("ModelError", "DataError")  # of networks that cannot be predicted
 _INJECTED = {"operation": 3, "call": 2, "loader": 1, "loss": 1, "forward": 2, "hook": 2}
-_INTERRUPTS = {"line": 4, "two lines": 2, "signal": 3, "two signals": 2, "timer": 3, "two timers": 2}
+_INTERRUPTS = {"line": 4, "two lines": 2, "signal": 3, "two signals": 2, "timer": 3}
+if FAULTS > 10_000:  # where two timers strike differs from run to run: they belong to the long run
+    _INTERRUPTS["two timers"] = 2
 
 
 class Trial:
