@@ -218,6 +218,8 @@ def test_findings_are_sorted_and_grouped_by_severity(make):
     assert [item.severity for item in report.findings_by_code["VS207"]] == ["error", "warning"]
     assert (report.ok, report.worst) == (False, "error")
     assert report.layer("body.0.norm") is report.layers[0]
+    assert report.layer(report.layers[0].id) is report.layers[0]
+    assert report.layer(str(report.layers[0].id)) is report.layers[0]
     assert report.layer("nobody") is None
 
 

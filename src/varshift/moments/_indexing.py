@@ -9,7 +9,8 @@ from torch import Tensor
 
 from varshift.flow import Node, operations
 
-from ._rules import Call, by_difference, rule
+from ._call import Call
+from ._rules import by_difference, rule
 from ._signal import Signal
 
 _LINEAR = ("sum", "mean", "add")  # reductions over the elements that share an index

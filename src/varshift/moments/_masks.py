@@ -11,7 +11,7 @@ from torch import Tensor
 from ._signal import Mask, Signal, channel_mean, channel_power, even, per_channel, product_variance
 
 if TYPE_CHECKING:
-    from ._rules import Call
+    from ._call import Call
 
 
 def side_by_side(call: Call, result: Signal) -> Mask | None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from varshift.flow import Node, Ref, UnknownOperator, arguments_of, execute, has_property, overwrites
 
 from . import _responses
+from ._call import weight_key
 from ._clean_pass import CleanPass
 from ._profile import Profile, profile_of
 from ._responses import Response
-from ._rules import weight_key
 from ._train_pass import TrainPass
 
 Place = tuple[int, int]  # a node, and which of its results

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._call import weight_key
 from ._profile import Profile, joined
-from ._rules import weight_key
 
 # From the profiles of the operands to that of the result, up to a factor per channel that is calibrated.
 Response = Callable[[Sequence[Profile]], Profile]

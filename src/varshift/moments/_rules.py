@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from varshift.flow import Node, arguments_of, execute, is_pointwise, lent_arguments, operations
+from varshift.flow import Node, execute, is_pointwise, operations
 
 from . import _elementwise
+from ._call import Call, plain, swap, weight_key, with_noise
 from ._masks import commutes, of_sum, past_linear, side_by_side
 from ._signal import TINY, Signal, Unknown, channel_mean, channel_power, channel_variance, even, per_channel
 
@@ -20,90 +21,11 @@ Rule = Callable[[Node, "Call"], Signal]
 REGISTRY: dict[str, Rule] = {}
 
 _REPEATS = operations("expansion", "indexing") | {"unfold", "im2col", "reflection_pad1d", "reflection_pad2d"}
-_WEIGHT_KEYS = ("weight", "mat2", "other")
 _DIVIDES = Unknown("it divides by noise")
 _FAR, _MOST_NEAR = 3.0, 0.02  # standard deviations from 0, and the share of elements that may be nearer
 _LEFT = {"mm": "self", "matmul": "self", "bmm": "self", "addmm": "mat1", "_sparse_mm": "sparse"}
 _MOST_CHANGE = 0.1  # by noise, of a divisor: at .13 ratios were off by a factor of 10, at .07 by 4 %
 _PAIRS = 4  # of draws with opposite signs for operations without a rule
-
-
-class Call:
-    """A call with its operands: plain tensors and signals."""
-
-    def __init__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.node = node
-        self.args, self.kwargs = _without_shape_arguments(node, args, kwargs)
-        self.signals: list[Signal] = []
-        self._squares: Tensor | None = None
-        self._settled: frozenset[str] = frozenset()  # doubts of operands that are signals no more
-        _visit((self.args, self.kwargs), self.signals.append)
-
-    def run(self, pick: Callable[[Signal], Any]) -> Any:
-        """Runs the operation on one view of every signal."""
-        args, kwargs = _swap((self.args, self.kwargs), pick)
-        return execute(self.node, args, kwargs)
-
-    def named(self) -> dict[str, Any]:
-        """The operands by name; signals stand as they are."""
-        names = list(arguments_of(self.node))
-        given = dict(zip(names, self.args, strict=False)) | self.kwargs
-        return arguments_of(self.node) | given
-
-    def squares(self) -> Tensor | None:
-        """Squares of the weights, if it has any."""
-        if self._squares is None:
-            named = self.named()
-            key = weight_key(named)
-            self._squares = None if key is None else named[key].square()
-        return self._squares
-
-    def doubts(self) -> frozenset[str]:
-        """The doubts of all operands."""
-        return self._settled.union(*(signal.doubts for signal in self.signals))
-
-    def settled(self) -> Call:
-        """The same call with plain tensors in the place of signals without noise."""
-
-        def settle(signal: Signal) -> Signal | Tensor:
-            return signal if signal.noisy else signal.mean
-
-        args, kwargs = _swap((self.args, self.kwargs), settle)
-        call = Call(self.node, args, kwargs)
-        call._settled = self.doubts()
-        return call
-
-    def floating(self) -> bool:
-        """Whether every signal still has the scale of a made-up input."""
-        return all(signal.floating for signal in self.signals)
-
-    def linear(
-        self,
-        variance: Tensor | None,
-        *,
-        draw: Tensor | None = None,
-        exact: bool = False,
-        independent: bool = False,
-    ) -> Signal:
-        """The result of an operation that is linear in all signals together.
-
-        Args:
-            variance: Its noise variance, up to one factor per channel; None for that of the draw.
-            draw: Its draw, if that is known already.
-            exact: Whether the variance is right in size.
-            independent: Whether the noise of each element is its own.
-        """
-        mean = self.run(plain)
-        if draw is None or draw.shape != mean.shape:
-            draw = torch.sub(self.run(_total), mean)
-        found = Signal(mean, variance, draw, None, self.floating(), self.doubts(), exact, independent)
-        known = variance is not None and variance.shape == mean.shape
-        return found if known else found.but(variance=even(draw), exact=False, sized=True)
-
-    def one(self) -> Signal | None:
-        """The noisy operand, if there is just one."""
-        noisy = [signal for signal in self.signals if signal.noisy]
-        return noisy[0] if len(noisy) == 1 else None
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -124,50 +46,9 @@ def propagate(call: Call) -> Any:
     return found(call.node, call) if found else by_difference(call.node, call)
 
 
-def _without_shape_arguments(
-    node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The operands; a signal that only lends its shape or type is no signal."""
-    if node.has("shape_only"):
-        return _swap(args, plain), _swap(kwargs, plain)
-    for lender in lent_arguments(node.op):
-        place = list(arguments_of(node)).index(lender) if lender in arguments_of(node) else len(args)
-        if place < len(args):
-            args = (*args[:place], _swap(args[place], plain), *args[place + 1 :])
-        elif lender in kwargs:
-            kwargs = kwargs | {lender: _swap(kwargs[lender], plain)}
-    return args, kwargs
-
-
 def _is_elementwise(node: Node) -> bool:
     """Whether a node is a function of single elements; of what is not in the vocabulary torch tells."""
     return node.has("elementwise") or (node.kind == "other" and is_pointwise(node))
-
-
-def weight_key(named: Mapping[str, Any]) -> str | None:
-    """Under which name the operands of a call hold its weights, if they do."""
-    return next((key for key in _WEIGHT_KEYS if isinstance(named.get(key), Tensor)), None)
-
-
-def _visit(value: Any, function: Callable[[Signal], Any]) -> None:
-    if isinstance(value, Signal):
-        function(value)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _visit(item, function)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _visit(item, function)
-
-
-def _swap(value: Any, pick: Callable[[Signal], Any]) -> Any:
-    if isinstance(value, Signal):
-        return pick(value)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_swap(item, pick) for item in value)
-    if isinstance(value, dict):
-        return {key: _swap(item, pick) for key, item in value.items()}
-    return value
 
 
 @rule(*operations("weighted"), "bmm", "embedding", "_sparse_mm")
@@ -217,7 +98,7 @@ def _view(node: Node, call: Call) -> Any:
     name = node.op
     if len(call.signals) != 1:
         return call.linear(None)
-    parts = [call.run(pick) for pick in (plain, _total)]
+    parts = [call.run(pick) for pick in (plain, with_noise)]
     filled = name in ("constant_pad_nd", "pad") and call.named().get("value")
     parts.append(even(parts[1] - parts[0]) if filled else call.run(_spread))
     if isinstance(parts[0], (tuple, list)):
@@ -233,15 +114,6 @@ def _part(call: Call, mean: Tensor, total: Tensor, spread: Tensor) -> Signal:
     exact = given.exact and not name.endswith("pad_nd")
     independent = given.independent and name not in _REPEATS
     return Signal(mean, spread, total - mean, None, call.floating(), call.doubts(), exact, independent)
-
-
-def plain(signal: Signal) -> Tensor:
-    """A signal as it is without its noise."""
-    return signal.mean
-
-
-def _total(signal: Signal) -> Tensor:
-    return signal.total
 
 
 def _spread(signal: Signal) -> Tensor:
@@ -263,7 +135,7 @@ def _plain_zero(call: Call) -> Tensor | None:
     """Noise variances side by side; what is no signal has none."""
     if not call.args:
         return None
-    args, kwargs = _swap((call.args, call.kwargs), _spread)
+    args, kwargs = swap((call.args, call.kwargs), _spread)
     first = [
         torch.zeros_like(item) if isinstance(given, Tensor) else item
         for item, given in zip(args[0], call.args[0], strict=True)
@@ -407,7 +279,7 @@ def sampled(
         order = torch.randperm(samples, device=signals[0].mean.device)
         for sign in (1.0, -1.0):  # both signs, so that the average is free of what is linear in the noise
             runs.append(function(lambda signal, o=order, s=sign: signal.replica(o, s, alone=alone)))
-    total = function(_total)
+    total = function(with_noise)
     doubts = frozenset().union(*(signal.doubts for signal in signals)) | {name}
     floating = all(signal.floating for signal in signals)
     if isinstance(total, (tuple, list)):

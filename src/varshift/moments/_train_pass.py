@@ -24,9 +24,10 @@ from varshift.flow import (
 
 from . import _indexing, _noise  # noqa: F401 - the former registers rules
 from ._anchor import Anchor, anchor
+from ._call import Call, plain
 from ._fields import made_up_input
 from ._interpreter import Anchors, Interpreter, UnknownOperand, wide
-from ._rules import Call, plain, propagate, sampled
+from ._rules import propagate, sampled
 from ._signal import TINY, Line, Signal, Unknown, channel_mean, channel_variance, per_channel
 from ._unsure import unsure_after, unsure_behind
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from varshift._sites import SiteId
 from varshift.evidence import EvidenceRun, LoaderFacts, ModeFacts
 from varshift.report._codec import decode, encode
 from varshift.report._files import write_text
@@ -127,9 +128,10 @@ class Report:
             groups.setdefault(finding.code, []).append(finding)
         return {code: tuple(group) for code, group in groups.items()}
 
-    def layer(self, name: str) -> LayerRow | None:
-        """The row of one norm by its module path, or None."""
-        return next((layer for layer in self.layers if layer.name == name), None)
+    def layer(self, site: SiteId | str) -> LayerRow | None:
+        """The row of one norm by its `SiteId`, by the text of that, or by its module path; None without one."""
+        text = str(site)
+        return next((layer for layer in self.layers if text in (str(layer.id), layer.name)), None)
 
     def reached_by(self, noise: NoiseRow) -> tuple[LayerRow, ...]:
         """The rows of all norms downstream of a noise site."""
