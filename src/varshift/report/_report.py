@@ -129,7 +129,7 @@ class Report:
         return {code: tuple(group) for code, group in groups.items()}
 
     def layer(self, site: SiteId | str) -> LayerRow | None:
-        """The row of one norm by its `SiteId`, by the text of that, or by its module path; None without one."""
+        """The row of one norm by its `SiteId`, by its text, or by its module path; None without one."""
         text = str(site)
         return next((layer for layer in self.layers if text in (str(layer.id), layer.name)), None)
 
