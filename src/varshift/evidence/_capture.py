@@ -47,7 +47,7 @@ class CaptureProvider(Provider):
         subject.announce("capturing the network")
         predicts = "prediction" in wanted and subject.learned
         samples = samples_for_prediction(example) if predicts else _SAMPLES
-        captured = capture_in_place(subject.shadow.fresh(), example, forward=subject.forward, samples=samples)
+        captured = capture_in_place(subject.shadow.network, example, forward=subject.forward, samples=samples)
         subject.captured, subject.captured_example, subject.captured_samples = captured, example, samples
         subject.recognised = recognised_norms(subject.network, captured)
         subject.norms = find_norms(subject.network, subject.recognised)

@@ -65,6 +65,8 @@ class Gathering:
             if reason and (limit := provider.limit()):
                 self.limits.append(limit)
         todo = [provider for provider in todo if not self._reasons[provider.kind]]
+        if not todo:
+            return
         for provider in todo:
             provider.require(self._subject)
         subject = self._subject

@@ -72,9 +72,7 @@ class Shadow(Guard):
             self.limits = _shared(copier.shared)
             left_alone = (*copier.shared, *copier.left_alone)
             self._snapshot = Snapshot(self.network, copier_for(model), left_alone)
-            self._restores.append(
-                self._snapshot.restore
-            )  # of what the shadow shares with hooks of the user's
+            self._restores.append(self._snapshot.restore_users)  # the copy itself is needed no more
         except (Uncopyable, RecursionError) as error:
             self.network = model
             reason = str(error) or type(error).__name__

@@ -48,6 +48,10 @@ class Snapshot:
         """Puts back what the model holds, each item on its own; the first error is raised at the end."""
         _restore(self._model.restores)
 
+    def restore_users(self) -> None:
+        """Puts back what hooks of the user's refer to, each item on its own; likewise."""
+        _restore(self._users.restores)
+
     def restore(self) -> None:
         """Puts everything back, each item on its own; the first error is raised at the end."""
         _restore([*self._model.restores, *self._users.restores])
