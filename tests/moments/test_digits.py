@@ -39,7 +39,7 @@ def errors(prediction, report, figure):
 def test_accuracy(dropout, placement):
     net, loader = trained(dropout, placement)
     report = vs.check(net, loader, max_batches=21)
-    first = report.noises[0].nearest
+    first = report.noises[0].nearest.module
     allowed = 1 if dropout <= 0.3 else 2
     anchored = vs.predict(net, shape=(1, 8, 8))
     hybrid = vs.predict(net, digits().train_images[:256])
@@ -75,7 +75,7 @@ def test_blame_agrees_with_switching_sites_off(shallow):
     # A site is most to blame at the norm right behind it.
     report = vs.check(net, loader, max_batches=21)
     for site in report.noises:
-        at_norm = {name: shares[name][site.nearest] for name in prediction.rates}
+        at_norm = {name: shares[name][site.nearest.module] for name in prediction.rates}
         assert min(at_norm, key=at_norm.get).module == site.name
 
 

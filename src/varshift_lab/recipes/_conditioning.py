@@ -64,16 +64,13 @@ def _moments(model: nn.Module, images: Images) -> list[Tensor]:
         found.append(rows.T @ rows / len(rows))
 
     weights = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    handles = [module.register_forward_pre_hook(add) for module in weights]
     loader = EpochLoader(images, min(_SAMPLES, len(images)), drop_last=True)
-    try:
-        with preserved(model, seed=0), torch.no_grad():
-            model.train()
-            inputs, _ = next(iter(loader))
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with preserved(model, seed=0), torch.no_grad():  # which takes the hooks away, too
+        for module in weights:
+            module.register_forward_pre_hook(add)
+        model.train()
+        inputs, _ = next(iter(loader))
+        model(inputs)
     return found
 
 

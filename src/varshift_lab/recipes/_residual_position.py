@@ -123,14 +123,11 @@ def head_noise(
     """
     maps: list[torch.Tensor] = []
     norm, linear = model.get_submodule("norm"), model.get_submodule("linear")
-    handle = norm.register_forward_hook(lambda *event: maps.append(F.relu(event[-1]).float()))
-    try:
-        with preserved(model), torch.no_grad():
-            model.eval()
-            for inputs in test.normalised().split(500):
-                model(inputs)
-    finally:
-        handle.remove()
+    with preserved(model), torch.no_grad():  # which takes the hook away, too
+        norm.register_forward_hook(lambda *event: maps.append(F.relu(event[-1]).float()))
+        model.eval()
+        for inputs in test.normalised().split(500):
+            model(inputs)
     map_ = torch.cat(maps).double()
     odds = HEAD_RATE / (1 - HEAD_RATE)
     squares = linear.weight.detach().double().square().mean(0)  # type: ignore[union-attr]

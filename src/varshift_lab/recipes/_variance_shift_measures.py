@@ -72,23 +72,18 @@ def augmented_shift(
 def norms_behind_noise(model: nn.Module, images: Images) -> set[str]:
     """Names of the norms that run right after a noise layer, with no other norm between."""
     events: list[str] = []
-    handles = []
 
     def note(event: str) -> None:
-        handles.append(modules[event].register_forward_hook(lambda *_: events.append(event)))
+        modules[event].register_forward_hook(lambda *_: events.append(event))
 
     modules = dict(model.named_modules())
     norms = {norm.name for norm in find_norms(model)}
     noises = {name for name, module in modules.items() if isinstance(module, NOISES)}
-    try:
+    with preserved(model), torch.no_grad():  # which takes the hooks away, too
         for name in norms | noises:
             note(name)
-        with preserved(model), torch.no_grad():
-            model.eval()
-            model(images.take([0]).normalised())
-    finally:
-        for handle in handles:
-            handle.remove()
+        model.eval()
+        model(images.take([0]).normalised())
     return {after for before, after in itertools.pairwise(events) if before in noises and after in norms}
 
 
