@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from hand_norms import C, FrozenParameters, Sums
 from torch import nn
 from torch.nn import functional as F
 
@@ -112,3 +113,17 @@ def test_shape_that_cannot_be_told_is_asked_for():
     net = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.BatchNorm1d(4))
     with pytest.raises(vs.DataError, match="pass shape="):
         vs.recalibrate(net)
+
+
+@pytest.mark.parametrize("norm", [FrozenParameters, Sums])
+def test_norms_written_by_hand_are_named_even_without_data(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, C), nn.Dropout(0.3), norm())
+    for _ in range(20):
+        net(torch.randn(16, 6))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    handle = vs.recalibrate(net, shape=(6,))
+    assert [layer.name for layer in handle.layers] == ["2"]
+    assert handle.layers[0].updated or "2" in handle.skipped
+    handle.undo()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

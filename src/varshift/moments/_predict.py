@@ -93,7 +93,7 @@ def predict(
     real = data is not None and method != "anchored"
     with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
         shadow.keep(data)
-        batch = _examples(network, _shapes(shape)) if data is None else _gather(data, _MANY)
+        batch = examples_for(network, shape) if data is None else _gather(data, _MANY)
         call = Reader(network, forward).read_running(shadow.network, batch)
         shadow.fresh()
         count, most = (sample_count(call, real, gates=gates) for gates in (False, True))
@@ -139,7 +139,13 @@ def _shapes(shape: Any) -> list[tuple[int, ...]]:
     )
 
 
-def _examples(network: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Any:
+def examples_for(network: nn.Module, shape: Any) -> Any:
+    """Inputs of one or several shapes without the batch dimension, as many as a prediction may follow.
+
+    Raises:
+        ValueError: If `shape` is none.
+    """
+    shapes = _shapes(shape)
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     count = min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes], gates=True))

@@ -15,7 +15,6 @@ from varshift.flow import RecognisedNorms, may_hold_statistics, recognise_norms
 from varshift.model import (
     Call,
     Forward,
-    Guard,
     Holder,
     Norm,
     Reader,
@@ -31,7 +30,7 @@ from varshift.model import (
     watch_signals,
     write,
 )
-from varshift.moments import stated_shape
+from varshift.moments import examples_for, stated_shape
 from varshift.probe._distributed import Ranks
 from varshift.probe._loader import FiniteWatch, draw, model_device
 from varshift.probe._moments import Moments
@@ -200,10 +199,10 @@ def recalibrate(
     require_values(network)
     norms = find_norms(network)
     stop = None if tolerance is None else Stop(tolerance)
-    if not norms and (loader is None or not may_hold_statistics(network)):
+    if not norms and not may_hold_statistics(network):
         return Recalibration((), 0, 0, None if stop is None else True, predicted=loader is None)
     if loader is None:
-        handle = _predicted(network, norms, shape, forward)
+        handle = _predicted(network, shape, forward)
     else:
         ranks = Ranks(process_group)
         with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
@@ -230,12 +229,12 @@ def recalibrate(
         raise
 
 
-def _predicted(
-    network: nn.Module, norms: Sequence[Norm], shape: Any, forward: Forward | None
-) -> Recalibration:
+def _predicted(network: nn.Module, shape: Any, forward: Forward | None) -> Recalibration:
     """A recalibration without data, not yet applied."""
-    with one_at_a_time, Guard() as guard, guard, guard:
+    with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
         shape = stated_shape(network, forward) if shape is None else shape
+        recognised = recognise_norms(shadow.network, examples_for(network, shape), forward)
+        norms = find_norms(network, recognised)
         predicted, reasons = predicted_statistics(network, norms, shape, forward)
     by_name = {norm.name: norm for norm in norms}
     statistics = {
