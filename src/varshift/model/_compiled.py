@@ -39,7 +39,7 @@ def calls_compiled(model: nn.Module, *functions: Any) -> bool:
 
 
 def _methods(module: nn.Module) -> Iterator[Any]:
-    """The functions of a module: its own, and those of its classes that these do not stand for."""
+    """The functions of a module: its own, and those of its classes that it does not override."""
     own = vars(module)
     yield from (value for value in own.values() if isinstance(value, (types.FunctionType, types.MethodType)))
     for cls in type(module).__mro__:

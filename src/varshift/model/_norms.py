@@ -58,7 +58,7 @@ class Norm:
     def var(self) -> Tensor:
         """The running variance: the norm's own tensor, or what it says where it holds another form.
 
-        For a norm that subtracts no mean it is the mean square, which stands in for the variance there.
+        For a norm that subtracts no mean it is the mean square, used as its variance.
         """
         if self.spread_state is None:
             return torch.ones_like(self.mean.detach())

@@ -1,4 +1,4 @@
-"""What comes back from a model: the tensor that stands for its outputs."""
+"""What comes back from a model: its main output tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OUTPUT_KEYS = ("logits", "out", "output", "outputs", "prediction", "predictions
 
 
 def primary_output(outputs: Any) -> Tensor | None:
-    """The tensor that stands for a model's outputs: itself, ``.logits``, or the first tensor inside."""
+    """The main output tensor of a model: the output itself, ``.logits``, or the first tensor inside."""
     if isinstance(outputs, Tensor):
         return outputs
     if isinstance(outputs, PackedSequence):

@@ -82,7 +82,7 @@ class Shadow(Guard):
 
 
 def shadowed(model: nn.Module, *, seed: int | None = None) -> Shadow:
-    """A context whose `Shadow.network` stands in for a model; see `Shadow`."""
+    """A context that gives a copy of a model to run, `Shadow.network`; see `Shadow`."""
     return Shadow(model, seed=seed)
 
 

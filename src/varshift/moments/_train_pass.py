@@ -128,7 +128,7 @@ class TrainPass(Interpreter):
         if isinstance(x, Unknown):
             self.blame(node.inputs[0], x)
             stand_in = self._stand_in(node, site, call, mean, variance)
-            # Where no noise got lost, training and evaluation agree on what the field stands for.
+            # Where no noise got lost, training and evaluation agree on the data in the field.
             lost = any(site.name in noise.reaches for noise in self.flow.noises)
             x = Signal(stand_in, doubts=frozenset({UNKNOWN if lost else STAND_IN}))
         made, x, line = anchor(site.name, x, mean, variance, self.frozen.get(key))

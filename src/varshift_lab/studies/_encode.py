@@ -50,13 +50,13 @@ def decode(data: Any) -> Any:
     try:
         found = pkgutil.resolve_name(name) if isinstance(name, str) else None
     except (ImportError, AttributeError, ValueError) as error:
-        raise VarshiftError(f"type={name!r} of a stored trial is unknown ({error}): queue it anew.") from None
+        raise VarshiftError(f"type={name!r} of a stored trial is unknown ({error}): queue it again.") from None
     # Only dataclasses are ever called: a store cannot have anything else run.
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
-        raise VarshiftError(f"type={name!r} of a stored trial is no dataclass: queue it anew.")
+        raise VarshiftError(f"type={name!r} of a stored trial is no dataclass: queue it again.")
     try:
         return found(**{key: decode(value) for key, value in data.items() if key != _TYPE})
     except (TypeError, ValueError) as error:
         raise VarshiftError(
-            f"a stored trial does not fit {name} any more ({error}): queue it anew."
+            f"a stored trial does not fit {name} any more ({error}): queue it again."
         ) from error

@@ -91,5 +91,5 @@ def decode_trial(data: Any) -> Trial:
     """
     found = decode(data)
     if not isinstance(found, Trial):
-        raise VarshiftError(f"a stored trial is a {type(found).__name__}: queue it anew.")
+        raise VarshiftError(f"a stored trial is a {type(found).__name__}: queue it again.")
     return found

@@ -71,7 +71,7 @@ def test_numbers_must_be_finite():
     [{"type": "no_such_module:X"}, {"type": "os:system"}, {"type": 3}, {"wrong": 1}],
 )
 def test_a_stored_trial_that_does_not_fit_is_refused(change):
-    with pytest.raises(VarshiftError, match="queue it anew"):
+    with pytest.raises(VarshiftError, match="queue it again"):
         decode({**encode(Area(0, Shape(()))), **change})
 
 
