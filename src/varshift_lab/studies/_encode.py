@@ -50,7 +50,7 @@ def decode(data: Any) -> Any:
     try:
         found = pkgutil.resolve_name(name) if isinstance(name, str) else None
     except (ImportError, AttributeError, ValueError) as error:
-        raise VarshiftError(f"type={name!r} of a stored trial is unknown ({error}): queue it again.") from None
+        raise VarshiftError(f"type={name!r} of a trial is unknown ({error}): queue it again.") from None
     # Only dataclasses are ever called: a store cannot have anything else run.
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
         raise VarshiftError(f"type={name!r} of a stored trial is no dataclass: queue it again.")
