@@ -94,6 +94,7 @@ WITH_LOADER = {
     "VS204": MODULES,
     "VS206": MODULES,
     "VS207": MODULES | CAPTURE | {"measurement"},
+    "VS209": MODULES | CAPTURE,
     "VS301": MODULES | {"loader"},
     "VS302": MODULES | CAPTURE | {"measurement", "loader"},
     "VS401": MODULES | CAPTURE | {"measurement"},

@@ -7,6 +7,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _placement,
     _placement_norms,
     _statistics,
+    _statistics_per_sample,
     _statistics_settings,
     _statistics_shift,
 )

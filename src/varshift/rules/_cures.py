@@ -23,6 +23,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "sync-norm": "Takes batch statistics over all processes.",
         "set-momentum": "Sets the momentum of a norm.",
         "track-statistics": "Lets a norm keep running statistics.",
+        "drop-statistics": "Lets a norm use the statistics of each sample in evaluation, too.",
         "keep-float32": "Keeps a norm in float32, whatever the rest of the network computes in.",
         "reach-norm": "Checks a norm with data that reach it, or removes it.",
         "prune-channels": "Removes channels that no longer carry a signal.",
