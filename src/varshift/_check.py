@@ -25,6 +25,7 @@ def check(
     model: nn.Module,
     loader: Iterable[Any] | None = None,
     *,
+    deploy: Iterable[Any] | None = None,
     example_inputs: Any = None,
     shape: Shape | Sequence[Shape] | None = None,
     forward: Forward | None = None,
@@ -53,6 +54,8 @@ def check(
         loader: Batches as the model is trained on: ``x``, ``(x, y)``, a mapping, or whatever `forward` takes.
             Pass the training data with its augmentation: running statistics are compared with it. A tensor, a
             tuple of tensors or a mapping of tensors is taken for `example_inputs`.
+        deploy: Batches as deployment prepares them, where that differs from training: the step "transform" of
+            the gap is then measured too.
         example_inputs: Instead of a loader, one batch without targets: a tensor, or a tuple or mapping of
             tensors.
         shape: Instead of a loader, the shape of an input without the batch dimension, or several of them.
@@ -86,6 +89,8 @@ def check(
         if example_inputs is not None:
             raise DataError("loader and example_inputs are both example inputs: pass one of them.")
         loader, example_inputs = None, loader
+    if deploy is not None and loader is None:
+        raise DataError("deploy= is compared with the training data: pass a loader too.")
     arguments = dict(locals())
     gathering = Gathering(
         Subject(
@@ -100,6 +105,7 @@ def check(
             estimator=estimator,
             seed=seed,
             progress=progress,
+            deploy=deploy,
         )
     )
     findings, runs = examine(gathering, codes)

@@ -14,7 +14,7 @@ from varshift.evidence import KINDS, NEEDS, PROVIDERS, Evidence, Gathering, Subj
 from varshift.rules import Rule, all_rules, examine, get_rule, plan, register
 
 BATCHES = 5
-STATES = 5
+STATES = 3  # train, recalibrated and eval: without noise the others are the same
 
 
 class Counted(nn.Module):
@@ -111,7 +111,8 @@ def test_a_rule_makes_the_passes_of_what_it_needs_and_no_others(code, captures):
     assert gathered(code, net, loader=loader()) == kinds
     assert len(captures) == ("capture" in kinds)
     # Captures run on a few samples, the passes of a measurement on whole batches.
-    assert Counted.runs[32] == (STATES * BATCHES if "measurement" in kinds else 0)
+    # One more shows that the network computes the same in both modes.
+    assert Counted.runs[32] == (STATES * BATCHES + 1 if "measurement" in kinds else 0)
     if not kinds & {"capture", "measurement"}:
         assert not Counted.runs
 

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import varshift as vs
+from varshift.flow import capture
 from varshift.probe import draw_batches, measure
 
-ORDER = ["train", "clean", "recalibrated", "recalibrated_noisy", "eval"]
+ORDER = ["train", "clean", "clean_eval", "recalibrated", "recalibrated_noisy", "eval"]
+EPS = 1e-5
 
 
 class Chequer(nn.Module):
@@ -74,10 +76,11 @@ def with_statistics(model, statistics):
 def restated(chequered, batches):
     found = {
         "train": run_state(chequered, batches, noise=True, batch_statistics=True),
-        "clean": run_state(chequered, batches, noise=False, batch_statistics=True),
+        "clean": run_state(chequered, batches, noise=True, batch_statistics=True),
+        "clean_eval": run_state(chequered, batches, noise=False, batch_statistics=True),
         "eval": run_state(chequered, batches, noise=False, batch_statistics=False),
     }
-    for name, source in (("recalibrated", "clean"), ("recalibrated_noisy", "train")):
+    for name, source in (("recalibrated", "clean_eval"), ("recalibrated_noisy", "train")):
         cured = with_statistics(chequered, found[source][1])
         found[name] = run_state(cured, batches, noise=False, batch_statistics=False)
     return found
@@ -91,9 +94,10 @@ def test_ratios_are_as_defined(chequered, batches, restated):
         moving = chequered.get_submodule(name).running_var.mean().item()
         assert layer.moving_var == pytest.approx(moving, rel=1e-6)
         assert layer.real_var == pytest.approx(var["eval"], rel=1e-5)
-        assert layer.ratio == pytest.approx(var["eval"] / moving, rel=1e-5)
-        assert layer.local_ratio == pytest.approx(var["clean"] / var["train"], rel=1e-5)
-        assert layer.control_ratio == pytest.approx(var["recalibrated"] / var["clean"], rel=1e-4)
+        var = {state: value + EPS for state, value in var.items()}
+        assert layer.ratio == pytest.approx(var["eval"] / (moving + EPS), rel=1e-5)
+        assert layer.local_ratio == pytest.approx(var["clean_eval"] / var["train"], rel=1e-5)
+        assert layer.control_ratio == pytest.approx(var["recalibrated"] / var["clean_eval"], rel=1e-4)
         assert layer.fresh_ratio == pytest.approx(var["recalibrated_noisy"] / var["train"], rel=1e-4)
     assert measured.layer("2").control_ratio == pytest.approx(1, rel=1e-5)
 
@@ -109,17 +113,106 @@ def test_channel_figures_are_as_defined(chequered, batches, restated):
 
 
 def test_gap_states_and_steps_are_as_defined(chequered, batches, restated):
-    gap = measure(chequered, batches).gap
+    flow = capture(chequered, batches[0][0]).train
+    assert [site.name for site in flow.noises] == []  # a fixed mask is no noise: it is another function
+    gap = measure(chequered, batches, flow=flow).gap
     sizes = torch.tensor([len(x) for x, _ in batches], dtype=torch.float64)
     assert gap.metric == "loss"
     assert list(gap.states) == ORDER
     for state in ORDER:
-        losses = torch.tensor(restated[state][0], dtype=torch.float64)
-        assert gap.states[state] == pytest.approx(float((losses * sizes).sum() / sizes.sum()), rel=1e-5)
+        losses = restated["train" if state == "clean" else state][0]
+        assert gap.batches[state] == pytest.approx(losses, rel=1e-5)
+        weighted = float((torch.tensor(losses, dtype=torch.float64) * sizes).sum() / sizes.sum())
+        assert gap.states[state] == pytest.approx(weighted, rel=1e-5)
+    causes = ["noise", "function", "small-batch", "variance-shift", "statistics"]
+    assert [step.cause for step in gap.steps] == causes
+    assert gap.steps[0].delta == 0
+    assert sum(step.delta for step in gap.steps) == pytest.approx(
+        gap.states["eval"] - gap.states["train"], abs=1e-12
+    )
+
+
+def test_without_a_capture_noise_and_function_are_one_step(chequered, batches, restated):
+    gap = measure(chequered, batches).gap
+    assert list(gap.states) == [state for state in ORDER if state != "clean"]
     assert [step.cause for step in gap.steps] == ["noise", "small-batch", "variance-shift", "statistics"]
     assert sum(step.delta for step in gap.steps) == pytest.approx(
         gap.states["eval"] - gap.states["train"], abs=1e-12
     )
+
+
+def test_the_error_of_several_steps_is_that_of_their_sum(chequered, batches):
+    gap = measure(chequered, batches).gap
+    delta, stderr = gap.change("recalibrated", "eval")
+    last = gap.steps[-2:]
+    assert delta == pytest.approx(sum(step.delta for step in last), abs=1e-12)
+    one, two = (torch.tensor(gap.batches[state], dtype=torch.float64) for state in ("recalibrated", "eval"))
+    sizes = torch.tensor(gap.sizes, dtype=torch.float64)
+    share, changes = sizes / sizes.sum(), two - one
+    mean, count = (share * changes).sum(), len(changes)
+    expected = ((share * (changes - mean)) ** 2).sum() * count / (count - 1)
+    assert stderr == pytest.approx(float(expected.sqrt()), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["modules", "functions", "attention", "recurrent", "by hand"])
+def test_the_noise_step_is_that_of_the_noise_alone(kind, batches):
+    """The reference is the same network built without noise; softmax in eval mode is the step after it."""
+    torch.manual_seed(1)
+    model = Noisy(kind)
+    flow = capture(model, batches[0][0]).train
+    assert flow.noises
+    gap = measure(model, batches, flow=flow).gap
+    silent = copy.deepcopy(model)
+    silent.rate = 0.0
+    for module in silent.modules():
+        if isinstance(module, (nn.Dropout, HandWritten)):
+            module.p = 0.0
+        if isinstance(module, (nn.LSTM, nn.MultiheadAttention)):
+            module.dropout = 0.0
+    expected = measure(silent, batches, flow=capture(silent, batches[0][0]).train).gap
+    assert gap.states["clean"] == pytest.approx(expected.states["train"], rel=1e-5)
+    assert gap.states["clean_eval"] == pytest.approx(expected.states["clean_eval"], rel=1e-5)
+    assert gap.states["train"] != pytest.approx(gap.states["clean"], rel=1e-4)
+    assert abs(gap.steps[1].delta) > 0.01
+
+
+class HandWritten(nn.Module):
+    p = 0.5
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * (torch.rand_like(x) >= self.p) / (1 - self.p)
+
+
+class Noisy(nn.Module):
+    """Noise of one kind, and a softmax in eval mode only."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.rate = kind, 0.5
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+        if kind == "modules":
+            self.drop = nn.Dropout(0.5)
+        elif kind == "by hand":
+            self.drop = HandWritten()
+        elif kind == "attention":
+            self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+        elif kind == "recurrent":
+            self.lstm = nn.LSTM(8, 8, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().flatten(2).transpose(1, 2)
+        if self.kind in ("modules", "by hand"):
+            x = self.drop(x)
+        elif self.kind == "functions":
+            x = F.dropout(x, self.rate, self.training)
+        elif self.kind == "attention":
+            x = self.attention(x, x, x)[0]
+        elif self.kind == "recurrent":
+            x = self.lstm(x)[0]
+        x = self.head(4 * x.mean(1))
+        return x if self.training else x.softmax(1)
 
 
 def test_standard_errors_of_equal_batches_are_the_usual_ones(chequered, batches):

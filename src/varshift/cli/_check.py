@@ -115,8 +115,8 @@ def check(
 ) -> int:
     """Find out why a network is good in `train()` and bad in `eval()`.
 
-    With `--data` every norm is measured in five passes and the gap between training and deployment is split
-    into its causes. Without data its noise is traced to its norms, and the shift is predicted. Only what the
+    With `--data` every norm is measured and the gap between training and deployment is split into its
+    causes. Without data its noise is traced to its norms, and the shift is predicted. Only what the
     selected rules need is run.
 
     `varshift check nets.py:build --weights best.pt --data nets.py:loader`

@@ -71,7 +71,7 @@ class Gathering:
             provider.require(self._subject)
         subject = self._subject
         with one_at_a_time, shadowed(subject.network, seed=subject.seed) as shadow, shadow, shadow:
-            shadow.keep(subject.loader)
+            shadow.keep(subject.loader, subject.deploy)
             subject.shadow = shadow
             self.limits.extend(limit for limit in shadow.limits if limit not in self.limits)
             self._draw(todo, with_needs(later))
@@ -96,6 +96,8 @@ class Gathering:
         if count:
             possible = [provider.batches(subject) for provider in PROVIDERS if provider.kind in later]
             subject.draw(max([count, *possible]))
+        if any(provider.deploys for provider in todo):
+            subject.draw_deployed()
 
     def _make(self, provider: Provider, wanted: frozenset[Kind]) -> None:
         self._subject.shadow.fresh()

@@ -1,4 +1,4 @@
-"""The measurement: every norm and the loss in five passes over the same batches."""
+"""The measurement: every norm and the loss in all states, on the same batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class MeasurementProvider(Provider):
     kind = "measurement"
     makes = "the shift at every norm, the gap by cause, whether outputs repeat and depend on batch mates"
     inputs = "a loader"
-    cost = "five passes over the batches, and a few of at most eight samples"
+    deploys = True
+    cost = "three to six passes over the batches, one over those of deployment, and a few of eight samples"
 
     def require(self, subject: Subject) -> None:
         """Weights without values cannot be run."""
@@ -56,6 +57,8 @@ class MeasurementProvider(Provider):
             seed=subject.seed,
             progress=subject.progress,
             recognised=subject.recognised,
+            flow=evidence.train,
+            deploy=subject.deploy_calls,
         )
         limits.extend(limit for limit in measurement.limits if limit not in limits)
         unmeasured = _unmeasured(subject.norms, evidence, measurement)

@@ -23,6 +23,7 @@ class Provider(ABC):
         inputs: What the user has to pass for it, in a few words.
         cost: What it costs, in passes of the network.
         needs: Evidence that it is made from.
+        deploys: Whether it looks at the batches of deployment, where there are any.
     """
 
     kind: ClassVar[Kind]
@@ -30,6 +31,7 @@ class Provider(ABC):
     inputs: ClassVar[str]
     cost: ClassVar[str]
     needs: ClassVar[tuple[Kind, ...]] = ()
+    deploys: ClassVar[bool] = False
 
     def require(self, subject: Subject) -> None:  # noqa: B027 - most have nothing to require
         """Raises an error for what is known to go wrong, before anything is drawn or run."""

@@ -30,6 +30,7 @@ class Subject:
         recognised: What the capture says of the norms, None without one.
         shadow: What passes run on in place of the network, while evidence is made.
         batches: The batches that were drawn from the loader.
+        deploy_batches: Those that were drawn from the loader of deployment.
         reader: Makes calls of them.
         captured: The capture, once there is one, with the example and the number of samples that it used.
     """
@@ -45,12 +46,14 @@ class Subject:
     estimator: Literal["pooled", "ema"] = "pooled"
     seed: int = 0
     progress: Progress | None = None
+    deploy: Iterable[Any] | None = None
 
     def __post_init__(self) -> None:
         self.device = self.device or model_device(self.network)
         self.norms: tuple[Norm, ...] = find_norms(self.network)
         self.shadow: Shadow
         self.batches: tuple[Any, ...] = ()
+        self.deploy_batches: tuple[Any, ...] = ()
         self.reader = Reader(self.network, self.forward)
         self._settled: set[bool] = set()
         self.recognised: RecognisedNorms | None = None
@@ -77,10 +80,20 @@ class Subject:
         if count and self.loader is not None and not self.batches:
             self.batches = draw_batches(self.loader, min(count, self.max_batches), self.device)
 
+    def draw_deployed(self) -> None:
+        """Draws the batches of deployment, as many as of the loader."""
+        if self.deploy is not None and not self.deploy_batches:
+            self.deploy_batches = draw_batches(self.deploy, self.max_batches, self.device)
+
     @property
     def calls(self) -> tuple[Call, ...]:
         """The batches that were drawn, each split and counted."""
         return tuple(map(self.reader.read, self.batches))
+
+    @property
+    def deploy_calls(self) -> tuple[Call, ...]:
+        """The batches of deployment, likewise."""
+        return tuple(map(self.reader.read, self.deploy_batches))
 
     def settle(self, limits: list[str], *, measures: bool) -> None:
         """Finds out by a trial how batches are to be read, before anything costly runs on them.

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from varshift.probe._loss import mean_kl, relative_l2
-from varshift.probe._types import Gap, GapStep
-
-_ORDER = ("train", "clean", "recalibrated", "recalibrated_noisy", "eval")
-_Cause = Literal["noise", "small-batch", "variance-shift", "statistics"]
-_CAUSES: tuple[_Cause, ...] = ("noise", "small-batch", "variance-shift", "statistics")
+from varshift.probe._types import STATES, Gap, GapStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +27,39 @@ class StateLosses:
     outputs: Sequence[Tensor] | None
 
 
-def build_gap(states: Mapping[str, StateLosses], sizes: Sequence[int]) -> Gap | None:
-    """Builds the gap from all five states, None when neither losses nor outputs can be compared.
+def build_gap(
+    states: Mapping[str, StateLosses], sizes: Sequence[int], deployed_sizes: Sequence[int] = ()
+) -> Gap | None:
+    """Builds the gap from the states that were run, None when neither losses nor outputs can be compared.
 
     Args:
-        states: The states ``train``, ``clean``, ``recalibrated``, ``recalibrated_noisy`` and ``eval``.
+        states: States by name (`STATES`). ``clean`` is left out where noise could not be switched off in
+            train mode: its step is then part of ``noise``. ``deployed`` is there where its batches are.
         sizes: Number of samples of each batch, its weight.
+        deployed_sizes: Likewise of the batches of deployment.
     """
-    if all(_complete(states[name].losses, sizes) for name in _ORDER):
-        losses = {name: [float(value or 0.0) for value in states[name].losses] for name in _ORDER}
-        return _gap("loss", losses, sizes, accuracy=_accuracy(states))
-    kept = {name: states[name].outputs for name in _ORDER}
+    names = [name for name, _ in STATES if name in states]
+    own = {name: deployed_sizes if name == "deployed" else sizes for name in names}
+    if "deployed" in states and not _complete(states["deployed"].losses, deployed_sizes):
+        names.remove("deployed")  # without a loss outputs on other samples cannot be compared
+    if all(_complete(states[name].losses, own[name]) for name in names):
+        losses = {name: [float(value or 0.0) for value in states[name].losses] for name in names}
+        return _gap("loss", losses, own, accuracy=_accuracy({name: states[name] for name in names}))
+    names = [name for name in names if name != "deployed"]
+    kept = {name: states[name].outputs for name in names}
     reference = kept["recalibrated"]
-    if reference is None or any(not _fits(kept[name], reference, sizes) for name in _ORDER):
+    if reference is None or any(not _fits(kept[name], reference, sizes) for name in names):
         return None
     distances = {
-        name: [relative_l2(a, b) for a, b in zip(kept[name] or (), reference, strict=True)] for name in _ORDER
+        name: [relative_l2(a, b) for a, b in zip(kept[name] or (), reference, strict=True)] for name in names
     }
     kl: dict[str, float] = {}
-    for name in _ORDER:
+    for name in names:
         values = [mean_kl(a, b) for a, b in zip(kept[name] or (), reference, strict=True)]
         numbers = [value for value in values if value is not None]
         if len(numbers) == len(sizes):
             kl[name] = _mean(numbers, sizes)
-    return _gap("relative_l2", distances, sizes, kl=kl if len(kl) == len(_ORDER) else None)
+    return _gap("relative_l2", distances, own, kl=kl if len(kl) == len(names) else None)
 
 
 def _complete(values: Sequence[float | None], sizes: Sequence[int]) -> bool:
@@ -71,19 +75,32 @@ def _fits(outputs: Sequence[Tensor] | None, reference: Sequence[Tensor], sizes: 
 def _gap(
     metric: str,
     values: Mapping[str, Sequence[float]],
-    sizes: Sequence[int],
+    sizes: Mapping[str, Sequence[int]],
     *,
     accuracy: Mapping[str, float] | None = None,
     kl: Mapping[str, float] | None = None,
 ) -> Gap:
-    means = {name: _finite(_mean(values[name], sizes)) for name in _ORDER}
-    steps = []
-    for cause, before, after in zip(_CAUSES, _ORDER, _ORDER[1:], strict=False):
-        first, second = means[before], means[after]
-        changes = [b - a for a, b in zip(values[before], values[after], strict=True)]
-        delta = None if first is None or second is None else second - first
-        steps.append(GapStep(cause, delta, None if delta is None else _stderr(changes, sizes)))
-    return Gap(metric, means, tuple(steps), accuracy, kl)
+    gap = Gap(
+        metric,
+        {name: _finite(_mean(losses, sizes[name])) for name, losses in values.items()},
+        (),
+        accuracy,
+        kl,
+        {name: tuple(_finite(loss) for loss in losses) for name, losses in values.items()},
+        tuple(sizes["train"]),
+        tuple(sizes.get("deployed", ())) if "deployed" in values else (),
+    )
+    return replace(gap, steps=tuple(_steps(gap)))
+
+
+def _steps(gap: Gap) -> Iterator[GapStep]:
+    names = list(gap.states)
+    causes = {name: cause for name, cause in STATES if cause is not None}
+    for before, after in zip(names, names[1:], strict=False):
+        # Without the state between them noise and function are one step.
+        cause = "noise" if before == "train" else causes[after]
+        delta, stderr = gap.change(before, after) or (None, None)
+        yield GapStep(cause, delta, stderr)
 
 
 def _finite(value: float) -> float | None:
@@ -92,10 +109,10 @@ def _finite(value: float) -> float | None:
 
 def _accuracy(states: Mapping[str, StateLosses]) -> dict[str, float] | None:
     found: dict[str, float] = {}
-    for name in _ORDER:
-        counts = [pair for pair in states[name].correct if pair is not None]
+    for name, state in states.items():
+        counts = [pair for pair in state.correct if pair is not None]
         total = sum(count for _, count in counts)
-        if len(counts) != len(states[name].correct) or total == 0:
+        if len(counts) != len(state.correct) or total == 0:
             return None
         found[name] = sum(right for right, _ in counts) / total
     return found
@@ -103,13 +120,3 @@ def _accuracy(states: Mapping[str, StateLosses]) -> dict[str, float] | None:
 
 def _mean(values: Sequence[float], sizes: Sequence[int]) -> float:
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
-
-
-def _stderr(values: Sequence[float], sizes: Sequence[int]) -> float | None:
-    """Standard error of a weighted mean over batches, None for a single batch."""
-    count, total = len(values), sum(sizes)
-    if count < 2:
-        return None
-    mean = _mean(values, sizes)
-    squares = sum((size / total * (value - mean)) ** 2 for value, size in zip(values, sizes, strict=True))
-    return math.sqrt(squares * count / (count - 1))

@@ -1,4 +1,4 @@
-"""From the statistics of the five passes to the figures of each norm."""
+"""From the statistics of the passes to the figures of each norm."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def _measure(
         reached=True,
         moving_var=_finite(float(moving_var.mean())),
         real_var=_finite(float(real_var.mean())),
-        ratio=_ratio(real_var, moving_var),
+        ratio=_ratio(real_var, moving_var, eps),
         channel_log_ratio_rms=_finite(rms(log_ratio)),
         mean_offset=_finite(rms(offset)),
-        local_ratio=_ratio(clean and clean[1], train and train[1]),
-        control_ratio=_ratio(healthy and healthy[1], clean and clean[1]),
-        fresh_ratio=_ratio(noisy and noisy[1], train and train[1]),
+        local_ratio=_ratio(clean and clean[1], train and train[1], eps),
+        control_ratio=_ratio(healthy and healthy[1], clean and clean[1], eps),
+        fresh_ratio=_ratio(noisy and noisy[1], train and train[1], eps),
         train_var=_finite(float(train[1].mean())) if train else None,
         stale_ratio=stale[0],
         stale_error=stale[1],
@@ -123,7 +123,7 @@ def _staleness(
     if train is None:
         return None, None, None, None
     if not norm.centred:  # a mean square holds what lies between batches as well
-        return _ratio(train[1], moving_var), None, None, None
+        return _ratio(train[1], moving_var, eps), None, None, None
     moments, part = series
     within = moments.within(part).cpu()[rows]
     mean_error, var_error = (error[part].cpu()[rows] for error in moments.errors())
@@ -137,7 +137,7 @@ def _staleness(
         float((var_error * within).nan_to_num(posinf=math.inf).sum()) / total if total > 0 else None
     )
     return (
-        _ratio(within, moving_var),
+        _ratio(within, moving_var, eps),
         _finite(None if variance_error is None else variance_error * widen),
         _finite(offset),
         _finite(rms(mean_error) * widen),
@@ -160,11 +160,12 @@ def _effective_batch(moments: Moments, part: slice) -> tuple[float | None, float
     return _finite(value), error
 
 
-def _ratio(above: Tensor | None, below: Tensor | None) -> float | None:
+def _ratio(above: Tensor | None, below: Tensor | None, eps: float) -> float | None:
+    """Ratio of channel means, with eps on both sides as the norm itself adds it."""
     if above is None or below is None:
         return None
-    divisor = float(below.mean())
-    return _finite(float(above.mean()) / divisor) if divisor > 0 else None
+    divisor = float(below.mean()) + eps
+    return _finite((float(above.mean()) + eps) / divisor) if divisor > 0 else None
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varshift.flow import RecognisedNorms, recognise_norms
+from varshift.flow import Flow, RecognisedNorms, recognise_norms
 from varshift.model import (
     Call,
     Forward,
@@ -29,8 +31,9 @@ from varshift.probe._compare import compare_outputs
 from varshift.probe._gap import StateLosses, build_gap
 from varshift.probe._layers import measure_layers
 from varshift.probe._loader import FiniteWatch, draw
-from varshift.probe._loss import Loss, batch_loss, correct
+from varshift.probe._loss import Loss, batch_loss, correct, relative_l2
 from varshift.probe._pass import Progress, run_pass
+from varshift.probe._quiet import Quiet, is_silent
 from varshift.probe._recalibrate import Estimator
 from varshift.probe._states import UNREAD, live_norms, measurable_norms, set_noise
 from varshift.probe._tap import Policy, Statistics, Tap
@@ -38,6 +41,7 @@ from varshift.probe._types import Gap, LayerMeasurement, Measurement
 
 # Outputs are kept for comparison only where there are no targets, and only up to this many bytes a state.
 _OUTPUT_BYTES = 2**28
+_SAME = 1e-5  # relative distance of outputs that differ by rounding only
 
 
 def draw_batches(
@@ -67,12 +71,14 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
     recognised: RecognisedNorms | None = None,
+    flow: Flow | None = None,
+    deploy: Sequence[Any] = (),
 ) -> Measurement:
     """Measures every norm and the gap between training and deployment.
 
-    Five passes over the same batches: ``train``; ``clean``; ``eval`` as shipped; ``eval`` with the statistics
-    of the clean pass; ``eval`` with the statistics of the train pass. No pass writes to the model: statistics
-    are exchanged at the norms' kernels. Flags, buffers and random states are restored bit for bit.
+    A pass over the same batches for each state of `STATES`; states that cannot differ share one. A network
+    without noise needs three. No pass writes to the model: statistics are exchanged at the norms' kernels.
+    Flags, buffers and random states are restored bit for bit.
 
     Args:
         model: The model; compiled models and data-parallel wrappers are unwrapped.
@@ -84,6 +90,8 @@ def measure(
         seed: Seed of the noise.
         progress: Called with stage, batches done and batches in all.
         recognised: The norms written by hand, as a capture recognised them; by default they are looked for.
+        flow: The network as captured in train mode; without it noise and function are one step.
+        deploy: Batches as deployment prepares them.
     """
     network = network_of(model)
     require_values(network)
@@ -97,6 +105,8 @@ def measure(
             seed=seed,
             progress=progress,
             recognised=recognised,
+            flow=flow,
+            deploy=deploy,
         )
 
 
@@ -110,6 +120,8 @@ def measure_shadow(
     seed: int = 0,
     progress: Progress | None = None,
     recognised: RecognisedNorms | None = None,
+    flow: Flow | None = None,
+    deploy: Sequence[Any] = (),
 ) -> Measurement:
     """`measure` on a shadow that there is already."""
     shadow.fresh()
@@ -119,7 +131,7 @@ def measure_shadow(
         recognised = recognise_norms(shadow.network, batches[0], forward)
         shadow.fresh()
         seed_all(seed)
-    return _Probe(shadow, batches, forward, loss, estimator, progress, recognised).measure()
+    return _Probe(shadow, batches, forward, loss, estimator, progress, recognised, flow, deploy).measure()
 
 
 @dataclass
@@ -130,6 +142,7 @@ class _Result:
     losses: list[float | None] = field(default_factory=list)
     correct: list[tuple[int, int] | None] = field(default_factory=list)
     outputs: list[Tensor] | None = field(default_factory=list)
+    first: Tensor | None = None  # output of the first batch
 
 
 class _Probe:
@@ -142,30 +155,41 @@ class _Probe:
         estimator: Estimator,
         progress: Progress | None,
         recognised: RecognisedNorms,
+        flow: Flow | None,
+        deploy: Sequence[Any],
     ) -> None:
         self._shadow, self._network = shadow, shadow.network
         self._norms = measurable_norms(self._network, recognised)
         everything = find_norms(self._network, recognised)
         self._unsupported = [norm_limit(norm) for norm in everything if norm.states.unsupported is not None]
         reader = Reader(self._network, forward)
-        self._calls = [batch if isinstance(batch, Call) else reader.read(batch) for batch in batches]
+        self._calls, self._deployed = (
+            [batch if isinstance(batch, Call) else reader.read(batch) for batch in several]
+            for several in (batches, deploy)
+        )
+        self._flow = flow
         self._forward, self._loss = forward, loss
         self._estimator: Estimator = estimator
         self._progress = progress
-        self._done, self._passes = 0, 5
+        self._done = 0
+        self._all = 5 * len(self._calls) + len(self._deployed)
         self._live, self._by_hand = live_norms(shadow, self._norms, forward, self._calls[0])
 
     def measure(self) -> Measurement:
         """Runs all states and works out the figures."""
-        train = self._run("train", noise=True, policy="batch")
-        clean = self._run("clean", noise=False, policy="batch")
-        shipped = self._run("eval", noise=False, policy="called")
-        healthy = self._run("recalibrated", noise=False, policy="running", statistics=self._statistics(clean))
-        noisy = self._run(
-            "recalibrated_noisy", noise=False, policy="running", statistics=self._statistics(train)
-        )
-        states = {"train": train, "clean": clean, "recalibrated": healthy, "recalibrated_noisy": noisy}
-        states["eval"] = shipped
+        states: dict[str, _Result] = {}
+        train = states["train"] = self._run("train", noise=True, policy="batch")
+        clean = states["clean_eval"] = self._in_eval_mode(train)
+        if (quiet := self._without_noise(train, clean)) is not None:
+            states["clean"] = quiet
+        shipped = states["eval"] = self._run("eval", noise=False, policy="called")
+        fitting, learned = self._statistics(clean), self._statistics(train)
+        healthy = noisy = self._run("recalibrated", noise=False, policy="running", statistics=fitting)
+        if not _same_statistics(fitting, learned):
+            noisy = self._run("recalibrated_noisy", noise=False, policy="running", statistics=learned)
+        states |= {"recalibrated": healthy, "recalibrated_noisy": noisy}
+        if self._deployed:
+            states["deployed"] = self._run("deployed", noise=False, policy="called", calls=self._deployed)
         sizes = [call.size for call in self._calls]
         set_noise(self._network, self._norms, False)
         compared = compare_outputs(self._calls[0], self._output)
@@ -184,6 +208,7 @@ class _Probe:
         gap = build_gap(
             {name: StateLosses(state.losses, state.correct, state.outputs) for name, state in states.items()},
             sizes,
+            [call.size for call in self._deployed],
         )
         limits = self._unsupported + [norm_limit(n, UNREAD) for n in self._norms if n.name in unread]
         limits.extend(compared.limits)
@@ -211,8 +236,34 @@ class _Probe:
                 )
         return found
 
+    def _in_eval_mode(self, train: _Result) -> _Result:
+        """State ``clean_eval``; without noise most networks compute in it what they compute in train mode."""
+        if is_silent(self._flow):
+            first = self._run("clean_eval", noise=False, policy="batch", calls=self._calls[:1])
+            if _same_results(first, train):
+                return train
+        return self._run("clean_eval", noise=False, policy="batch")
+
+    def _without_noise(self, train: _Result, clean_eval: _Result) -> _Result | None:
+        """State ``clean``: modules in train mode, noise off; None where it is not known what the noise is."""
+        if self._flow is None:
+            return None
+        if is_silent(self._flow):
+            return train
+        first = self._run("clean", noise=True, policy="batch", calls=self._calls[:1], quiet=True)
+        if _same_results(first, clean_eval):
+            return clean_eval
+        return self._run("clean", noise=True, policy="batch", quiet=True)
+
     def _run(
-        self, state: str, *, noise: bool, policy: Policy, statistics: Statistics | None = None
+        self,
+        state: str,
+        *,
+        noise: bool,
+        policy: Policy,
+        statistics: Statistics | None = None,
+        calls: Sequence[Call] | None = None,
+        quiet: bool = False,
     ) -> _Result:
         hand_batch = self._by_hand if policy == "batch" else frozenset()
         set_noise(self._network, self._norms, noise, hand_batch)
@@ -224,16 +275,20 @@ class _Probe:
             substitutes=statistics,
             average=self._estimator == "ema",
             series=policy == "batch",
+            record=not quiet,
         )
         result = _Result(tap)
+        silence = Quiet(self._network, self._flow) if quiet and self._flow else contextlib.nullcontext()
         try:
-            for call in self._calls:
+            for call in self._calls if calls is None else calls:
                 own = call.copy()  # an in-place operation may overwrite it
-                outputs = run_pass(self._network, self._forward, own, tap)
+                with silence:
+                    outputs = run_pass(self._network, self._forward, own, tap)
                 self._note(result, outputs, own)
                 self._done += 1
                 if self._progress is not None:
-                    self._progress(f"state {state}", self._done, self._passes * len(self._calls))
+                    self._all = max(self._all, self._done)
+                    self._progress(f"state {state}", self._done, self._all)
         finally:
             self._shadow.fresh()
         return result
@@ -248,6 +303,8 @@ class _Probe:
 
     def _note(self, result: _Result, outputs: Any, call: Call) -> None:
         value = batch_loss(outputs, call, self._loss)
+        if not result.losses and (first := primary_output(outputs)) is not None:
+            result.first = first.detach().to("cpu", copy=True)
         result.losses.append(value)
         result.correct.append(correct(outputs, call.targets))
         if value is not None or result.outputs is None:
@@ -262,6 +319,25 @@ class _Probe:
     def _output(self, call: Call) -> Tensor | None:
         tap = Tap(self._norms, "called", record=False)
         return primary_output(run_pass(self._network, self._forward, call.copy(), tap))
+
+
+def _same_statistics(one: Statistics, other: Statistics) -> bool:
+    """Whether two states left the same statistics behind, so that the network computes the same with both."""
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name][position])
+        for name, values in one.items()
+        for position, value in enumerate(values)
+    )
+
+
+def _same_results(one: _Result, other: _Result) -> bool:
+    """Whether the first batch had the same output and the same loss in two states."""
+    if one.first is None or other.first is None or one.first.shape != other.first.shape:
+        return False
+    if not one.first.is_floating_point() or relative_l2(one.first, other.first) > _SAME:
+        return False
+    losses = one.losses[0], other.losses[0]
+    return None in losses or math.isclose(losses[0] or 0.0, losses[1] or 0.0, rel_tol=1e-3)
 
 
 def _not_finite(gap: Gap | None, layers: Sequence[LayerMeasurement]) -> list[str]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class LayerMeasurement:
-    """What was measured at one norm. Ratios read "deployed over learned" and are ratios of channel means.
+    """What was measured at one norm.
+
+    Ratios read "deployed over learned" and are ratios of channel means, with the norm's eps on both sides.
 
     Attributes:
         name: Module path of the norm.
         reached: False when no batch arrived there; every figure but `moving_var` is then None.
         moving_var: Channel mean of the running variance as shipped.
         real_var: Channel mean of the variance of the norm's input in state ``eval``.
-        ratio: ``real_var / moving_var``.
+        ratio: ``(real_var + eps) / (moving_var + eps)``.
         channel_log_ratio_rms: Root mean square over channels of ``ln(real / moving)``.
         mean_offset: Root mean square over channels of ``(real mean - running mean) / real sigma``.
         local_ratio: Variance in ``clean`` over variance in ``train``.
@@ -54,17 +57,32 @@ class LayerMeasurement:
     effective_batch_error: float | None = None
 
 
+Step = Literal["noise", "function", "small-batch", "variance-shift", "statistics", "transform"]
+
+# The states from training to deployment, and the step that leads to each of them.
+STATES: tuple[tuple[str, Step | None], ...] = (
+    ("train", None),
+    ("clean", "noise"),
+    ("clean_eval", "function"),
+    ("recalibrated", "small-batch"),
+    ("recalibrated_noisy", "variance-shift"),
+    ("eval", "statistics"),
+    ("deployed", "transform"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class GapStep:
     """One step from the loss in training to the loss as deployed.
 
     Attributes:
-        cause: ``"noise"``, ``"small-batch"``, ``"variance-shift"`` or ``"statistics"``.
+        cause: ``"noise"``, ``"function"``, ``"small-batch"``, ``"variance-shift"``, ``"statistics"`` or
+            ``"transform"``.
         delta: Change of the metric; None when a state's metric is not finite.
         stderr: Standard error of that change over batches (None with a single batch).
     """
 
-    cause: Literal["noise", "small-batch", "variance-shift", "statistics"]
+    cause: Step
     delta: float | None
     stderr: float | None
 
@@ -76,11 +94,17 @@ class Gap:
     Attributes:
         metric: ``"loss"``, or ``"relative_l2"`` when the data have no targets (the distance of the outputs
             from those of the network recalibrated without noise).
-        states: Metric in ``train``, ``clean``, ``recalibrated``, ``recalibrated_noisy`` and ``eval``; None
-            where it is not finite.
-        steps: The four differences between consecutive states; they add up to ``eval - train``.
+        states: Metric in the states that were measured, in order (`STATES`): ``train``; ``clean``, without
+            noise; ``clean_eval``, the same with modules in eval mode; ``recalibrated``, with statistics
+            re-estimated without noise; ``recalibrated_noisy``, with statistics re-estimated with noise;
+            ``eval``, as shipped; ``deployed``, as shipped on the batches of deployment. None where it is not
+            finite.
+        steps: The differences between consecutive states; they add up to the last state minus ``train``.
         accuracy: Top-1 accuracy in the same states, where targets are class indices.
         kl: Kullback-Leibler divergence from the recalibrated outputs, where there are no targets.
+        batches: The metric of every batch in each state, None where it is not finite.
+        sizes: Number of samples of each batch; those of deployment have their own, `deployed_sizes`.
+        deployed_sizes: Number of samples of each batch of deployment.
     """
 
     metric: str
@@ -88,6 +112,52 @@ class Gap:
     steps: tuple[GapStep, ...]
     accuracy: Mapping[str, float] | None = None
     kl: Mapping[str, float] | None = None
+    batches: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    deployed_sizes: tuple[int, ...] = ()
+
+    @property
+    def last(self) -> str:
+        """The state that the gap leads to: ``"deployed"`` where it was measured, else ``"eval"``."""
+        return "deployed" if "deployed" in self.states else "eval"
+
+    def change(self, first: str, last: str) -> tuple[float, float | None] | None:
+        """How much the metric changes from one state to another, with its standard error over batches.
+
+        The batches of both states are the same, so that the error is that of their differences; those of
+        ``deployed`` are others, so that the errors of both states add up.
+
+        Args:
+            first: Name of a state.
+            last: Name of another.
+
+        Returns:
+            The change and its standard error, None with fewer than two batches; None where the metric is
+            not known or not finite.
+        """
+        before, after = self.states.get(first), self.states.get(last)
+        if before is None or after is None:
+            return None
+        one, two = self.batches.get(first), self.batches.get(last)
+        if not one or not two:
+            return after - before, None
+        if last == "deployed":
+            errors = [standard_error(one, self.sizes), standard_error(two, self.deployed_sizes)]
+            known = [error for error in errors if error is not None]
+            return after - before, math.hypot(*known) if len(known) == len(errors) else None
+        changes = [None if a is None or b is None else b - a for a, b in zip(one, two, strict=True)]
+        return after - before, standard_error(changes, self.sizes)
+
+
+def standard_error(values: Sequence[float | None], sizes: Sequence[int]) -> float | None:
+    """Standard error of a mean over batches, weighted by their sizes; None for fewer than two batches."""
+    count, total = len(values), sum(sizes)
+    numbers = [value for value in values if value is not None]
+    if count < 2 or len(numbers) < count or total <= 0:
+        return None
+    mean = sum(value * size for value, size in zip(numbers, sizes, strict=True)) / total
+    squares = sum((size / total * (value - mean)) ** 2 for value, size in zip(numbers, sizes, strict=True))
+    return math.sqrt(squares * count / (count - 1))
 
 
 @dataclass(frozen=True, slots=True)

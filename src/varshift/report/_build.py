@@ -14,7 +14,7 @@ from varshift.report._codec import settled
 from varshift.report._ranges import ranges
 from varshift.report._report import DataInfo, Framework, ModelInfo, Report
 from varshift.report._rows import LayerRow, MeasuredFigures, NoiseRow, PredictedFigures, StatisticsInfo
-from varshift.rules import Evidence, Finding, RuleRun, by_severity, noise_upstream, norm_place
+from varshift.rules import Evidence, Finding, RuleRun, by_severity, judge, noise_upstream, norm_place
 
 if TYPE_CHECKING:
     from varshift.flow import Flow, NoiseSite
@@ -56,12 +56,14 @@ def build_report(
     positions = {row.name: index for index, row in enumerate(layers)}
     noises = [_noise_row(site, layers, positions) for site in flow.noises] if flow else []
     measurement = evidence.measurement
+    ordered = by_severity(tuple(findings))
     report = Report(
         varshift=__version__,
         framework=_framework(),
         capture=capture_method,
         model=ModelInfo(target=target, parameters=parameters, norms=len(layers), noises=len(noises)),
         repeat=repeat,
+        verdict=judge(evidence, ordered),
         data=DataInfo(
             measurement.batches,
             measurement.samples,
@@ -71,7 +73,7 @@ def build_report(
         if measurement
         else None,
         gap=measurement.gap if measurement else None,
-        findings=by_severity(tuple(findings)),
+        findings=ordered,
         layers=tuple(layers),
         noises=tuple(noises),
         rules=tuple(rules),

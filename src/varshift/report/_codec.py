@@ -78,10 +78,17 @@ def settled(value: Any) -> Any:
     if isinstance(value, SiteId):
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{item.name: settled(getattr(value, item.name)) for item in fields(value)})
+        return replace(value, **{item.name: _settled_field(value, item.name) for item in fields(value)})
     if isinstance(value, (tuple, list)):
         return tuple(settled(item) for item in value)
     return encode(value)
+
+
+def _settled_field(holder: Any, name: str) -> Any:
+    value, hint = getattr(holder, name), hints(type(holder))[name]
+    if isinstance(value, Mapping) and get_origin(hint) is Mapping and get_origin(get_args(hint)[1]) is tuple:
+        return {str(key): settled(item) for key, item in value.items()}  # as such fields are read back
+    return settled(value)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from varshift.report._files import write_text
 from varshift.report._formats import FORMATS, format_for
 from varshift.report._read import SCHEMA, content_of, current
 from varshift.report._rows import LayerRow, NoiseRow
-from varshift.rules import SEVERITIES, Finding, RuleRun, Severity, by_severity
+from varshift.rules import SEVERITIES, Finding, RuleRun, Severity, Verdict, by_severity
 
 if TYPE_CHECKING:
     from varshift.probe import Gap
@@ -81,6 +81,7 @@ class Report:
         capture: How the network was captured; "hooks" where only its modules were looked at.
         model: The network.
         repeat: The call or command that repeats the check; empty in files of version 1.
+        verdict: Whether evaluation is worse than training, by how much and why; null in files of version 1.
         data: The data, null when nothing was measured.
         gap: Why the loss in training and the loss as deployed differ, null when it was not measured.
         findings: The faults, worst first.
@@ -98,6 +99,7 @@ class Report:
     capture: str
     model: ModelInfo
     repeat: str = ""
+    verdict: Verdict | None = None
     data: DataInfo | None = None
     gap: Gap | None = None
     findings: tuple[Finding, ...] = ()

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 _STEPS = (
     ("train", None, "as trained: noise on, batch statistics"),
     ("clean", "noise", "noise switched off"),
+    ("clean_eval", "function", "modules in eval mode"),
     ("recalibrated", "small-batch", "statistics of all the data instead of each batch"),
     ("recalibrated_noisy", "variance-shift", "statistics learned with the noise on"),
     ("eval", "statistics", "statistics as shipped"),
+    ("deployed", "transform", "the data of deployment"),
 )
 
 
@@ -32,7 +34,7 @@ def gap_section(report: Report, width: int) -> list[Line]:
     metric = "distance of the outputs" if gap.metric == "relative_l2" else gap.metric
     lines = heading("From training to deployment", width, f"{metric}, same batches and weights")
     lines += _rows(gap, width)
-    first, last = gap.states.get("train"), gap.states.get("eval")
+    first, last = gap.states.get("train"), gap.states.get(gap.last)
     total = "" if first is None or last is None else f"In all {signed(last - first)}. "
     lines += paragraph(
         f"{total}Each step changes one thing. Noise is meant to go, small-batch noise too. What "
@@ -47,7 +49,8 @@ def _rows(gap: Gap, width: int) -> list[Line]:
     steps = {step.cause: step for step in gap.steps}
     accuracy, kl = gap.accuracy or {}, gap.kl or {}
     extra = bool(accuracy or kl) and width >= 72
-    values = [gap.states.get(state) for state, _, _ in _STEPS]
+    rows = [row for row in _STEPS if row[0] in gap.states]
+    values = [gap.states.get(state) for state, _, _ in rows]
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     meaning = max(len(text) for _, _, text in _STEPS) if width >= 125 else 0
@@ -64,7 +67,7 @@ def _rows(gap: Gap, width: int) -> list[Line]:
         head.append("")
     table = [[Span(text, "quiet") for text in head]]
     before: float | None = None
-    for (state, cause, text), value in zip(_STEPS, values, strict=True):
+    for (state, cause, text), value in zip(rows, values, strict=True):
         step = steps.get(cause) if cause else None  # type: ignore[call-overload]
         delta = step.delta if step else None
         style = _style(cause, delta, step.stderr if step else None)

@@ -14,6 +14,9 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
 from varshift.rules import _thresholds as thresholds  # noqa: F401 - read by the report
 from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
+from varshift.rules._cost import Cost as Cost
+from varshift.rules._cost import cost_of as cost_of
+from varshift.rules._cost import graded as graded
 from varshift.rules._cures import CURES as CURES
 from varshift.rules._examine import NOT_SELECTED as NOT_SELECTED
 from varshift.rules._examine import Plan as Plan
@@ -40,3 +43,6 @@ from varshift.rules._registry import get_rule as get_rule
 from varshift.rules._registry import register as register
 from varshift.rules._registry import resolve_selection as resolve_selection
 from varshift.rules._registry import run_rules as run_rules
+from varshift.rules._verdict import Verdict as Verdict
+from varshift.rules._verdict import VerdictState as VerdictState
+from varshift.rules._verdict import judge as judge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,6 +68,9 @@ class Finding:
         message: One sentence for a person.
         evidence: The numbers, strict-JSON values only.
         cures: What cures it, best first.
+        step: The step of the gap that it answers for, None where it is none.
+        cost: What it costs in the metric of the gap: the change of the loss that it answers for; None where
+            that was not measured.
     """
 
     code: str
@@ -76,6 +80,8 @@ class Finding:
     message: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
     cures: tuple[Cure, ...] = ()
+    step: str | None = field(default=None, metadata=_SPARSE)
+    cost: float | None = field(default=None, metadata=_SPARSE)
 
     @property
     def where(self) -> str:
@@ -94,5 +100,13 @@ class Finding:
 
 
 def by_severity(findings: tuple[Finding, ...] | list[Finding]) -> tuple[Finding, ...]:
-    """Findings from the gravest to the mildest; those of one severity keep their order."""
-    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+    """Findings from the gravest to the mildest, of one severity the costliest first.
+
+    Those without a known cost follow, and keep their order.
+    """
+
+    def rank(finding: Finding) -> tuple[int, float]:
+        cost = -math.inf if finding.cost is None else finding.cost
+        return SEVERITIES.index(finding.severity), -cost
+
+    return tuple(sorted(findings, key=rank))

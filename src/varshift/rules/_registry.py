@@ -12,6 +12,7 @@ from typing import ClassVar
 from varshift._errors import VarshiftError
 from varshift.evidence import NEEDS, Evidence, Need
 
+from ._causes import settle
 from ._finding import Finding, by_severity
 
 FAMILIES: dict[str, str] = {
@@ -222,14 +223,16 @@ def run_rules(
     select: Sequence[str] | str | None = None,
     ignore: Sequence[str] | str | None = None,
 ) -> tuple[Finding, ...]:
-    """Runs the selected rules; findings come by severity, then code, then the order of the network.
+    """Runs the selected rules; findings come by severity, then cost, then code.
+
+    What one finding explains is not said again by another.
 
     Raises:
         VarshiftError: If a selector stands for no rule.
     """
     codes = resolve_selection(select, ignore)
     findings = [finding for code in codes for finding in _RULES[code].applies(evidence)]
-    return by_severity(findings)  # codes come in order, and within one the order of the network stays
+    return by_severity(settle(findings))  # codes come in order, and within one the order of the network
 
 
 def _families() -> str:

@@ -33,6 +33,14 @@ LOSS_NATS: Final = 0.01
 # few per cent of the loss in healthy nets: advice. A tenth of the loss is worth a warning.
 LOSS_SHARE_WARNING: Final = 0.1
 
+# Shares of the loss that a cause costs, from which it is an error and a warning. Healthy networks show up to
+# 4 % (a learning rate that is still high, augmentation, mixup, drop path); averaged weights with statistics
+# that are not theirs lose 7 % and more. They count less this many standard errors, so that the severity is
+# the same with another seed in all but one of ten checks.
+COST_ERROR: Final = 0.1
+COST_WARNING: Final = 0.05
+COST_STANDARD_ERRORS: Final = 1.5
+
 # Without data a noise that reaches a norm through weights is worth more than advice from this drop rate on:
 # q / k = 0.11, so the shift reaches SHIFT_WARNING even for inputs without a mean.
 NOTABLE_DROP_RATE: Final = 0.1

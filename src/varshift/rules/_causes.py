@@ -1,0 +1,59 @@
+"""One cause, one finding: what one finding explains is not said again by another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ._finding import SEVERITIES, Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Explains:
+    """One code explains others.
+
+    Attributes:
+        code: The code that explains.
+        others: The codes that are left out where it fires.
+        reason: Why what they measure follows from it.
+        same_sites: Whether only the sites that it names too are left out.
+        where: Further condition on the explaining finding, None for none.
+    """
+
+    code: str
+    others: tuple[str, ...]
+    reason: str
+    same_sites: bool = False
+    where: Callable[[Finding], bool] | None = None
+
+
+# Owners of a rule add what it explains here. Advice explains nothing that is graver than itself.
+EXPLAINS: tuple[Explains, ...] = ()
+
+
+def settle(findings: Sequence[Finding], table: Sequence[Explains] = EXPLAINS) -> tuple[Finding, ...]:
+    """The findings without those, and without the sites of those, that others explain.
+
+    Args:
+        findings: What the rules found.
+        table: Which codes explain which.
+    """
+    kept = list(findings)
+    for line in table:
+        causes = [one for one in kept if one.code == line.code and (line.where is None or line.where(one))]
+        for cause in causes:
+            kept = [left for one in kept if (left := _without(one, cause, line)) is not None]
+    return tuple(kept)
+
+
+def _without(finding: Finding, cause: Finding, line: Explains) -> Finding | None:
+    """A finding without what its cause explains; None where nothing is left."""
+    if finding.code not in line.others or finding is cause:
+        return finding
+    if SEVERITIES.index(finding.severity) < SEVERITIES.index(cause.severity):
+        return finding
+    if not line.same_sites:
+        return None
+    named = {site.id for site in cause.sites}
+    left = tuple(site for site in finding.sites if site.id not in named)
+    return replace(finding, sites=left) if left else None

@@ -1,0 +1,142 @@
+"""What a cause costs, and the one place that turns a cost into a severity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from varshift.evidence import Evidence
+
+from . import _thresholds as thresholds
+from ._finding import SEVERITIES, Confidence, Severity
+
+if TYPE_CHECKING:
+    from varshift.probe import Gap
+
+# The states before and after each step of the gap.
+_AROUND = {
+    "noise": ("train", "clean"),
+    "function": ("clean", "clean_eval"),
+    "small-batch": ("clean_eval", "recalibrated"),
+    "variance-shift": ("recalibrated", "recalibrated_noisy"),
+    "statistics": ("recalibrated_noisy", "eval"),
+    "transform": ("eval", "deployed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one or several neighbouring steps of the gap cost.
+
+    Attributes:
+        causes: The steps, in their order.
+        delta: Change of the metric over all of them; positive where the network gets worse.
+        stderr: Standard error of that change over batches, None with fewer than two.
+        level: The metric where the network is best, of the states that the steps connect.
+        metric: ``"loss"`` or ``"relative_l2"``.
+        batches: Number of batches.
+        scale: The smallest change of the metric that anybody would act on.
+    """
+
+    causes: tuple[str, ...]
+    delta: float
+    stderr: float | None
+    level: float
+    metric: str
+    batches: int
+    scale: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is beyond two of its standard errors, and large enough to be acted on."""
+        error = thresholds.LOSS_STANDARD_ERRORS * (self.stderr or 0.0)
+        return self.stderr is not None and abs(self.delta) > max(error, self.scale)
+
+    @property
+    def share(self) -> float:
+        """The change in units of `level`; infinite for a level of zero."""
+        return self.delta / self.level if self.level > 0 else math.copysign(math.inf, self.delta)
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is known well enough to decide a severity: a loss, on several batches."""
+        return self.metric == "loss" and self.stderr is not None and self.batches >= thresholds.FEW_BATCHES
+
+
+def cost_of(evidence: Evidence, *causes: str) -> Cost | None:
+    """What some neighbouring steps of the gap cost together, None where that was not measured.
+
+    Args:
+        evidence: What is known about the network.
+        causes: Names of the steps, in their order.
+
+    Example:
+        >>> from varshift.evidence import Evidence
+        >>> cost_of(Evidence(), "variance-shift", "statistics") is None
+        True
+    """
+    gap = evidence.measurement.gap if evidence.measurement else None
+    if gap is None:
+        return None
+    first, last = _AROUND[causes[0]][0], _AROUND[causes[-1]][1]
+    if "clean" not in gap.states and last == "clean":
+        last = "clean_eval"  # noise and function are one step where noise cannot be switched off alone
+    change = gap.change(first, last)
+    if change is None:
+        return None
+    delta, stderr = change
+    levels = [value for name in (first, last) if (value := gap.states.get(name)) is not None]
+    level = abs(min(levels))
+    return Cost(causes, delta, stderr, level, gap.metric, _batches(gap, evidence), _scale(gap, level))
+
+
+def graded(
+    cost: Cost | None, by_ratio: Severity | None, *, confidence: Confidence = "measured"
+) -> Severity | None:
+    """The severity of a finding: by what it costs where that was measured, else by its ratios.
+
+    An error costs a tenth of the loss or more, a warning a twentieth; what costs less, or nothing, is advice.
+    The cost counts less one and a half standard errors, so that another seed of the check rarely changes the
+    severity. Without data nothing is worse than a warning, unless it is certain.
+
+    Args:
+        cost: What the steps cost that the finding answers for, if that is known.
+        by_ratio: Severity by other figures than the loss; None for no finding.
+        confidence: How the finding is known.
+
+    Returns:
+        The severity; None where neither the loss nor the ratios show anything worth a word.
+    """
+    if cost is not None and cost.decides:
+        severity = loss_severity(cost)
+        return None if severity == "advice" and by_ratio is None else severity
+    if by_ratio == "error" and confidence in ("predicted", "suspected"):
+        return "warning"
+    return by_ratio
+
+
+def loss_severity(cost: Cost) -> Severity:
+    """The severity that a change of the loss has by itself."""
+    least = cost.delta - thresholds.COST_STANDARD_ERRORS * (cost.stderr or 0.0)
+    if not cost.significant or least <= 0:
+        return "advice"
+    if least >= thresholds.COST_ERROR * cost.level:
+        return "error"
+    return "warning" if least >= thresholds.COST_WARNING * cost.level else "advice"
+
+
+def milder(one: Severity, other: Severity) -> Severity:
+    """The milder of two severities."""
+    return max(one, other, key=SEVERITIES.index)
+
+
+def _batches(gap: Gap, evidence: Evidence) -> int:
+    return len(gap.sizes) or (evidence.measurement.batches if evidence.measurement else 0)
+
+
+def _scale(gap: Gap, level: float) -> float:
+    # Only cross-entropy has a scale of its own: a network that has learnt its data by heart has a loss near
+    # zero, where any share of it is nothing.
+    floor = thresholds.LOSS_NATS if gap.metric == "loss" and gap.accuracy is not None else 0.0
+    return max(thresholds.LOSS_SHARE * level, floor)
