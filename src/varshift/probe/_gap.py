@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from varshift.probe._loss import mean_kl, relative_l2
-from varshift.probe._types import STATES, Gap, GapStep
+from varshift.probe._types import STATES, Gap, GapStep, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,10 @@ def _gap(
 
 def _steps(gap: Gap) -> Iterator[GapStep]:
     names = list(gap.states)
-    causes = {name: cause for name, cause in STATES if cause is not None}
-    for before, after in zip(names, names[1:], strict=False):
+    causes: dict[str, Step] = {name: cause for name, cause in STATES if cause is not None}
+    for before, after in itertools.pairwise(names):
         # Without the state between them noise and function are one step.
-        cause = "noise" if before == "train" else causes[after]
+        cause: Step = "noise" if before == "train" else causes[after]
         delta, stderr = gap.change(before, after) or (None, None)
         yield GapStep(cause, delta, stderr)
 

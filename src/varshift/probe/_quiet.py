@@ -16,20 +16,12 @@ from varshift.flow import Flow
 
 # What makes a function that carries its own noise leave its input alone. Builtins have no signature to read:
 # for them the position of each argument is written out.
-_OFF: Mapping[Any, Mapping[str, Any]] = {
+_OFF: Mapping[Any, tuple[str, Any]] = {
     **dict.fromkeys(
-        (
-            F.dropout,
-            F.dropout1d,
-            F.dropout2d,
-            F.dropout3d,
-            F.alpha_dropout,
-            F.feature_alpha_dropout,
-            F.rrelu,
-        ),
-        {"training": False},
+        (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, F.rrelu),
+        ("training", False),
     ),
-    F.multi_head_attention_forward: {"dropout_p": 0.0},
+    F.multi_head_attention_forward: ("dropout_p", 0.0),
 }
 _OFF_BUILTIN: Mapping[Any, tuple[int, str, Any]] = {
     **dict.fromkeys(
@@ -77,7 +69,7 @@ class Quiet(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if (off := _OFF.get(func)) is not None:
             bound = _signature(func).bind(*args, **kwargs)
-            bound.arguments.update(off)
+            bound.arguments.update([off])
             return func(*bound.args, **bound.kwargs)
         if (place := _OFF_BUILTIN.get(func)) is not None:
             position, name, value = place

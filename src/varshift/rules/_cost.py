@@ -128,7 +128,7 @@ def loss_severity(cost: Cost) -> Severity:
 
 def milder(one: Severity, other: Severity) -> Severity:
     """The milder of two severities."""
-    return max(one, other, key=SEVERITIES.index)
+    return SEVERITIES[max(SEVERITIES.index(one), SEVERITIES.index(other))]
 
 
 def _batches(gap: Gap, evidence: Evidence) -> int:

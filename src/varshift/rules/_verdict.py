@@ -23,17 +23,17 @@ VerdictState = Literal["worse", "better", "same", "unknown"]
 EXPERIMENTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
         "noise": (
-            "Evaluate with the noise on (vs.mode(model, noise=True, norms='running')): if the loss comes back, "
-            "the network relies on its noise.",
+            "Evaluate with the noise on (vs.mode(model, noise=True, norms='running')): if the loss comes "
+            "back, the network relies on its noise.",
             "Train for a few epochs with all rates at 0: the step is gone if the noise causes it.",
         ),
         "function": (
             "Search the code for `self.training` and for overridden `train()` or `eval()` methods.",
-            "Compare the outputs of the modules in train() and in eval(), with dropout off and norms in eval().",
+            "Compare the outputs of every module in train() and in eval(), with dropout off.",
         ),
         "small-batch": (
             "Check again with batches four times as large: the step shrinks if batches are too small.",
-            "Check again with samples drawn at random for every batch: the step changes if batch mates matter.",
+            "Check again with every batch drawn at random: the step changes if batch mates matter.",
         ),
         "variance-shift": (
             "Recalibrate (varshift.recalibrate(model, loader)) and evaluate on held-out data.",
@@ -44,7 +44,7 @@ EXPERIMENTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "Check again with exactly the data and the preprocessing of training.",
         ),
         "transform": (
-            "Compare one batch of both loaders: range, mean and deviation of each channel, order of channels.",
+            "Compare a batch of each loader: range, mean and deviation of each channel, order of channels.",
             "Check again with the samples of deployment under the transforms of training.",
         ),
     }
