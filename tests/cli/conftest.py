@@ -41,6 +41,14 @@ NETS = """
         x = torch.randn(256, 4, generator=generator)
         return [(part, (part[:, 0] > 0).long()) for part in x.split(64)]
 
+    def darker():
+        return [(x * 0.1 - 2, y) for x, y in loader()]
+
+    def slow():
+        net = Net()
+        net.norm.momentum = 0.99
+        return net
+
     instance = Net()
     number = 3
 

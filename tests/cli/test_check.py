@@ -137,6 +137,26 @@ def test_findings_can_be_let_pass(run, file):
     assert run(*words).code == 0
 
 
+def test_findings_fail_from_a_severity_on(run, file):
+    words = ("check", "nets:slow", "--select", "VS204")
+    assert "1 warning" in run(*words).out
+    assert run(*words).code == 1
+    assert run(*words, "--fail-on", "error").code == 0
+    file("pyproject.toml", '[tool.varshift]\nfail-on = "error"\n')
+    assert run(*words).code == 0
+    assert run(*words, "--fail-on", "advice").code == 1
+
+
+def test_the_data_of_deployment_are_a_step_of_the_gap(run, place):
+    words = ("check", "nets:trained", "--arg", "p=0", "--json", "r.json", "--exit-zero")
+    run(*words, "--data", "nets:loader", "--deploy", "nets:darker")
+    gap = json.loads((place / "r.json").read_text())["gap"]
+    assert [step["cause"] for step in gap["steps"]][-1] == "transform"
+    assert gap["steps"][-1]["delta"] == gap["states"]["deployed"] - gap["states"]["eval"] != 0
+    result = run(*words, "--deploy", "nets:darker")
+    assert (result.code, "--deploy is compared with the training data" in result.err) == (2, True)
+
+
 def test_rules_are_selected_on_the_command_line_and_in_the_configuration(run, file, place):
     def codes(*words):
         run("check", "nets:build", "--shape", "4", "--json", "r.json", *words)

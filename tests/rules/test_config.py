@@ -23,10 +23,10 @@ def test_all_keys_are_read(tmp_path):
     path = write(
         tmp_path,
         '[tool.varshift]\nselect = ["VS1"]\nignore = ["VS107"]\nextend-select = ["VS401"]\n'
-        'extend-ignore = ["VS106"]\nexit-zero = true\n',
+        'extend-ignore = ["VS106"]\nfail-on = "error"\nexit-zero = true\n',
     )
     config = load_config(tmp_path)
-    assert config == Config(("VS1",), ("VS107",), ("VS401",), ("VS106",), True, path)
+    assert config == Config(("VS1",), ("VS107",), ("VS401",), ("VS106",), "error", True, path)
     placement = {rule.code for rule in all_rules() if rule.code.startswith("VS1")}
     assert set(config.selection()) == placement - {"VS106", "VS107"} | {"VS401"}
 
@@ -71,6 +71,7 @@ def test_the_working_folder_is_the_default(tmp_path, monkeypatch):
         ('[tool.varshift]\nselect = "VS1"', "select='VS1'"),
         ("[tool.varshift]\nignore = [101]", r"ignore=\[101\]"),
         ("[tool.varshift]\nexit-zero = 1", "exit-zero=1"),
+        ('[tool.varshift]\nfail-on = "never"', "fail-on='never'.*'error', 'warning', 'advice'"),
         ('[tool.varshift]\nignore = ["VS109"]', "ignore in .*'VS109' is not a rule code"),
         ("[tool]\nvarshift = 3", "must be a table"),
         ("[tool.varshift\n", "cannot be read"),

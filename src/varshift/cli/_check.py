@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from varshift._errors import VarshiftError
 from varshift.cli._options import (
     DATA,
     OUTPUT,
@@ -20,6 +21,7 @@ from varshift.cli._options import (
     DeviceOption,
     Estimator,
     EstimatorOption,
+    FailOn,
     ForwardOption,
     SeedOption,
     ShapeOption,
@@ -53,6 +55,17 @@ def check(
             show_default=False,
         ),
     ] = None,
+    deploy: Annotated[
+        str | None,
+        typer.Option(
+            "--deploy",
+            metavar="MODULE:NAME",
+            help="Batches as deployment prepares them, where that differs from `--data`: what the other "
+            "transforms cost is measured too.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
     shape: ShapeOption = None,
     batches: BatchesOption = None,
     forward: ForwardOption = None,
@@ -82,6 +95,15 @@ def check(
         list[str] | None,
         typer.Option(
             "--ignore", metavar="CODES", help="Rules not to run.", rich_help_panel=RULES, show_default=False
+        ),
+    ] = None,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option(
+            "--fail-on",
+            help="The mildest finding that makes the exit status 1; by default `warning`.",
+            rich_help_panel=RULES,
+            show_default=False,
         ),
     ] = None,
     exit_zero: Annotated[
@@ -125,7 +147,7 @@ def check(
     """
     from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
     from varshift.report import check_writable, format_for, write_text
-    from varshift.rules import load_config
+    from varshift.rules import SEVERITIES, load_config
 
     # Whatever can be wrong with the command is found before anything is imported or measured.
     config = load_config(Path.cwd())
@@ -136,6 +158,8 @@ def check(
     if output is not None:
         format_for(output)
         check_writable(output)
+    if deploy is not None and data is None:
+        raise VarshiftError("--deploy is compared with the training data: add --data.")
     device = check_device(device)
 
     report = _measured(
@@ -143,7 +167,7 @@ def check(
         arguments,
         weights,
         weights_key,
-        data,
+        (data, deploy),
         shapes,
         json_only=json == "-",
         batches=batches or DEFAULT_BATCHES,
@@ -163,7 +187,9 @@ def check(
     if output is not None:
         report.save(output)
     _print(report, full=full, to_error=json == "-")
-    return 1 if report.findings and not (exit_zero or config.exit_zero) else 0
+    limit = SEVERITIES.index(fail_on.value if fail_on else config.fail_on)
+    fails = report.worst is not None and SEVERITIES.index(report.worst) <= limit
+    return 1 if fails and not (exit_zero or config.exit_zero) else 0
 
 
 def _measured(
@@ -171,7 +197,7 @@ def _measured(
     arguments: dict[str, Any],
     weights: Path | None,
     weights_key: str | None,
-    data: str | None,
+    sources: tuple[str | None, str | None],
     shapes: list[tuple[int, ...]] | None,
     *,
     json_only: bool,
@@ -191,7 +217,10 @@ def _measured(
         network, _, _ = load_network(
             target, arguments, weights, weights_key, settings["device"], seed=settings["seed"]
         )
-        loader = resolve_loader(data, batches) if data else None
+        loader, deploy = (
+            resolve_loader(text, batches, option) if text else None
+            for text, option in zip(sources, ("--data", "--deploy"), strict=True)
+        )
         if loader is None and shapes is None:
             from varshift.cli._zoo import default_shape
 
@@ -200,6 +229,7 @@ def _measured(
             return run_check(
                 network,
                 loader,
+                deploy=deploy,
                 shape=shapes,
                 max_batches=batches,
                 forward=resolve_function(forward, "--forward"),

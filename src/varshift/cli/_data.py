@@ -1,4 +1,4 @@
-"""From ``--data`` to batches, from ``--forward`` and ``--loss`` to functions."""
+"""From ``--data`` and ``--deploy`` to batches, from ``--forward`` and ``--loss`` to functions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from varshift.cli._models import check_signature
 from varshift.cli._objects import resolve_object
 
 
-def resolve_loader(text: str, batches: int | None) -> Iterable[Any]:
-    """The batches that ``--data`` names: a loader, a list of batches, or a callable that returns one.
+def resolve_loader(text: str, batches: int | None, option: str = "--data") -> Iterable[Any]:
+    """The batches that an option names: a loader, a list of batches, or a callable that returns one.
 
     A callable that returns an iterator (a generator function) is called anew for every pass. An iterator that
     can be gone through only once is read as far as it is needed.
@@ -22,21 +22,21 @@ def resolve_loader(text: str, batches: int | None) -> Iterable[Any]:
         DataError: If what it names is not an iterable of batches.
         UserCodeError: If the user's code fails.
     """
-    found = resolve_object(text, "--data")
+    found = resolve_object(text, option)
     if not callable(found) or _is_loader(found):
-        return _checked(found, text, batches)
+        return _checked(found, text, batches, option)
     check_signature(found, {}, text)
 
     def make() -> Any:
         try:
             return found()
         except (Exception, SystemExit) as error:
-            raise user_code_error(f"--data: calling {text}", error) from error
+            raise user_code_error(f"{option}: calling {text}", error) from error
 
     made = make()
     if isinstance(made, Iterator):
         return _Again(made, make)
-    return _checked(made, text, batches)
+    return _checked(made, text, batches, option)
 
 
 def resolve_function(text: str | None, option: str) -> Callable[..., Any] | None:
@@ -70,26 +70,28 @@ def _is_loader(found: Any) -> bool:
     return hasattr(found, "__iter__") and not isinstance(found, type)
 
 
-def _checked(found: Any, text: str, batches: int | None) -> Iterable[Any]:
+def _checked(found: Any, text: str, batches: int | None, option: str) -> Iterable[Any]:
     import torch
     from torch.utils.data import Dataset, IterableDataset
 
     remedy = "Expected a DataLoader, a list of batches, or a function that returns one of these."
     if isinstance(found, torch.Tensor):
-        raise DataError(f"--data: {text!r} is a tensor. {remedy} For one batch, put it into a list.")
+        raise DataError(f"{option}: {text!r} is a tensor. {remedy} For one batch, put it into a list.")
     if isinstance(found, (Mapping, str, bytes)) or found is None:
         raise DataError(
-            f"--data: {text!r} is {'None' if found is None else f'a {type(found).__name__}'}. {remedy}"
+            f"{option}: {text!r} is {'None' if found is None else f'a {type(found).__name__}'}. {remedy}"
         )
     if isinstance(found, Dataset) and not isinstance(found, IterableDataset):
         raise DataError(
-            f"--data: {text!r} is a data set ({type(found).__name__}), which has samples and not batches: "
+            f"{option}: {text!r} is a data set ({type(found).__name__}), which has samples and not batches: "
             "wrap it, as in DataLoader(data, batch_size=64)."
         )
     if isinstance(found, tuple) and found and all(isinstance(item, torch.Tensor) for item in found):
-        raise DataError(f"--data: {text!r} is a tuple of tensors, which looks like one batch. {remedy}")
+        raise DataError(f"{option}: {text!r} is a tuple of tensors, which looks like one batch. {remedy}")
     if isinstance(found, Iterator):
         return list(itertools.islice(found, batches))
     if not isinstance(found, Iterable) and not hasattr(found, "__getitem__"):
-        raise DataError(f"--data: {text!r} is a {type(found).__name__} and cannot be iterated over. {remedy}")
+        raise DataError(
+            f"{option}: {text!r} is a {type(found).__name__} and cannot be iterated over. {remedy}"
+        )
     return found

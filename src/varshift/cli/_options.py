@@ -18,6 +18,14 @@ class Estimator(StrEnum):
     ema = "ema"
 
 
+class FailOn(StrEnum):
+    """The mildest severity that makes a check fail."""
+
+    error = "error"
+    warning = "warning"
+    advice = "advice"
+
+
 def _set_verbose(context: typer.Context, value: bool) -> bool:
     if value and context.obj is not None:
         context.obj.verbose = True

@@ -11,10 +11,11 @@ from typing import Any
 
 from varshift._errors import VarshiftError
 
+from ._finding import SEVERITIES, Severity
 from ._registry import matching_rules, resolve_selection, split_selectors
 
 _LISTS = ("select", "ignore", "extend-select", "extend-ignore")
-_KEYS = (*_LISTS, "exit-zero")
+_KEYS = (*_LISTS, "fail-on", "exit-zero")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Config:
         ignore: Likewise, to be switched off.
         extend_select: Added to whatever is selected, also to a selection given on the command line.
         extend_ignore: Added to whatever is ignored.
+        fail_on: The mildest severity that makes the command line exit with 1.
         exit_zero: Exit with 0 even with findings.
         path: The file the settings come from, None when there was none.
     """
@@ -34,6 +36,7 @@ class Config:
     ignore: tuple[str, ...] = ()
     extend_select: tuple[str, ...] = ()
     extend_ignore: tuple[str, ...] = ()
+    fail_on: Severity = "warning"
     exit_zero: bool = False
     path: Path | None = None
 
@@ -103,12 +106,17 @@ def _config(table: dict[str, Any], path: Path) -> Config:
     exit_zero = table.get("exit-zero", False)
     if not isinstance(exit_zero, bool):
         raise VarshiftError(f"{path}: exit-zero={exit_zero!r} in [tool.varshift] must be true or false.")
+    fail_on = table.get("fail-on", "warning")
+    if fail_on not in SEVERITIES:
+        known = ", ".join(repr(severity) for severity in SEVERITIES)
+        raise VarshiftError(f"{path}: fail-on={fail_on!r} in [tool.varshift] must be one of {known}.")
     lists = {key: _selectors(table[key], key, path) for key in _LISTS if key in table}
     return Config(
         select=lists.get("select"),
         ignore=lists.get("ignore", ()),
         extend_select=lists.get("extend-select", ()),
         extend_ignore=lists.get("extend-ignore", ()),
+        fail_on=fail_on,
         exit_zero=exit_zero,
         path=path,
     )
