@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from varshift._errors import VarshiftError
 from varshift.report._levels import excess
 from varshift.report._page import Line, Span, heading, line, paragraph
-from varshift.report._words import counted, figure, finding_name, place, site_name
-from varshift.rules import Cure, Finding, by_severity, get_rule
+from varshift.report._words import counted, figure, finding_name, place, rule_title, site_name
+from varshift.rules import Cure, Finding, by_severity
 
 if TYPE_CHECKING:
     from varshift.report._report import Report
@@ -39,13 +38,12 @@ def _distance(rows: Mapping[str, LayerRow], finding: Finding) -> float:
 
 def _group(code: str, group: tuple[Finding, ...], width: int, *, full: bool) -> list[Line]:
     severity = group[0].severity
-    name = rule_name(code)
     sites = len({site for finding in group for site in finding.sites})
     title = line(
         Span("  "),
         Span(severity, severity),
         Span(" "),
-        Span(f"{code}{' ' + name if name else ''}", "strong"),
+        Span(rule_title(code), "strong"),
         Span(f"  {counted(sites, 'site')}, {_confidences(group)}", "quiet"),
     )
     lines = [title]
@@ -127,11 +125,3 @@ def _cure(cure: Cure, label: str, width: int) -> list[Line]:
     tail = f"[{cure.safety}]"
     body = spans[-1].text.removesuffix(tail)
     return [*head, (*spans[:-1], Span(body), Span(tail, style))]
-
-
-def rule_name(code: str) -> str:
-    """The name of a rule, empty for a code that no rule here has."""
-    try:
-        return get_rule(code).name
-    except VarshiftError:
-        return ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from varshift.report._layout import page
 from varshift.report._page import paragraph, text_of
-from varshift.report._summary import gap_sentence, verdict, worst_layer_sentence
+from varshift.report._summary import sentences
 from varshift.report._words import finding_name, place
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ def _width() -> int:
 
 
 def brief(report: Report) -> str:
-    """A few lines for a prompt: the verdict, the worst layer, the gap, and the first findings."""
-    lines = [f"<Report {report.model.target}: {verdict(report)}"]
-    for sentence in (worst_layer_sentence(report), gap_sentence(report.gap)):
-        lines += [text_of(content) for content in paragraph(sentence, DEFAULT_WIDTH)] if sentence else []
+    """A few lines for a prompt: the verdict, what explains it, and the first findings."""
+    first, *others = sentences(report)
+    lines = [f"<Report {report.model.target}: {first}"]
+    for sentence in others:
+        lines += [text_of(content) for content in paragraph(sentence, DEFAULT_WIDTH)]
     for finding in report.findings[:LISTED]:
         source = f" ({place(finding.source)})" if finding.source else ""
         lines.append(f"  {finding.severity} {finding.code} {finding_name(finding)}{source}")

@@ -7,23 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from varshift.report._page import Line, Span, Style, columns, heading, paragraph
-from varshift.report._words import figure, percent, signed
-from varshift.rules import thresholds
+from varshift.report._steps import STEP_MEANINGS
+from varshift.report._words import figure, percent, uncertain
+from varshift.rules import costs_by_step, loss_severity
 
 if TYPE_CHECKING:
     from varshift.probe import Gap
     from varshift.report._report import Report
 
-# The states in order, each with the step that leads to it and what is changed by it.
-_STEPS = (
-    ("train", None, "as trained: noise on, batch statistics"),
-    ("clean", "noise", "noise switched off"),
-    ("clean_eval", "function", "modules in eval mode"),
-    ("recalibrated", "small-batch", "statistics of all the data instead of each batch"),
-    ("recalibrated_noisy", "variance-shift", "statistics learned with the noise on"),
-    ("eval", "statistics", "statistics as shipped"),
-    ("deployed", "transform", "the data of deployment"),
-)
+_AS_TRAINED = "as trained: noise on, batch statistics"
 
 
 def gap_section(report: Report, width: int) -> list[Line]:
@@ -34,26 +26,35 @@ def gap_section(report: Report, width: int) -> list[Line]:
     metric = "distance of the outputs" if gap.metric == "relative_l2" else gap.metric
     lines = heading("From training to deployment", width, f"{metric}, same batches and weights")
     lines += _rows(gap, width)
-    first, last = gap.states.get("train"), gap.states.get(gap.last)
-    total = "" if first is None or last is None else f"In all {signed(last - first)}. "
-    lines += paragraph(
-        f"{total}Each step changes one thing. Noise is meant to go, small-batch noise too. What "
-        "variance-shift and statistics add is what recalibrating would take away.",
-        width,
-        style="quiet",
-    )
-    return lines
+    return lines + paragraph(" ".join(_closing(gap)), width, style="quiet")
+
+
+def _closing(gap: Gap) -> list[str]:
+    """What the steps add up to, and how to read them."""
+    sentences = []
+    if change := gap.change("train", gap.last):
+        sentences.append(f"In all {uncertain(*change)}.")
+    sentences.append("Each step changes one thing; coloured is what makes evaluation worse beyond its error.")
+    if gap.steps and gap.steps[0].cause == "noise":
+        sentences.append("Noise is meant to go.")
+    costs = costs_by_step(gap)
+    if {"variance-shift", "statistics"} <= {step.cause for step in gap.steps}:
+        sentences.append(
+            "Recalibrating takes away what variance-shift and statistics add together."
+            if "statistics" in costs
+            else "The statistics as shipped undo the variance shift: nothing is left to recalibrate."
+        )
+    return sentences
 
 
 def _rows(gap: Gap, width: int) -> list[Line]:
-    steps = {step.cause: step for step in gap.steps}
     accuracy, kl = gap.accuracy or {}, gap.kl or {}
     extra = bool(accuracy or kl) and width >= 72
-    rows = [row for row in _STEPS if row[0] in gap.states]
-    values = [gap.states.get(state) for state, _, _ in rows]
+    rows = list(zip(gap.states, (None, *gap.steps), strict=True))  # the first state has no step before it
+    values = list(gap.states.values())
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    meaning = max(len(text) for _, _, text in _STEPS) if width >= 125 else 0
+    meaning = max(map(len, (_AS_TRAINED, *STEP_MEANINGS.values()))) if width >= 125 else 0
     widths = [14, 9, 9, 9, 9 if extra else 0]
     bar = width - 2 - sum(widths) - len(widths) - (meaning + 1 if meaning else 0) - 1
     bar = max(8, min(48, bar))
@@ -67,10 +68,10 @@ def _rows(gap: Gap, width: int) -> list[Line]:
         head.append("")
     table = [[Span(text, "quiet") for text in head]]
     before: float | None = None
-    for (state, cause, text), value in zip(rows, values, strict=True):
-        step = steps.get(cause) if cause else None  # type: ignore[call-overload]
-        delta = step.delta if step else None
-        style = _style(cause, delta, step.stderr if step else None)
+    harm = harms(gap)
+    for (state, step), value in zip(rows, values, strict=True):
+        cause, delta = (step.cause, step.delta) if step else (None, None)
+        style: Style = "strong" if cause is None else harm.get(cause, "quiet")
         cells = [
             Span(cause or state, "strong" if cause is None else "plain"),
             Span(_fixed(value, decimals)),
@@ -80,10 +81,10 @@ def _rows(gap: Gap, width: int) -> list[Line]:
             Span(step_bar(before, value, low, high, bar), style),
         ]
         if meaning:
-            cells.append(Span(text, "quiet"))
+            cells.append(Span(STEP_MEANINGS[cause] if cause else _AS_TRAINED, "quiet"))
         table.append(cells)
         before = value
-    table.append(_last_row(table[-1], values[-1], low, high, bar))
+    table.append(_last_row(gap.last, table[-1], values[-1], low, high, bar))
     return columns(table, widths, right=(1, 2, 3, 4))
 
 
@@ -91,9 +92,11 @@ def _extra(accuracy: Mapping[str, float], kl: Mapping[str, float], state: str) -
     return percent(accuracy.get(state)) if accuracy else figure(kl.get(state))
 
 
-def _last_row(row: list[Span], value: float | None, low: float, high: float, bar: int) -> list[Span]:
+def _last_row(
+    state: str, row: list[Span], value: float | None, low: float, high: float, bar: int
+) -> list[Span]:
     """The deployed state once more, as the sum below the steps that lead to it."""
-    cells = [Span("eval", "strong"), row[1], Span(""), Span(""), row[4]]
+    cells = [Span(state, "strong"), row[1], Span(""), Span(""), row[4]]
     cells.append(Span(step_bar(None, value, low, high, bar), "strong"))
     return cells if len(row) == len(cells) else [*cells, Span("as deployed", "quiet")]
 
@@ -111,17 +114,25 @@ def _fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
     return text if len(text) <= 9 else f"{value:{'+' if sign else ''}.2e}"
 
 
-def _style(cause: str | None, delta: float | None, stderr: float | None) -> Style:
-    """Red for what hurts and can be cured, green for what helps, quiet for what is within its error."""
-    if cause is None or delta is None:
-        return "strong"
-    if not math.isfinite(delta):
-        return "error"
-    if abs(delta) <= thresholds.LOSS_STANDARD_ERRORS * (stderr or 0.0):
-        return "quiet"
-    if delta < 0:
-        return "good"
-    return "error" if cause in ("variance-shift", "statistics") else "plain"
+def harms(gap: Gap) -> dict[str, Style]:
+    """The colour of each step: red or yellow for harm beyond its error, by what it costs.
+
+    A step that is not finite is red; one within its error, or undone by the next, is quiet.
+    """
+    styles: dict[str, Style] = {}
+    costs = costs_by_step(gap)
+    for step in gap.steps:
+        cost = costs.get(step.cause)
+        if step.delta is None or not math.isfinite(step.delta):
+            styles[step.cause] = "error"
+        elif cost is None or not cost.significant:
+            styles[step.cause] = "quiet"
+        elif cost.delta < 0:
+            styles[step.cause] = "plain"
+        else:
+            severity = loss_severity(cost)
+            styles[step.cause] = "plain" if severity == "advice" else severity
+    return styles
 
 
 def step_bar(before: float | None, after: float | None, low: float, high: float, width: int) -> str:

@@ -8,8 +8,9 @@ import sysconfig
 from collections.abc import Sequence
 from functools import cache
 
+from varshift._errors import VarshiftError
 from varshift._sites import SiteId, Source
-from varshift.rules import Finding
+from varshift.rules import Finding, get_rule
 
 
 def figure(value: float | None, digits: int = 3) -> str:
@@ -86,6 +87,19 @@ def site_name(site: SiteId) -> str:
     """The module path of a site, with its number where the module has several of its kind."""
     number = f"#{site.ordinal}" if site.ordinal > 1 else ""
     return f"{module_name(site.module)}{number}"
+
+
+def rule_name(code: str) -> str:
+    """The name of a rule, empty for a code that no rule here has."""
+    try:
+        return get_rule(code).name
+    except VarshiftError:
+        return ""
+
+
+def rule_title(code: str) -> str:
+    """Code and name of a rule: ``VS202 stale-statistics``."""
+    return f"{code} {rule_name(code)}".rstrip()
 
 
 def finding_name(finding: Finding) -> str:

@@ -16,7 +16,9 @@ from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
 from varshift.rules._cost import Cost as Cost
 from varshift.rules._cost import cost_of as cost_of
+from varshift.rules._cost import costs_by_step as costs_by_step
 from varshift.rules._cost import graded as graded
+from varshift.rules._cost import loss_severity as loss_severity
 from varshift.rules._cures import CURES as CURES
 from varshift.rules._examine import NOT_SELECTED as NOT_SELECTED
 from varshift.rules._examine import Plan as Plan

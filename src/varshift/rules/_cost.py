@@ -76,9 +76,20 @@ def cost_of(evidence: Evidence, *causes: str) -> Cost | None:
         >>> cost_of(Evidence(), "variance-shift", "statistics") is None
         True
     """
-    gap = evidence.measurement.gap if evidence.measurement else None
-    if gap is None:
+    measurement = evidence.measurement
+    if measurement is None or measurement.gap is None:
         return None
+    return cost_in(measurement.gap, *causes, batches=measurement.batches)
+
+
+def cost_in(gap: Gap, *causes: str, batches: int = 0) -> Cost | None:
+    """What some neighbouring steps of a gap cost together, None where one of its ends is not finite.
+
+    Args:
+        gap: The gap.
+        causes: Names of the steps, in their order.
+        batches: Number of batches, where the gap does not say it.
+    """
     first, last = _AROUND[causes[0]][0], _AROUND[causes[-1]][1]
     if "clean" not in gap.states and last == "clean":
         last = "clean_eval"  # noise and function are one step where noise cannot be switched off alone
@@ -88,7 +99,24 @@ def cost_of(evidence: Evidence, *causes: str) -> Cost | None:
     delta, stderr = change
     levels = [value for name in (first, last) if (value := gap.states.get(name)) is not None]
     level = abs(min(levels))
-    return Cost(causes, delta, stderr, level, gap.metric, _batches(gap, evidence), _scale(gap, level))
+    return Cost(causes, delta, stderr, level, gap.metric, len(gap.sizes) or batches, _scale(gap, level))
+
+
+def costs_by_step(gap: Gap) -> dict[str, Cost]:
+    """What each step of a gap costs by itself.
+
+    Where the statistics as shipped undo the variance shift, as after recalibrating, the shift is one that the
+    network does not have: both steps are left out.
+
+    Args:
+        gap: The gap.
+    """
+    costs = {step.cause: cost for step in gap.steps if (cost := cost_in(gap, step.cause)) is not None}
+    there, back = costs.get("variance-shift"), costs.get("statistics")
+    both = cost_in(gap, "variance-shift", "statistics") if there and back else None
+    if there and back and both and (there.delta > 0) != (back.delta > 0) and not both.significant:
+        del costs["variance-shift"], costs["statistics"]
+    return costs
 
 
 def graded(
@@ -129,10 +157,6 @@ def loss_severity(cost: Cost) -> Severity:
 def milder(one: Severity, other: Severity) -> Severity:
     """The milder of two severities."""
     return SEVERITIES[max(SEVERITIES.index(one), SEVERITIES.index(other))]
-
-
-def _batches(gap: Gap, evidence: Evidence) -> int:
-    return len(gap.sizes) or (evidence.measurement.batches if evidence.measurement else 0)
 
 
 def _scale(gap: Gap, level: float) -> float:

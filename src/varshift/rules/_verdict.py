@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of
+from ._cost import Cost, costs_by_step
 from ._finding import Finding
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def judge(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
     gap = evidence.measurement.gap if evidence.measurement else None
     if gap is None:
         return Verdict("unknown")
-    costs = {step.cause: cost for step in gap.steps if (cost := cost_of(evidence, step.cause)) is not None}
+    costs = costs_by_step(gap)
     harmful = {cause: cost for cause, cost in costs.items() if cost.significant and cost.delta > 0}
     by_step: dict[str, str] = {}
     for finding in findings:
