@@ -181,13 +181,13 @@ def test_weights_that_are_not_finite_are_a_finding_not_a_crash(sick, batches):
     assert report.layer("norm2").real_var is None
     assert report.gap.states["eval"] is None
     jsonschema.validate(json.loads(report.to_json()), report_schema())
-    assert "The outputs as deployed are not finite." in " ".join(str(report).split())
+    assert "The loss is not finite, neither in training nor in evaluation." in " ".join(str(report).split())
 
 
 def test_the_page_of_a_recalibrated_network_says_that_it_fits(sick, batches):
     vs.recalibrate(sick, batches)
     text = " ".join(str(vs.check(sick, batches)).split())
-    assert "Between the two lie" not in text
+    assert "No finding explains" not in text
     assert "Nothing found" in text
 
 

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -10,16 +11,25 @@ from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
 from varshift.report import build_report
 from varshift.rules import Cure, Evidence, Finding, FindingSite
 
-STATES = ("train", "clean", "recalibrated", "recalibrated_noisy", "eval")
-CAUSES = ("noise", "small-batch", "variance-shift", "statistics")
+STATES = ("train", "clean", "clean_eval", "recalibrated", "recalibrated_noisy", "eval")
+CAUSES = ("noise", "function", "small-batch", "variance-shift", "statistics")
 
 
-def make_gap(values, errors=(0.01, 0.001, 0.004, 0.003), metric="loss", **extra):
+def make_gap(values, errors=(0.01, 0.0, 0.001, 0.004, 0.003), metric="loss", **extra):
+    """A gap on four batches of 64 whose steps have these standard errors."""
     steps = [
         GapStep(cause, after - before, error)
-        for cause, before, after, error in zip(CAUSES, values, values[1:], errors, strict=False)
+        for cause, (before, after), error in zip(CAUSES, pairwise(values), errors, strict=True)
     ]
-    return Gap(metric, dict(zip(STATES, values, strict=True)), tuple(steps), **extra)
+    spread = [0.0]  # values at both sides of a mean, as far as gives the standard error of four
+    for error in errors:
+        spread.append(spread[-1] + (error or 0.0) * math.sqrt(3))
+    batches = {
+        state: tuple(value + sign * far for sign in (1, -1, 1, -1))
+        for state, value, far in zip(STATES, values, spread, strict=True)
+    }
+    given = {"batches": batches, "sizes": (64,) * 4, **extra}
+    return Gap(metric, dict(zip(STATES, values, strict=True)), tuple(steps), **given)
 
 
 def make_finding(
@@ -167,8 +177,8 @@ def sick(make):
         )
     )
     gap = make.gap(
-        (0.2134, 0.2013, 0.2025, 0.5846, 0.5948),
-        accuracy=dict(zip(STATES, (0.93, 0.94, 0.94, 0.71, 0.7), strict=True)),
+        (0.2134, 0.2013, 0.2013, 0.2025, 0.5846, 0.5948),
+        accuracy=dict(zip(STATES, (0.93, 0.94, 0.94, 0.94, 0.71, 0.7), strict=True)),
     )
     return make.report(
         ratios,

@@ -83,7 +83,7 @@ def test_a_report_without_data_fits_the_schema_and_keeps_measured_figures_null(m
 
 
 def test_nothing_that_is_not_finite_reaches_the_file(make):
-    gap = make.gap((0.2, 0.2, 0.2, math.inf, math.nan), (math.nan, None, math.inf, 0.1))
+    gap = make.gap((0.2, 0.2, 0.2, 0.2, math.inf, math.nan), (math.nan, None, 0.0, math.inf, 0.1))
     evidence = {"a": math.nan, "b": [np.float32(2.5), np.int64(3), {"c": -math.inf}], 4: np.arange(2)}
     report = make.report(
         {"a": math.inf, "b": math.nan, "c": -0.5}, [make.finding(evidence=evidence)], gap=gap
@@ -95,7 +95,7 @@ def test_nothing_that_is_not_finite_reaches_the_file(make):
     assert content["gap"]["states"]["eval"] is None
     distances = dict.fromkeys(("train", "eval"), math.inf)
     gap = make.gap(
-        (0.3, 0.1, 0.0, 0.12, 0.13), metric="relative_l2", kl=distances, accuracy={"eval": math.nan}
+        (0.3, 0.1, 0.1, 0.0, 0.12, 0.13), metric="relative_l2", kl=distances, accuracy={"eval": math.nan}
     )
     report = make.report({"a": 0.8}, gap=gap)
     assert written(report)["gap"]["kl"] == {"train": None, "eval": None}

@@ -16,12 +16,18 @@ def text_of(report, **options):
 
 def test_all_is_well_only_where_all_rules_ran(make):
     rules = [RuleRun("VS101", True), RuleRun("VS207", True)]
-    assert CLEAR in text_of(make.report({"a": 1.0}, rules=rules))
-    text = text_of(make.report({"a": 1.0}, rules=[*rules, RuleRun("VS302", False, NOT_SELECTED)]))
+    gap = make.gap((0.5,) * 6)
+    assert CLEAR in text_of(make.report({"a": 1.0}, rules=rules, gap=gap))
+    unasked = RuleRun("VS307", False, "needs inputs (no deployment loader was given)")
+    text = text_of(make.report({"a": 1.0}, rules=[*rules, unasked], gap=gap))
+    assert CLEAR in text
+    assert "VS307" not in text
+    text = text_of(make.report({"a": 1.0}, rules=[*rules, RuleRun("VS302", False, NOT_SELECTED)], gap=gap))
     assert CLEAR not in text
     assert "Nothing found by the 2 rules that ran, VS101 and VS207." in text
     assert "VS302" not in text
-    text = text_of(make.report({"a": 1.0}, rules=[*rules, RuleRun("VS302", False, "needs luck (none)")]))
+    failed = RuleRun("VS302", False, "needs luck (none)")
+    text = text_of(make.report({"a": 1.0}, rules=[*rules, failed], gap=gap))
     assert CLEAR not in text
     assert "Nothing found by the 2 rules that ran; VS302 could not." in text
     assert "VS302 did not run: needs luck (none)." in text

@@ -6,7 +6,7 @@ import pytest
 
 from varshift.evidence import Evidence
 from varshift.probe import Gap, GapStep, Measurement
-from varshift.rules import Finding, FindingSite, cost_of, graded, judge
+from varshift.rules import Finding, FindingSite, cost_of, costs_by_step, graded, judge
 from varshift.rules._causes import Explains, settle
 from varshift.rules._places import SiteId
 
@@ -126,3 +126,20 @@ def test_without_a_measurement_or_a_loss_nothing_is_claimed():
 
 def test_a_large_error_is_no_agreement():
     assert judge(evidence(0, 0, 0, 0, 0.2, spread=1.0), ()).state == "unknown"
+
+
+def test_statistics_that_undo_the_variance_shift_cost_nothing():
+    cured = evidence(-0.2, 0, 0, 0.3, -0.299)
+    assert set(costs_by_step(cured.measurement.gap)) == {"noise", "function", "small-batch"}
+    verdict = judge(cured, [])
+    assert (verdict.state, verdict.step, verdict.experiments) == ("better", "noise", ())
+    half = evidence(-0.2, 0, 0, 0.3, -0.1)
+    assert judge(half, []).step == "variance-shift"
+    assert judge(evidence(0, 0, 0, 0, -0.3), [finding("VS210", step="statistics")]).code == "VS210"
+
+
+def test_without_a_loss_a_hundredth_of_the_outputs_is_nothing():
+    cost = cost_of(
+        evidence(0, 0, 0, 0.009, 0, train=0.0, spread=1e-5, metric="relative_l2"), "variance-shift"
+    )
+    assert not cost.significant

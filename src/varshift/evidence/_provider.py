@@ -37,7 +37,11 @@ class Provider(ABC):
         """Raises an error for what is known to go wrong, before anything is drawn or run."""
 
     def obstacle(self, subject: Subject) -> str:
-        """Why it cannot be made from what the user passed, in a few words; empty when it can."""
+        """Why it cannot be made from what the user passed, in a few words; empty when it can.
+
+        Where the user did not pass what it is made from: ``"no ... was given"`` or ``"no ... were given"``, by
+        which the report tells such rules from those that failed.
+        """
         return ""
 
     def limit(self) -> str:

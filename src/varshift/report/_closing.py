@@ -17,8 +17,7 @@ COMMAND = 31
 def closing_section(report: Report, width: int, *, full: bool = False) -> list[Line]:
     """The limits of this report and the next steps."""
     lines: list[Line] = []
-    # Without data rules that need some do not run, which the limits say in one sentence.
-    skipped = skipped_lines(report, width) if full or report.data is not None else []
+    skipped = skipped_lines(report, width, full=full)
     if report.limits or skipped:
         lines += heading("What could not be seen", width)
         for limit in report.limits:

@@ -24,7 +24,7 @@ def headline(verdict: Verdict) -> str:
     if train is None and deployed is None:
         return "The loss is not finite, neither in training nor in evaluation."
     if deployed is None:
-        return f"Evaluation is worse than training: its loss is not finite, that of training is {figure(train)}."
+        return f"Evaluation is worse than training: the loss goes from {figure(train)} to no finite number."
     if train is None:
         return f"The loss in training is not finite, that in evaluation is {figure(deployed)}."
     change = f"{figure(train)} to {figure(deployed)} ({uncertain(verdict.delta, verdict.stderr)})"
@@ -38,7 +38,7 @@ def headline(verdict: Verdict) -> str:
             )
         case _:
             text = f"Evaluation is {verdict.state} than training: the loss goes from {change}"
-    if verdict.state == "worse" or not _harms(verdict):
+    if verdict.state == "worse" or not is_harmed(verdict):
         return f"{text}."
     return f"{text}, but it could be better."
 
@@ -59,18 +59,22 @@ def _without_loss(verdict: Verdict) -> str:
 
 
 def explanation(verdict: Verdict) -> list[str]:
-    """What carries the verdict, what explains it, which mode is good, and what would tell the cause."""
+    """What carries the verdict, what explains it and which mode is good, in a few sentences."""
     sentences = []
     if verdict.step is not None and verdict.step_delta is not None:
         sentences.append(_step_sentence(verdict, verdict.step, verdict.step_delta))
     share = verdict.unexplained
     if share is not None and verdict.code is not None and share >= UNEXPLAINED:
         sentences.append(f"No finding explains {percent(share)} of what makes evaluation worse.")
-    if verdict.good_mode is not None:
-        sentences.append(_mode_sentence(verdict))
-    if verdict.experiments:
-        sentences.append(f"To tell the cause: {' Or: '.join(verdict.experiments)}")
+    if mode := _mode_sentence(verdict):
+        sentences.append(mode)
     return sentences
+
+
+def experiments(verdict: Verdict) -> str:
+    """What would tell the cause of a step that no finding explains; empty where there is none."""
+    numbered = (f"({number}) {text}" for number, text in enumerate(verdict.experiments, start=1))
+    return f"What would tell: {' '.join(numbered)}" if verdict.experiments else ""
 
 
 def _step_sentence(verdict: Verdict, step: str, delta: float) -> str:
@@ -79,11 +83,11 @@ def _step_sentence(verdict: Verdict, step: str, delta: float) -> str:
     if verdict.metric != "loss":
         text = f"{words} moves the outputs by {signed(delta)}"
     else:
-        text = f"{words} {'costs' if delta > 0 else 'brings'} {signed(delta)}"
+        text = f"{words} {'raises' if delta > 0 else 'lowers'} the loss by {figure(abs(delta))}"
     if verdict.code is not None:
         return f"{text}: {rule_title(verdict.code)} explains it."
-    if delta <= 0 and step in EXPECTED_GAINS:
-        return f"{text}, as it should: {EXPECTED_GAINS[step]}."
+    if _expected(verdict):
+        return f"{text}, as is normal: {EXPECTED_GAINS[step]}."
     share = verdict.unexplained
     if share is not None and UNEXPLAINED <= share <= 1 - UNEXPLAINED:
         return f"{text}. No finding explains it, {percent(share)} of what makes evaluation worse."
@@ -91,6 +95,8 @@ def _step_sentence(verdict: Verdict, step: str, delta: float) -> str:
 
 
 def _mode_sentence(verdict: Verdict) -> str:
+    if verdict.good_mode is None or (verdict.code is None and _expected(verdict)):
+        return ""
     if verdict.good_mode == "train" and verdict.state == "worse":
         return "The network is good in train() and bad in eval()."
     if verdict.good_mode == "eval" and verdict.code is not None:
@@ -98,6 +104,11 @@ def _mode_sentence(verdict: Verdict) -> str:
     return f"The better mode, noise aside, is {verdict.good_mode}()."
 
 
-def _harms(verdict: Verdict) -> bool:
-    """Whether the step that carries the verdict makes evaluation worse than it could be."""
-    return verdict.step_delta is not None and verdict.step_delta > 0
+def _expected(verdict: Verdict) -> bool:
+    """Whether the step that carries the verdict makes evaluation better, as it does in a sound network."""
+    return not is_harmed(verdict) and verdict.step in EXPECTED_GAINS
+
+
+def is_harmed(verdict: Verdict) -> bool:
+    """Whether evaluation is worse than training, or than it could be."""
+    return verdict.state == "worse" or (verdict.step_delta is not None and verdict.step_delta > 0)

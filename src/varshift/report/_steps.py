@@ -21,7 +21,7 @@ STEP_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
 # Why a step that makes evaluation better is nothing to explain: training has it worse on purpose.
 EXPECTED_GAINS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "noise": "noise is there for training",
+        "noise": "noise is for training only",
         "small-batch": "the statistics of one batch are noisier",
     }
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from varshift.report._headline import explanation, headline
+from varshift.report._headline import experiments, explanation, headline, is_harmed
 from varshift.report._page import Line, Span, Style, line, paragraph
 from varshift.report._runs import not_needed, ran_in_words
 from varshift.report._words import counted, enumerated, large
@@ -39,16 +39,16 @@ def summary_section(report: Report, width: int) -> list[Line]:
 def sentences(report: Report) -> list[str]:
     """What the report says first: the verdict, then how many findings there are.
 
-    That all is well is said only where the loss (without one, the outputs) is the same in both modes within its
-    error, no step makes it worse, and every rule that could find something ran and found nothing.
+    That all is well is said only where the loss (without one, the outputs) is the same in both modes within
+    its error, no step makes it worse, and every rule that could find something ran and found nothing.
     """
     verdict = report.verdict
     if verdict is None:
         return [counts(report)]
     if all_is_well(report):
         return [ALL_IS_WELL, headline(verdict)]
-    why = explanation(verdict)
-    return [headline(verdict), *([" ".join(why)] if why else []), counts(report)]
+    paragraphs = [headline(verdict), " ".join(explanation(verdict)), experiments(verdict), counts(report)]
+    return [text for text in paragraphs if text]
 
 
 def all_is_well(report: Report) -> bool:
@@ -73,6 +73,9 @@ def counts(report: Report) -> str:
         return f"Nothing found {ran}."
     if report.data is None:
         return "Nothing found in how the network is built; no data was given, so nothing was measured."
+    verdict = report.verdict
+    if verdict is not None and verdict.state != "unknown" and not is_harmed(verdict):
+        return "Nothing found: no step makes evaluation worse than it could be."
     return "Nothing found by the rules that ran."
 
 
@@ -81,10 +84,9 @@ def _style(report: Report) -> Style:
     if report.worst is not None:
         return report.worst
     verdict = report.verdict
-    if verdict is None or verdict.state == "unknown":
+    if verdict is None:
         return "quiet"
-    harmed = verdict.step_delta is not None and verdict.step_delta > 0
-    return "warning" if verdict.state == "worse" or harmed else "good"
+    return "warning" if is_harmed(verdict) else "quiet" if verdict.state == "unknown" else "good"
 
 
 def basis(report: Report) -> str:

@@ -37,11 +37,11 @@ def _closing(gap: Gap) -> list[str]:
     sentences.append("Each step changes one thing; coloured is what makes evaluation worse beyond its error.")
     if gap.steps and gap.steps[0].cause == "noise":
         sentences.append("Noise is meant to go.")
-    costs = costs_by_step(gap)
-    if {"variance-shift", "statistics"} <= {step.cause for step in gap.steps}:
+    finite = {step.cause for step in gap.steps if step.delta is not None and math.isfinite(step.delta)}
+    if {"variance-shift", "statistics"} <= finite:
         sentences.append(
             "Recalibrating takes away what variance-shift and statistics add together."
-            if "statistics" in costs
+            if "statistics" in costs_by_step(gap)
             else "The statistics as shipped undo the variance shift: nothing is left to recalibrate."
         )
     return sentences
@@ -50,7 +50,7 @@ def _closing(gap: Gap) -> list[str]:
 def _rows(gap: Gap, width: int) -> list[Line]:
     accuracy, kl = gap.accuracy or {}, gap.kl or {}
     extra = bool(accuracy or kl) and width >= 72
-    rows = list(zip(gap.states, (None, *gap.steps), strict=True))  # the first state has no step before it
+    rows = list(zip(gap.states, (None, *gap.steps), strict=False))  # the first state has no step before it
     values = list(gap.states.values())
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
@@ -117,7 +117,8 @@ def _fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
 def harms(gap: Gap) -> dict[str, Style]:
     """The colour of each step: red or yellow for harm beyond its error, by what it costs.
 
-    A step that is not finite is red; one within its error, or undone by the next, is quiet.
+    A step that is not finite is red; one within its error, or undone by the next, is quiet. Outputs without
+    a loss are never red, for nobody can say which are worse.
     """
     styles: dict[str, Style] = {}
     costs = costs_by_step(gap)
@@ -129,6 +130,8 @@ def harms(gap: Gap) -> dict[str, Style]:
             styles[step.cause] = "quiet"
         elif cost.delta < 0:
             styles[step.cause] = "plain"
+        elif gap.metric != "loss":
+            styles[step.cause] = "warning"
         else:
             severity = loss_severity(cost)
             styles[step.cause] = "plain" if severity == "advice" else severity

@@ -113,9 +113,11 @@ def costs_by_step(gap: Gap) -> dict[str, Cost]:
     """
     costs = {step.cause: cost for step in gap.steps if (cost := cost_in(gap, step.cause)) is not None}
     there, back = costs.get("variance-shift"), costs.get("statistics")
-    both = cost_in(gap, "variance-shift", "statistics") if there and back else None
-    if there and back and both and (there.delta > 0) != (back.delta > 0) and not both.significant:
-        del costs["variance-shift"], costs["statistics"]
+    both = cost_in(gap, "variance-shift", "statistics")
+    if there and back and both:
+        undone = there.delta * back.delta < 0 and not both.significant
+        if undone and (there.significant or back.significant):
+            del costs["variance-shift"], costs["statistics"]
     return costs
 
 
@@ -160,7 +162,8 @@ def milder(one: Severity, other: Severity) -> Severity:
 
 
 def _scale(gap: Gap, level: float) -> float:
-    # Only cross-entropy has a scale of its own: a network that has learnt its data by heart has a loss near
-    # zero, where any share of it is nothing.
-    floor = thresholds.LOSS_NATS if gap.metric == "loss" and gap.accuracy is not None else 0.0
-    return max(thresholds.LOSS_SHARE * level, floor)
+    # Distances of outputs are shares already. Of the losses only cross-entropy has a scale of its own: a
+    # network that has learnt its data by heart has a loss near zero, where any share of it is nothing.
+    if gap.metric != "loss":
+        return thresholds.LOSS_SHARE
+    return max(thresholds.LOSS_SHARE * level, thresholds.LOSS_NATS if gap.accuracy is not None else 0.0)
