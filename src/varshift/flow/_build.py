@@ -21,6 +21,7 @@ from varshift.flow._noise import NoiseFinder
 from varshift.flow._norms import Norm, find_norms
 from varshift.flow._raw import RawNode, Recording, map_refs
 from varshift.flow._reach import Reach, mixes_units, propagate, summands
+from varshift.flow._rescaling import Rescaling
 from varshift.flow._slots import slots
 from varshift.flow._source import SourceFinder
 from varshift.flow._types import CaptureMethod, Flow, Mode, Node, NoiseSite, NormSite, Path, Ref
@@ -63,7 +64,8 @@ def build_flows(traced: Mapping[Mode, Traced], model: nn.Module, names: dict[str
     flows: dict[Mode, Flow] = {}
     for mode, one in traced.items():
         known = norms if mode == "train" else tuple(replace(norm, computes=frozenset()) for norm in norms)
-        flows[mode] = _build(graphs[mode], one, model, mode, known, numbering)
+        evaluation = graphs.get("eval") if mode == "train" else None
+        flows[mode] = _build(graphs[mode], one, model, mode, known, numbering, evaluation)
     return flows
 
 
@@ -74,14 +76,18 @@ def _build(
     mode: Mode,
     hand: tuple[HandNorm, ...],
     numbering: Numbering,
+    evaluation: Graph | None,
 ) -> Flow:
     recording, limits = traced.recording, traced.limits
     modules = dict(model.named_modules())
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    tensors.update(model.named_buffers())
     recurrent = frozenset(name for name, module in modules.items() if isinstance(module, nn.RNNBase))
-    finder = NoiseFinder(graph, Evaluator(graph, tensors), recurrent)
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    evaluator = Evaluator(graph, tensors)
+    finder = NoiseFinder(graph, evaluator, recurrent)
     sites = finder.run()
+    rescaling: Rescaling | None = None
+    if evaluation is not None:
+        rescaling = Rescaling(graph, evaluator, finder.draws, evaluation, Evaluator(evaluation, tensors))
     norms, norm_calls, statistics = find_norms(graph, modules, hand, mode)
     tracked = {index for index, norm in norm_calls.items() if norms[norm].tracked}
     reach = propagate(graph, sites, tracked, statistics)
@@ -93,7 +99,7 @@ def _build(
         mode=mode,
         method=traced.method,
         nodes=builder.nodes(frozenset(finder.random)),
-        noises=builder.noises(numbers),
+        noises=builder.noises(numbers, rescaling),
         norms=builder.norm_sites(),
         limits=limits,
         written=recording.written,
@@ -251,7 +257,7 @@ class _Builder:
         name = self._graph.infos[index].name
         return not any(word in name for word in ("norm", "softmax", "cumsum"))
 
-    def noises(self, numbers: list[int]) -> tuple[NoiseSite, ...]:
+    def noises(self, numbers: list[int], rescaling: Rescaling | None) -> tuple[NoiseSite, ...]:
         """The noise sites with everything that lies behind them."""
         near = self._near()
         reached = self._reached()
@@ -283,6 +289,7 @@ class _Builder:
                     drops=dropped,
                     additive=site.additive,
                     ordinal=numbers[position],
+                    mean_factor=rescaling.mean(site) if rescaling is not None else None,
                 )
             )
         return tuple(built)

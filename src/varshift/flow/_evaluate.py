@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from varshift._threads import one_thread
 from varshift.flow._graph import Graph
 from varshift.flow._ops import bind
 from varshift.flow._raw import iterate_refs, map_refs
-from varshift.flow._vocabulary import ACTIVATIONS, RANDOM, VIEWS
+from varshift.flow._vocabulary import ACTIVATIONS, DROPOUT, PLACING, RANDOM, VIEWS
 
 _POINTS = 4096
 _MOST_NODES = 256
@@ -35,6 +35,7 @@ class Distribution:
         half_width: Half the range, when the noise is uniform.
         source: Base name of the random operator behind it.
         affine: Whether it is the source's distribution, moved and scaled.
+        error: Standard error of the mean where it was sampled, 0 where it is exact.
     """
 
     discrete: tuple[float, float] | None
@@ -44,6 +45,7 @@ class Distribution:
     half_width: float | None
     source: str
     affine: bool
+    error: float = 0.0
 
     @property
     def is_mask(self) -> bool:
@@ -261,6 +263,8 @@ class Evaluator:
             operands = graph.operands[index]
             name = graph.infos[index].name
             moving = next(operand for operand in operands if operand.node in derived)
+            if name in PLACING:
+                return None
             if name in VIEWS:
                 values[index] = _cast(values[moving.node], graph.nodes[index].dtype)
                 continue
@@ -330,13 +334,19 @@ class Evaluator:
                 count += value.numel()
                 if count >= _ENOUGH_VALUES or work * len(drawn) > _MOST_ELEMENTS:
                     break
-        # A scale that is redrawn with every mask must not make two values look like many.
         values = torch.cat(drawn)
+        independent = len(drawn) * min((self._graph.elements(i) for i in order if self._draws(i)), default=1)
+        error = float(values.std(correction=0)) / math.sqrt(max(independent, 1))
+        # A scale that is redrawn with every mask must not make two values look like many.
         zeros = float((values == 0).double().mean())
         nonzero = values[values != 0]
         if 0 < zeros < 1 and _single_valued(drawn):
-            return _two_values(0.0, zeros, float(nonzero.mean()), name)
-        return Distribution(None, None, float(values.mean()), float(values.std()), None, name, False)
+            return replace(_two_values(0.0, zeros, float(nonzero.mean()), name), error=error)
+        return Distribution(None, None, float(values.mean()), float(values.std()), None, name, False, error)
+
+    def _draws(self, index: int) -> bool:
+        name = self._graph.infos[index].name
+        return name in RANDOM or name in DROPOUT
 
 
 def _single_valued(drawn: list[Tensor]) -> bool:

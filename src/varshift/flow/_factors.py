@@ -24,13 +24,13 @@ class Factors:
 
     def unit(self, index: int) -> int | None:
         """The nearest signal that a node's result is a multiple of, element by element, or None."""
-        return next(iter(self._units(index)[1:]), None)
+        return next(iter(self.units(index)[1:]), None)
 
     def same(self, first: int, second: int) -> bool:
         """Whether two values are multiples of one signal."""
-        return bool(set(self._units(first)) & set(self._units(second)))
+        return bool(set(self.units(first)) & set(self.units(second)))
 
-    def _units(self, index: int) -> tuple[int, ...]:
+    def units(self, index: int) -> tuple[int, ...]:
         """All signals that a value is a multiple of, the value itself first, then the nearest."""
         if index not in self._known:
             self._known[index] = (index,)  # for the recursion: a value is a multiple of itself
@@ -41,7 +41,7 @@ class Factors:
         return self._known[index]
 
     def _common(self, nodes: Iterable[int]) -> list[int]:
-        lists = [self._units(node) for node in dict.fromkeys(nodes)]
+        lists = [self.units(node) for node in dict.fromkeys(nodes)]
         shared = set(lists[0]).intersection(*lists[1:])
         return [node for node in lists[0] if node in shared]
 

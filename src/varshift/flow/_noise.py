@@ -33,9 +33,9 @@ class NoiseFinder:
         self._evaluator = evaluator
         self.sites: list[Site] = []
         self.silent: list[tuple[int, str]] = []  # operators that would make noise with another rate or mode
-        self._draws = Draws()
-        self.random, self._noise = self._draws.random, self._draws.bits
-        self._classifier = Classifier(graph, evaluator, self._draws, recurrent_modules)
+        self.draws = Draws()
+        self.random, self._noise = self.draws.random, self.draws.bits
+        self._classifier = Classifier(graph, evaluator, self.draws, recurrent_modules)
         self._chain: list[int | None] = []  # the site a signal comes from with nothing but elementwise work
 
     def run(self) -> list[Site]:
@@ -247,7 +247,7 @@ class NoiseFinder:
         ]
         if units[0] == units[1]:
             return None
-        sources = self._draws.sources(sites[0].sources | sites[1].sources)
+        sources = self.draws.sources(sites[0].sources | sites[1].sources)
 
         def spread(one: float, other: float) -> Distribution | None:
             return self._evaluator.distribution(index, sources, {units[0]: one, units[1]: other})

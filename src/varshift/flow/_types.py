@@ -98,6 +98,10 @@ class NoiseSite:
         additive: Whether the noise is a term (``x + r``) or values of its own beside the signal, and not a
             factor of it (``x * (1 + r)``, ``x + x * r``): what it does to a variance then depends on how
             large the signal is.
+        mean_factor: For noise written by hand, the mean over the noise of what it multiplies the signal with,
+            divided by what evaluation multiplies it with: 1 for dropout that divides by its keep probability,
+            in training or by a factor in evaluation. None where it cannot be told, in evaluation, and for
+            operators of torch, which keep the mean.
         ordinal: Number of the call among those of the same module and kind, from 1, the same in both modes:
             operator calls in order, acting or not, then noise written by hand.
     """
@@ -116,6 +120,7 @@ class NoiseSite:
     drops: str | None = None
     additive: bool = False
     ordinal: int = 1
+    mean_factor: float | None = None
 
     @property
     def id(self) -> SiteId:
