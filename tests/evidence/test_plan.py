@@ -94,6 +94,7 @@ WITH_LOADER = {
     "VS204": MODULES,
     "VS206": MODULES,
     "VS207": MODULES | CAPTURE | {"measurement"},
+    "VS208": CAPTURE,
     "VS209": MODULES | CAPTURE,
     "VS301": MODULES | {"loader"},
     "VS302": MODULES | CAPTURE | {"measurement", "loader"},
@@ -147,7 +148,7 @@ def test_no_batch_is_drawn_that_nothing_needs():
 
     batches = DataLoader(Watching(*dataset().tensors), 32)
     net = network()
-    for code, count in (("VS204", 0), ("VS301", 0), ("VS107", 32), ("VS202", 32 * BATCHES)):
+    for code, count in (("VS204", 0), ("VS301", 0), ("VS107", 32 * BATCHES), ("VS202", 32 * BATCHES)):
         drawn.clear()
         vs.check(net, batches, select=[code])
         assert len(drawn) == count, code
@@ -216,6 +217,7 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     whole = reasons(loader=loader())
     assert whole.pop("VS206") == "not selected"
     assert whole.pop("prediction") == "noise reaches no norm that has learned its statistics"
+    assert whole.pop("noise_bias") == "no noise acts in training"
     assert not any(whole.values())
     without = reasons(shape=(3, 8, 8))
     assert without["VS202"] == "needs measurement (no data were given)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from varshift.evidence import LoaderFacts, ModeFacts
 from varshift.flow import Flow, Node, NoiseSite, NormSite
 from varshift.model import NormFacts
-from varshift.probe import Gap, GapStep, LayerMeasurement, Measurement
+from varshift.probe import STATES, Gap, GapStep, LayerMeasurement, Measurement
 from varshift.rules import Evidence, run_rules
 
 CAUSES = ("noise", "small-batch", "variance-shift", "statistics")
@@ -102,6 +104,24 @@ def gap(deltas: tuple[float | None, ...] = (0.0, 0.0, 0.0, 0.0), stderr: float =
     return Gap(**{"metric": "loss", "states": states, "steps": steps, **values})
 
 
+def gap_of(train: float = 1.0, batches: int = 8, spread: float = 0.01, **deltas: float) -> Gap:
+    """A gap whose steps have these sizes, named with underscores; the losses of batches scatter around."""
+    states = [name for name, _ in STATES if name != "deployed"]
+    steps = [(cause or "").replace("-", "_") for name, cause in STATES if name in states][1:]
+    means = list(itertools.accumulate((deltas.get(step, 0.0) for step in steps), initial=train))
+    losses = {
+        name: tuple(mean + place * spread * (-1) ** index for index in range(batches))
+        for place, (name, mean) in enumerate(zip(states, means, strict=True))
+    }
+    gap = Gap("loss", dict(zip(states, means, strict=True)), (), batches=losses, sizes=(32,) * batches)
+    built = [
+        GapStep(cause, *(gap.change(before, after) or (None, None)))
+        for (before, _), (after, cause) in itertools.pairwise(STATES[:-1])
+        if cause is not None
+    ]
+    return dataclasses.replace(gap, steps=tuple(built))
+
+
 def measurement(*layers: LayerMeasurement, **values: Any) -> Measurement:
     return Measurement(**{"layers": layers, "gap": None, "batches": 16, "samples": 128, **values})
 
@@ -136,6 +156,6 @@ def build() -> SimpleNamespace:
     """The builders of this file by name."""
     builders = (
         node, noise, feeding, norm, flow, facts, layer, shifted,
-        gap, measurement, loader, modes, evidence, findings,
+        gap, gap_of, measurement, loader, modes, evidence, findings,
     )  # fmt: skip
     return SimpleNamespace(**{builder.__name__: builder for builder in builders})

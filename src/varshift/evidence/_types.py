@@ -14,10 +14,12 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import LayerMeasurement, Measurement
+    from varshift.probe import LayerMeasurement, Measurement, NoiseBias
 
-Kind = Literal["modules", "loader", "capture", "prediction", "measurement"]
-Need = Literal["modules", "loader", "capture", "capture.train", "capture.eval", "prediction", "measurement"]
+Kind = Literal["modules", "loader", "capture", "prediction", "measurement", "noise_bias"]
+Need = Literal[
+    "modules", "loader", "capture", "capture.train", "capture.eval", "prediction", "measurement", "noise_bias"
+]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEEDS: tuple[Need, ...] = get_args(Need)
@@ -32,6 +34,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "capture.eval": ("eval",),
     "prediction": ("prediction",),
     "measurement": ("measurement",),
+    "noise_bias": ("noise_bias",),
 }
 
 
@@ -105,6 +108,7 @@ class Evidence:
         loader: Facts about the data loader.
         measurement: Measurements on the data.
         prediction: What weights and statistics alone predict; None also where there is nothing to predict.
+        noise_bias: The mean of the outputs over the noise against those without; None also without noise.
     """
 
     train: Flow | None = None
@@ -114,6 +118,7 @@ class Evidence:
     loader: LoaderFacts | None = None
     measurement: Measurement | None = None
     prediction: Prediction | None = None
+    noise_bias: NoiseBias | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

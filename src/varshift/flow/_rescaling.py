@@ -15,7 +15,7 @@ from varshift.flow._ops import bind
 from varshift.flow._vocabulary import KEEPING, PRODUCTS, QUOTIENTS, SCALES, VIEWS, own_name
 
 _KINDS = frozenset(
-    [
+    {
         "dropout",
         "channel_dropout",
         "drop_path",
@@ -25,7 +25,7 @@ _KINDS = frozenset(
         "attention_dropout",
         "recurrent_dropout",
         "weight_dropout",
-    ]
+    }
 )
 _MOST_NODES = 16  # that a factor is followed through after the noise
 _STANDARD_ERRORS = 4.0  # of a mean that had to be sampled

@@ -186,3 +186,38 @@ class Measurement:
     def layer(self, name: str) -> LayerMeasurement | None:
         """The entry of one norm, or None."""
         return next((layer for layer in self.layers if layer.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseBias:
+    """How far the mean of the outputs over the noise is from the output without noise, on a few samples.
+
+    Attributes:
+        samples: Number of samples.
+        groups: Number of batches that they come from.
+        draws: How often each was run with noise.
+        bias: Root mean square over samples and outputs of the mean over the noise minus the output without.
+        bias_error: Its standard error over batches; None for a single batch, or where it is 0.
+        offset: Mean over samples and outputs of the output without noise minus the mean over the noise.
+        offset_error: Its standard error over batches.
+        spread: Root mean square of the outputs without noise around their mean over samples.
+        residual: Root mean square of the targets minus the mean over the noise, for targets that are numbers.
+        loss: Loss of the outputs without noise; None where there is none.
+        loss_step: Loss of the outputs without noise minus the loss of the outputs averaged over the noise.
+        loss_step_error: Its standard error over batches.
+        fits_numbers: Whether targets are numbers to be met, not classes or probabilities.
+    """
+
+    samples: int
+    groups: int
+    draws: int
+    bias: float
+    bias_error: float | None
+    offset: float
+    offset_error: float | None
+    spread: float
+    residual: float | None = None
+    loss: float | None = None
+    loss_step: float | None = None
+    loss_step_error: float | None = None
+    fits_numbers: bool = False

@@ -28,7 +28,43 @@ class Explains:
 
 
 # Owners of a rule add what it explains here. Advice explains nothing that is graver than itself.
-EXPLAINS: tuple[Explains, ...] = ()
+EXPLAINS: tuple[Explains, ...] = (
+    Explains(
+        "VS209",
+        ("VS201", "VS202", "VS207", "VS211"),
+        "no running average is what a norm per sample was trained with, whatever it holds",
+        same_sites=True,
+    ),
+    Explains(
+        "VS209",
+        ("VS202", "VS207", "VS210", "VS302", "VS303", "VS304", "VS306"),
+        "the steps from the statistics of each sample to running ones are what this costs",
+        where=lambda finding: bool(finding.evidence.get("all_norms")),
+    ),
+    Explains(
+        "VS107",
+        ("VS101", "VS102"),
+        "the variance that training adds is that of whole samples, which the wrong tensor loses",
+        same_sites=True,
+        where=lambda finding: "drops" in finding.evidence,
+    ),
+    Explains(
+        "VS107",
+        ("VS207",),
+        "the variance that training adds is that of whole samples, which the wrong tensor loses",
+        where=lambda finding: "drops" in finding.evidence,
+    ),
+    Explains(
+        "VS101",
+        ("VS208",),
+        "noise that shifts the variance at a norm moves the outputs through that norm",
+    ),
+    Explains(
+        "VS102",
+        ("VS208",),
+        "noise that shifts the variance at a norm moves the outputs through that norm",
+    ),
+)
 
 
 def settle(findings: Sequence[Finding], table: Sequence[Explains] = EXPLAINS) -> tuple[Finding, ...]:

@@ -18,6 +18,8 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "lower-rate": "Lowers the rate of the noise.",
         "swap-noise": "Puts noise of another kind in the place of this one.",
         "remove-noise": "Removes the noise.",
+        "rescale-noise": "Divides what noise lets pass by the mean of its factor.",
+        "average-noise": "Averages outputs over several draws of the noise in evaluation.",
         "use-result": "Uses a result that the network computes and drops.",
         "swap-norm": "Puts a norm that does not look at other samples in the place of this one.",
         "sync-norm": "Takes batch statistics over all processes.",

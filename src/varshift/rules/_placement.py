@@ -1,4 +1,4 @@
-"""Placement of noise apart from norms: max-pooling (VS105), evaluation (VS106), the wrong tensor (VS107)."""
+"""Placement of noise apart from norms: max-pooling (VS105), evaluation (VS106)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ from ._registry import Rule, register
 
 if TYPE_CHECKING:
     from varshift.flow import NoiseSite
-
-_DROPS = {
-    "identity": "drops the identity path of the residual sum: a dropped sample keeps only its branch",
-    "everything": "drops the whole signal: without another path around it a dropped sample loses everything",
-    "nothing": "drops nothing: its result is not used",
-}
 
 
 @register
@@ -252,92 +246,4 @@ class NoiseInEvaluation(Rule):
                 ),
                 evidence={"repeat_difference": difference, "captured": evidence.eval is not None},
                 cures=(cure("follow-mode", name, "safe"),),
-            )
-
-
-@register
-class DropPathOnWrongTensor(Rule):
-    """Drop path drops the wrong tensor: the identity path, everything, or nothing.
-
-    ## What it does
-
-    Looks at what the gate of each drop path multiplies. It should be the branch of a residual sum, so that
-    a dropped sample keeps its identity path.
-
-    ## Why it matters
-
-    A gate on the identity path, or behind the sum, removes a sample's whole signal: with L such blocks of
-    keep probability k the variance grows by k^-L in training and the gradient with it (67 times at k = 0.9
-    and L = 40), and every norm behind learns it. A gate whose result is not used regularises nothing,
-    although the configuration says so.
-
-    ## How it is measured
-
-    Certain, from the captured network in training mode: whether there is a sum behind the gate, and whether
-    the other side of that sum carries the weights.
-
-    ## Known limits
-
-    Where the capture cannot tell branch from identity (both sides carry weights) nothing is reported. A
-    gate in a network that has no residual sums at all, used as dropout of whole samples, is reported as
-    dropping everything.
-
-    ## Example
-
-    ```python
-    def forward(self, x):
-        return self.branch(x) + self.drop_path(x)  # drops the identity path
-    ```
-
-    ## Cure
-
-    ```python
-    def forward(self, x):
-        return x + self.drop_path(self.branch(x))
-    ```
-
-    ## Cure safety
-
-    Unsafe: the network learns something else, train it again. Only a gate whose result is not used can be
-    removed safely.
-
-    ## References
-
-    - G. Huang, Y. Sun, Z. Liu, D. Sedra, K. Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016.
-    """
-
-    code = "VS107"
-    name = "drop-path-on-wrong-tensor"
-    needs = ("capture.train",)
-
-    def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields one finding per drop path."""
-        for site in evidence.train.noises if evidence.train else ():
-            if site.kind != "drop_path" or site.drops not in _DROPS or site.rate == 0:
-                continue
-            unused = site.drops == "nothing"
-            cures = (
-                (
-                    cure("remove-noise", "remove it", "safe", site.id),
-                    cure("use-result", "use its result, and train again", "unsafe", site.id),
-                )
-                if unused
-                else (
-                    cure(
-                        "move-noise",
-                        "apply it to the branch: x + drop_path(branch(x)), and train again",
-                        "unsafe",
-                        site.id,
-                        to="branch",
-                    ),
-                )
-            )
-            yield Finding(
-                code=self.code,
-                severity="warning" if unused else "error",
-                confidence="certain",
-                sites=(noise_place(site),),
-                message=f"{capitalised(noise_words(site))} {_DROPS[site.drops]}.",
-                evidence={"norm": site.nearest, "kind": site.kind, "rate": site.rate, "drops": site.drops},
-                cures=cures,
             )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from varshift.evidence import Evidence
 
+from ._cost import cost_of, graded
 from ._cures import cure
-from ._finding import Finding, Severity
+from ._finding import Finding
 from ._places import kind_of_norm, norm_places
 from ._reading import capitalised, known, learns, listed, without_none
 from ._registry import Rule, register
 
-if TYPE_CHECKING:
-    from varshift.probe import Gap
-
+_STEPS = ("small-batch", "statistics")
 _CURE = cure(
     "drop-statistics",
     "use the statistics of each sample in evaluation, too (track_running_stats=False)",
@@ -75,7 +74,8 @@ class PerSampleStatistics(Rule):
     ## Cure safety
 
     Safe: the network then computes in evaluation what it was trained to compute. The loss that it will have
-    is measured: it is that of the state `clean`.
+    is measured: it is that of the network in eval mode with batch statistics, which for these norms are those
+    of each sample.
 
     ## References
 
@@ -97,24 +97,34 @@ class PerSampleStatistics(Rule):
         names = [name for name in candidates if per_sample_only_in_training(evidence, name)]
         if not names:
             return
+        cost = cost_of(evidence, *_STEPS)
+        severity = graded(cost, "warning", confidence="certain")
+        if severity is None:
+            return
         gap = evidence.measurement.gap if evidence.measurement else None
-        before, after = _losses(gap)
-        text = "normalises" if len(names) == 1 else "normalise"
+        before, after = (known(gap.states.get(name)) if gap else None for name in ("eval", "clean_eval"))
         message = (
-            f"{capitalised(listed(names))} {text} each sample with its own statistics in training and all samples "
-            "with one running average in evaluation"
+            f"{capitalised(listed(names))} {'normalises' if len(names) == 1 else 'normalise'} each sample "
+            "with its own statistics in training and all samples with one running average in evaluation"
         )
-        measured = without_none({"metric": gap.metric if gap else None, "before": before, "after": after})
-        if gap is not None and gap.metric == "loss" and before is not None and after is not None:
+        measured: dict[str, Any] | None = None
+        if cost is not None and cost.metric == "loss" and before is not None and after is not None:
             message += f": the loss is {after:.3g} with the one and {before:.3g} with the other"
+            measured = {"metric": "loss", "before": before, "after": after}
         yield Finding(
             code=self.code,
-            severity=_severity(before, after),
+            severity=severity,
             confidence="certain" if evidence.train and evidence.eval else "suspected",
             sites=norm_places(evidence, names),
             message=message + ".",
-            evidence={"norms": len(names), **without_none({"loss_per_sample": after, "loss_eval": before})},
-            cures=(replace(_CURE, measured=measured) if after is not None else _CURE,),
+            evidence={
+                "norms": len(names),
+                "all_norms": len(names) == len(candidates),
+                **without_none({"loss_per_sample": after, "loss_eval": before} if measured else {}),
+            },
+            cures=(replace(_CURE, measured=measured),),
+            step=_larger_step(evidence),
+            cost=cost.delta if cost is not None and cost.metric == "loss" else None,
         )
 
 
@@ -132,13 +142,7 @@ def per_sample_only_in_training(evidence: Evidence, name: str) -> bool:
     return deployed is None or (deployed.tracked and not deployed.batch_statistics)
 
 
-def _losses(gap: Gap | None) -> tuple[float | None, float | None]:
-    """The metric as shipped, and with the statistics of each sample."""
-    return (known(gap.states.get("eval")), known(gap.states.get("clean"))) if gap else (None, None)
-
-
-def _severity(before: float | None, after: float | None) -> Severity:
-    if before is None or after is None:
-        return "warning"
-    share = (before - after) / max(min(before, after), 1e-12)
-    return "error" if share > 0.1 else "warning" if share > 0.05 else "advice"
+def _larger_step(evidence: Evidence) -> str:
+    """The step that holds most of the cost: which of the two depends on how much samples differ."""
+    costs = {name: cost.delta for name in _STEPS if (cost := cost_of(evidence, name)) is not None}
+    return max(costs, key=lambda name: costs[name], default=_STEPS[0])

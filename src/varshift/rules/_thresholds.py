@@ -80,3 +80,14 @@ EFFECTIVE_BATCH_STANDARD_ERRORS: Final = 2.0
 BATCH_LOSS_WARNING: Final = 0.25
 BATCH_LOSS_ERROR: Final = 1.0
 BATCH_LOSS_SHARE: Final = 0.25
+
+# Mean of the factor of noise that is not rescaled, as a fold. Two per cent of a mean is what the running mean
+# of a norm or the bias of a layer varies by from one epoch to the next. A tenth is what SHIFT_WARNING
+# is for a variance.
+MEAN_FACTOR: Final = 1.02
+MEAN_FACTOR_WARNING: Final = 1.1
+
+# Where no loss tells what a bias of the outputs costs: in units of what outputs differ by from sample to
+# sample. Logits of healthy classifiers with dropout move by a fifth of it.
+OUTPUT_BIAS_ADVICE: Final = 0.25
+OUTPUT_BIAS_WARNING: Final = 0.5
