@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from varshift.report import _html, _text
+from varshift.report._evidence import evidence_words
+from varshift.report._findings import cost_words
 from varshift.report._layers import ratio_bar
 from varshift.report._layout import page
 from varshift.report._page import text_of
@@ -49,9 +51,9 @@ def test_the_summary_gives_verdict_cause_counts_and_basis(sick):
     assert "1.2 M parameters · 31 norms · 1 noise site · 1024 samples in 16 batches" in text
 
 
-def test_findings_are_grouped_cut_and_led_by_the_worst_site(make):
+def test_findings_are_grouped_cut_and_led_by_the_costliest(make):
     names = {f"n{i}": 1 - i / 40 for i in range(15)}
-    report = make.report(names, [make.finding(where=name) for name in names])
+    report = make.report(names, [make.finding(where=name, cost=1 - names[name]) for name in names])
     text = _text.render(report, width=100)
     assert text.index("    n14 BatchNorm2d") < text.index("    n13 ") < text.index("    n12 ")
     assert "    n11 BatchNorm2d" not in text
@@ -61,7 +63,61 @@ def test_findings_are_grouped_cut_and_led_by_the_worst_site(make):
     full = _text.render(report, width=100, full=True)
     assert "more:" not in full
     assert full.count(" BatchNorm2d  /nets/residual.py") == 15
-    assert "ratio 0.520, control_ratio 1.01" in full
+    assert "variance 0.520, the same recalibrated without noise 1.01" in " ".join(full.split())
+
+
+def test_the_sites_of_a_finding_come_worst_first_and_are_cut(make):
+    sites = tuple(make.finding(where=f"n{i}").sites[0] for i in range(12))
+    report = make.report({"a": 0.5}, [make.finding(sites=sites)])
+    text = _text.render(report, width=100)
+    assert text.index("    n0 BatchNorm2d") < text.index("    n1 ") < text.index("    n2 ")
+    assert "error VS207 variance-shift  12 sites, measured" in text
+    assert "and 9 more: n3, n4, n5, n6, n7, n8 and 3 others" in text
+    full = _text.render(report, width=100, full=True)
+    assert full.count(" BatchNorm2d  /nets/residual.py") == 12
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_finding_says_what_it_costs_and_what_its_cure_gives(make, width):
+    gap = make.gap((0.5, 0.48, 0.48, 0.49, 0.61, 0.61))
+    measured = {"metric": "loss", "before": 0.61, "after": 0.49, "stderr": 0.01, "batches": 16}
+    cure = replace(make.finding().cures[0], measured=measured)
+    report = make.report({"a": 0.5}, [make.finding(cures=(cure,), cost=0.12, step="variance-shift")], gap=gap)
+    lines = _text.render(report, width=width).splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert "costs 0.120 of 0.610 (20 %)" in text
+    assert "measured: the loss goes from 0.610 to 0.490 ± 0.010" in text
+    assert "VS207 variance-shift explains it" in text
+
+
+@pytest.mark.parametrize(
+    ("cost", "metric", "words"),
+    [
+        (0.001, "loss", "costs less than a hundredth of the loss of 0.610"),
+        (0.12, "relative_l2", "moves the outputs by 12.0 % (relative L2)"),
+        (-0.1, "loss", ""),
+        (None, "loss", ""),
+    ],
+)
+def test_costs_in_words(make, cost, metric, words):
+    gap = make.gap((0.5, 0.48, 0.48, 0.49, 0.61, 0.61), metric=metric)
+    assert cost_words(make.finding(cost=cost), gap) == words
+
+
+def test_evidence_is_in_words():
+    evidence = {
+        "rate": 0.25,
+        "loss_step": 0.5,
+        "loss_step_stderr": 0.01,
+        "never_moved": True,
+        "drop_last": False,
+        "norm": "a.b",
+        "sizes": [3, 4],
+        "unknown": None,
+    }
+    assert evidence_words(evidence) == (
+        "rate 0.250, change of the loss 0.500 ± 0.010, never moved, not drop last, norm a.b, sizes (3, 4)"
+    )
 
 
 def test_a_site_that_is_milder_than_its_group_says_so(make):

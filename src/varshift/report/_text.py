@@ -45,7 +45,8 @@ def brief(report: Report) -> str:
         lines += [text_of(content) for content in paragraph(sentence, DEFAULT_WIDTH)]
     for finding in report.findings[:LISTED]:
         source = f" ({place(finding.source)})" if finding.source else ""
-        lines.append(f"  {finding.severity} {finding.code} {finding_name(finding)}{source}")
+        more = f" and {len(finding.sites) - 1} more" if len(finding.sites) > 1 else ""
+        lines.append(f"  {finding.severity} {finding.code} {finding_name(finding)}{source}{more}")
     if len(report.findings) > LISTED:
         lines.append(f"  and {len(report.findings) - LISTED} more findings")
     lines.append("  print(report) shows all of it, report.save('report.json') writes it down>")
