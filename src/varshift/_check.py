@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from varshift._errors import DataError
+from varshift._errors import DataError, VarshiftError
 from varshift._repeat import call_text
 from varshift.evidence import Gathering, Subject, is_example
 from varshift.model import Forward, network_of
@@ -35,6 +35,7 @@ def check(
     estimator: Literal["pooled", "ema"] = "pooled",
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
+    intended: Sequence[str] = (),
     seed: int = 0,
     target: str | None = None,
     progress: Progress | None = None,
@@ -70,6 +71,8 @@ def check(
         estimator: ``"pooled"``, or ``"ema"`` for the measuring protocol of Li et al. 2018.
         select: Codes or prefixes of the rules to run, all by default.
         ignore: Codes or prefixes of the rules not to run.
+        intended: Modules and sites whose noise is meant to act in evaluation too, by name:
+            ``["decoder.sample", "blocks.2:dropout#2"]``; a module stands for all inside it.
         seed: Seed of the noise and of the loader's shuffling.
         target: What the report calls the model; by default its class.
         progress: Called with stage, steps done and steps in all (None when unknown).
@@ -81,7 +84,7 @@ def check(
         ModelError: If the model cannot be run on the inputs.
         DataError: If the loader yields nothing, or inputs that are not finite or of an unknown structure, or
             is a single batch with targets.
-        VarshiftError: If a rule code is unknown.
+        VarshiftError: If a rule code is unknown, or `intended` is no list of names.
     """
     network = network_of(model)
     codes = resolve_selection(select, ignore)
@@ -106,6 +109,7 @@ def check(
             seed=seed,
             progress=progress,
             deploy=deploy,
+            intended=_names(intended),
         )
     )
     findings, runs = examine(gathering, codes)
@@ -120,3 +124,11 @@ def check(
         provided=gathering.runs(),
         repeat=call_text(check, arguments, leave_out="progress"),
     )
+
+
+def _names(intended: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(intended, str) or not all(isinstance(name, str) for name in intended):
+        raise VarshiftError(
+            f"intended={intended!r} must be a list of names of modules or sites, as in ['decoder.sample']."
+        )
+    return tuple(intended)

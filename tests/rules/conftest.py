@@ -12,9 +12,19 @@ import pytest
 import torch
 
 from varshift.evidence import LoaderFacts, ModeFacts
-from varshift.flow import Flow, Node, NoiseSite, NormSite
-from varshift.model import NormFacts
-from varshift.probe import STATES, Gap, GapStep, LayerMeasurement, Measurement
+from varshift.flow import Flow, Node, NoiseSite, NormSite, Parting
+from varshift.model import NormFacts, Source
+from varshift.probe import (
+    STATES,
+    Change,
+    Gap,
+    GapStep,
+    LayerMeasurement,
+    Measurement,
+    Repeats,
+    Spread,
+    Trials,
+)
 from varshift.rules import Evidence, run_rules
 
 CAUSES = ("noise", "small-batch", "variance-shift", "statistics")
@@ -126,6 +136,22 @@ def measurement(*layers: LayerMeasurement, **values: Any) -> Measurement:
     return Measurement(**{"layers": layers, "gap": None, "batches": 16, "samples": 128, **values})
 
 
+def parting(module: str = "mix", **values: Any) -> Parting:
+    return Parting(module, **{"cls": "Mix", "op": "mean", "source": Source("net.py", 5), **values})
+
+
+def change(kind: str = "mates", difference: float | None = 0.1, **values: Any) -> Change:
+    return Change(kind, difference, **{"limit": 1e-3, "parting": parting(), **values})  # type: ignore[arg-type]
+
+
+def spread(cost: float = 0.2, **values: Any) -> Spread:
+    return Spread(**{"loss": 1.0, "cost": cost, "stderr": 0.001, "batches": 4, **values})
+
+
+def trials(*changes: Change, **repeats: Any) -> Trials:
+    return Trials(8, changes, Repeats(**{"random": 0.0, "drift": 0.0, **repeats}))
+
+
 def loader(**values: Any) -> LoaderFacts:
     return LoaderFacts(**{"samples": 1000, "batch_size": 8, "drop_last": True, "last_batch": 8, **values})
 
@@ -157,5 +183,6 @@ def build() -> SimpleNamespace:
     builders = (
         node, noise, feeding, norm, flow, facts, layer, shifted,
         gap, gap_of, measurement, loader, modes, evidence, findings,
+        parting, change, spread, trials,
     )  # fmt: skip
     return SimpleNamespace(**{builder.__name__: builder for builder in builders})

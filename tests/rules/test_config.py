@@ -23,10 +23,10 @@ def test_all_keys_are_read(tmp_path):
     path = write(
         tmp_path,
         '[tool.varshift]\nselect = ["VS1"]\nignore = ["VS107"]\nextend-select = ["VS401"]\n'
-        'extend-ignore = ["VS106"]\nfail-on = "error"\nexit-zero = true\n',
+        'extend-ignore = ["VS106"]\nfail-on = "error"\nexit-zero = true\nintended = ["sampler"]\n',
     )
     config = load_config(tmp_path)
-    assert config == Config(("VS1",), ("VS107",), ("VS401",), ("VS106",), "error", True, path)
+    assert config == Config(("VS1",), ("VS107",), ("VS401",), ("VS106",), "error", True, ("sampler",), path)
     placement = {rule.code for rule in all_rules() if rule.code.startswith("VS1")}
     assert set(config.selection()) == placement - {"VS106", "VS107"} | {"VS401"}
 

@@ -238,7 +238,7 @@ def of(found: vs.Report, code: str) -> list[vs.Finding]:
         ("VS102", "3", "error", vs102, vs102_weak),
         ("VS102", "1.noise", "error", vs102_join, vs107_branch),
         ("VS105", "2", "warning", vs105, vs105_behind),
-        ("VS106", "5", "error", vs106, vs106_obeys),
+        ("VS106", "5", "warning", vs106, vs106_obeys),
         ("VS107", "1.noise", "error", vs107, vs107_branch),
         ("VS201", "4", "error", vs201, healthy),
         ("VS202", "1", "error", vs202, healthy),
@@ -247,7 +247,7 @@ def of(found: vs.Report, code: str) -> list[vs.Finding]:
         ("VS207", "2", "error", vs101, vs102_weak),
         ("VS401", "1.0", "error", vs401, healthy),
         ("VS401", "1", "warning", vs401_untracked, healthy),
-        ("VS401", "", "error", vs401_contrast, vs105_behind),
+        ("VS401", "4.1", "error", vs401_contrast, vs105_behind),
     ],
 )
 def test_a_fault_is_found_where_it_is_and_only_there(code, where, severity, sick, sound):

@@ -13,9 +13,12 @@ def found(build, *facts, train=None, evaluation=None, **modes):
 def test_modules_that_eval_does_not_reach(build):
     stuck = {"bn": "BatchNorm2d", "drop": "Dropout"}
     assert found(build, build.facts(), stuck_training=stuck, as_passed=stuck, noise=("drop",)) == [
-        ("bn", "error", "stuck_training"),
-        ("drop", "error", "stuck_training"),
+        ("bn", "error", "stuck_training")
     ]
+    known = build.evidence(build.facts(), modes=build.modes(stuck_training=stuck, noise=("drop",)))
+    (finding,) = build.findings("VS401", known)
+    assert [site.id.module for site in finding.sites] == ["bn", "drop"]
+    assert "'drop'" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -72,31 +75,59 @@ def test_modules_in_another_mode_than_the_model_as_passed(build, root, module, f
 
 
 @pytest.mark.parametrize(
-    ("values", "fires"),
-    [
-        ({"batch_mate_difference": 0.1}, True),
-        ({"batch_mate_difference": 1e-4}, False),
-        ({"batch_mate_difference": None}, False),
-        ({"batch_mate_difference": float("nan")}, False),
-        ({"batch_mate_difference": 0.1, "eval_repeat_difference": 0.05}, False),
-        ({"batch_mate_difference": 0.1, "eval_repeat_difference": 0.0}, True),
-    ],
+    ("difference", "severity"),
+    [(0.1, "error"), (5e-3, "warning"), (1e-4, None), (None, None), (float("inf"), "error")],
 )
-def test_predictions_that_depend_on_batch_mates_are_measured(build, values, fires):
-    known = build.evidence(build.facts(), measurement=build.measurement(build.layer(), **values))
-    result = build.findings("VS401", known)
-    assert [(one.where, one.severity, one.confidence) for one in result] == [
-        ("", "error", "measured")
-    ] * fires
+def test_predictions_that_depend_on_batch_mates_are_measured(build, difference, severity):
+    trials = build.trials(build.change("mates", difference))
+    result = build.findings("VS401", build.evidence(build.facts(), trials=trials))
+    expected = [("mix", severity, "measured")] if severity else []
+    assert [(one.where, one.severity, one.confidence) for one in result] == expected
 
 
-def test_batch_mates_are_not_reported_where_a_module_explains_them_or_noise_is_alive(build):
-    measurement = build.measurement(batch_mate_difference=0.1)
+def test_alone_and_with_other_mates_are_one_finding_that_names_the_first_operation(build):
+    both = build.trials(build.change("alone", 0.9), build.change("mates", 0.2))
+    (finding,) = build.findings("VS401", build.evidence(trials=both))
+    assert finding.evidence["reason"] == "batch_mates"
+    assert (finding.evidence["alone_difference"], finding.evidence["mates_difference"]) == (0.9, 0.2)
+    assert finding.source == build.parting().source
+    assert "mean in 'mix' (net.py:5)" in finding.message
+
+
+def test_a_path_that_a_batch_of_one_does_not_take_is_said_in_these_words(build):
+    parting = build.parting("norm", op="batch_norm", only=1)
+    trials = build.trials(build.change("alone", 3.0, parting=parting), build.change("mates", 0.0))
+    (finding,) = build.findings("VS401", build.evidence(trials=trials))
+    assert finding.evidence["reason"] == "alone"
+    assert "batch_norm in 'norm' (net.py:5) runs only in a batch" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("difference", "severity"), [(0.5, "error"), (0.1, "warning"), (0.02, "advice"), (1e-3, None)]
+)
+def test_padding_is_graded_by_what_it_does(build, difference, severity):
+    change = build.change("padding", difference, limit=1e-2, losses=(0.1, 0.4))
+    result = build.findings("VS401", build.evidence(trials=build.trials(change)))
+    assert [one.severity for one in result] == ([severity] if severity else [])
+    assert all("loss 0.1 to 0.4" in one.message for one in result)
+
+
+def test_batch_mates_are_not_reported_where_a_norm_explains_them_or_state_is_written(build):
+    trials = build.trials(build.change("mates"))
     stuck = build.modes(stuck_training={"bn": "BatchNorm2d"})
-    known = build.evidence(build.facts(), measurement=measurement, modes=stuck)
+    known = build.evidence(build.facts(), trials=trials, modes=stuck)
     assert [one.where for one in build.findings("VS401", known)] == ["bn"]
-    noisy = build.flow([build.noise()], mode="eval")
-    assert build.findings("VS401", build.evidence(measurement=measurement, eval=noisy)) == ()
+    drifting = build.trials(build.change("mates"), drift=0.1)
+    assert build.findings("VS401", build.evidence(trials=drifting)) == ()
+
+
+def test_a_mode_as_passed_does_not_explain_batch_mates(build):
+    known = build.evidence(
+        build.facts(),
+        trials=build.trials(build.change("mates")),
+        modes=build.modes(root_training=True, as_passed={"bn": "BatchNorm2d"}),
+    )
+    assert [one.evidence["reason"] for one in build.findings("VS401", known)] == ["batch_mates", "as_passed"]
 
 
 def test_a_model_in_one_mode_is_let_pass(build):

@@ -1,4 +1,4 @@
-"""VS105, VS106 and VS107 on hand-made evidence."""
+"""VS105 and VS107 on hand-made evidence."""
 
 from __future__ import annotations
 
@@ -71,37 +71,6 @@ def test_the_largest_window_is_reported_and_the_offset_measured_behind_it(build)
 )
 def test_noise_that_commutes_with_the_maximum_is_let_pass(build, values):
     assert found(build, "VS105", build.noise(**{"pools": (POOL,), **values})) == ()
-
-
-def test_noise_in_the_evaluation_flow_is_certain(build):
-    measurement = build.measurement(eval_repeat_difference=0.25)
-    sites = [build.noise("head", kind="dropout"), build.noise("mixer", kind="permutation", rate=None)]
-    first, second = found(build, "VS106", *sites, mode="eval", measurement=measurement)
-    assert (first.severity, first.confidence, first.where) == ("error", "certain", "head")
-    assert first.evidence["repeat_difference"] == 0.25
-    assert "0.25" in first.message
-    assert second.where == "mixer"
-    assert found(build, "VS106", *sites, mode="train") == ()
-
-
-@pytest.mark.parametrize(
-    ("captured", "difference", "fires"),
-    [
-        (False, 1e-5, True),
-        (False, 1e-7, False),
-        (False, None, False),
-        (False, float("nan"), False),
-        (True, 1e-5, False),
-        (True, 1e-3, True),
-    ],
-)
-def test_two_answers_to_one_batch_are_measured_where_no_noise_is_seen(build, captured, difference, fires):
-    known = build.evidence(
-        eval=build.flow(mode="eval") if captured else None,
-        measurement=build.measurement(eval_repeat_difference=difference),
-    )
-    found = build.findings("VS106", known)
-    assert [(one.where, one.confidence, one.severity) for one in found] == [("", "measured", "error")] * fires
 
 
 @pytest.mark.parametrize(

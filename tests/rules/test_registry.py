@@ -33,7 +33,7 @@ def test_the_rules_of_this_release_are_there_and_no_stub_of_a_reserved_one():
     assert CODES == (
         "VS101", "VS102", "VS105", "VS106", "VS107",
         "VS201", "VS202", "VS203", "VS204", "VS206", "VS207", "VS208", "VS209",
-        "VS301", "VS302", "VS401",
+        "VS301", "VS302", "VS401", "VS406",
     )  # fmt: skip
 
 
@@ -146,6 +146,7 @@ def test_extensions_are_added():
     assert resolve_selection(["VS401"], [], extend_select=["VS1"], extend_ignore=["VS107"]) == (
         *family("VS1")[:-1],
         "VS401",
+        "VS406",
     )
 
 

@@ -176,6 +176,7 @@ def check(
         device=device,
         estimator=estimator.value,
         select=codes,
+        intended=config.intended,
         seed=seed,
     )
     report = dataclasses.replace(report, repeat=shlex.join(("varshift", *context.obj.words)))

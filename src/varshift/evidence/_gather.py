@@ -13,6 +13,7 @@ from varshift.evidence._noise_bias import NoiseBiasProvider
 from varshift.evidence._prediction import PredictionProvider
 from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._subject import Subject
+from varshift.evidence._trials import TrialsProvider
 from varshift.evidence._types import KINDS, NOT_NEEDED, Evidence, EvidenceRun, Kind
 from varshift.flow import CaptureMethod
 from varshift.model import one_at_a_time, shadowed
@@ -23,6 +24,7 @@ PROVIDERS: tuple[Provider, ...] = (
     CaptureProvider(),
     PredictionProvider(),
     ModulesProvider(),
+    TrialsProvider(),
     MeasurementProvider(),
     NoiseBiasProvider(),
 )
@@ -37,7 +39,7 @@ class Gathering:
     """
 
     def __init__(self, subject: Subject) -> None:
-        self.evidence = Evidence()
+        self.evidence = Evidence(intended=tuple(subject.intended))
         self.limits: list[str] = []
         self._subject = subject
         self._reasons: dict[Kind, str] = {}  # of every kind that was wanted: why it is not there, or nothing

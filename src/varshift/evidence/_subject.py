@@ -47,6 +47,7 @@ class Subject:
     seed: int = 0
     progress: Progress | None = None
     deploy: Iterable[Any] | None = None
+    intended: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.device = self.device or model_device(self.network)

@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Literal, get_args
 from varshift._sites import as_source
 
 if TYPE_CHECKING:  # rules are listed and explained without importing torch
-    from varshift._sites import Source
+    from varshift._sites import SiteId, Source
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import LayerMeasurement, Measurement, NoiseBias
+    from varshift.probe import LayerMeasurement, Measurement, NoiseBias, Trials
 
-Kind = Literal["modules", "loader", "capture", "prediction", "measurement", "noise_bias"]
+Kind = Literal["modules", "loader", "capture", "prediction", "trials", "measurement", "noise_bias"]
 Need = Literal[
-    "modules", "loader", "capture", "capture.train", "capture.eval", "prediction", "measurement", "noise_bias"
+    "modules",
+    "loader",
+    "capture",
+    "capture.train",
+    "capture.eval",
+    "prediction",
+    "trials",
+    "measurement",
+    "noise_bias",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -35,6 +43,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "prediction": ("prediction",),
     "measurement": ("measurement",),
     "noise_bias": ("noise_bias",),
+    "trials": ("trials",),
 }
 
 
@@ -109,6 +118,8 @@ class Evidence:
         measurement: Measurements on the data.
         prediction: What weights and statistics alone predict; None also where there is nothing to predict.
         noise_bias: The mean of the outputs over the noise against those without; None also without noise.
+        trials: What a few samples show in eval mode when one thing is changed at a time.
+        intended: Modules and sites whose noise is meant to act in eval mode too, by name.
     """
 
     train: Flow | None = None
@@ -119,6 +130,8 @@ class Evidence:
     measurement: Measurement | None = None
     prediction: Prediction | None = None
     noise_bias: NoiseBias | None = None
+    trials: Trials | None = None
+    intended: tuple[str, ...] = ()
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:
@@ -145,6 +158,12 @@ class Evidence:
     def measured(self) -> Mapping[str, LayerMeasurement]:
         """What was measured at each norm, by its name."""
         return {layer.name: layer for layer in self.measurement.layers} if self.measurement else {}
+
+    def is_intended(self, module: str, site: SiteId) -> bool:
+        """Whether the noise of a site is meant: its name is given, or that of its module or one around it."""
+        return any(
+            name == str(site) or name == module or module.startswith(f"{name}.") for name in self.intended
+        )
 
     def has(self, need: Need) -> bool:
         """Whether there is evidence of this kind."""

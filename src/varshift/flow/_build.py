@@ -162,12 +162,9 @@ class _Builder:
         return type(found).__name__ if found is not None else ""
 
     def _source(self, index: int) -> Source | None:
-        """The line of an operation: the calling line where its module exists for this operation only."""
+        """The line of an operation."""
         node = self._graph.nodes[index]
-        module = self._modules.get(node.module)
-        plain = module is not None and next(module.children(), None) is None
-        plain = plain and next(module.parameters(recurse=False), None) is None  # type: ignore[union-attr]
-        return self._finder.line(node.trace, node.module if plain else "")
+        return self._finder.operation(node.trace, node.module)
 
     def _norm_source(self, index: int, name: str) -> Source | None:
         module = self._modules.get(name)

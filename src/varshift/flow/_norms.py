@@ -147,6 +147,8 @@ def _operator_norm(
     if training is None:
         training = "no_training" not in info.name and "no_update" not in info.name
     source = _input(graph, index)
+    if source is not None and graph.learned[source] and not graph.signal[source]:
+        return None  # standardises weights, as scaled weight standardisation does: no sample is in it
     shape = (graph.nodes[source].shape if source is not None else None) or ()
     channels = shape[1] if len(shape) > 1 else 0
     mean = next(iterate_refs(bound.get("running_mean")), None)

@@ -25,6 +25,7 @@ from varshift.model import tensors
 
 Tier = Literal["whole", "gradients"]
 BeforeWrite = Callable[[Tensor], None]
+Listen = Callable[[RawNode, Any], None]
 _BOOKKEEPING = frozenset({"profiler", "prim"})
 _HOST_READS = frozenset({"resolve_conj", "resolve_neg"})
 _STATISTICS = ("running_mean", "running_var")
@@ -39,6 +40,7 @@ def record(
     *,
     tier: Tier = "whole",
     before_write: BeforeWrite | None = None,
+    listen: Listen | None = None,
 ) -> Recording:
     """Runs one forward pass and returns the operations it dispatched.
 
@@ -52,13 +54,14 @@ def record(
         tier: ``"whole"`` keeps composite operations (dropout, norms, attention) as one node each and knows
             no gradients; ``"gradients"`` records what autograd leaves of them, for a forward that needs it.
         before_write: Called with every tensor that an operation may write to, before it runs.
+        listen: Called with every operation and its result, as soon as it has run.
 
     Raises:
         Exception: Whatever the model raises.
     """
     held = slots(model, names)
     watch = Watch(held)
-    recorder = _Recorder(held, CallStack(model, names, sys._getframe()), watch, before_write)
+    recorder = _Recorder(held, CallStack(model, names, sys._getframe()), watch, before_write, listen)
     try:
         for tensor in tensors(batch):
             recorder.add_input(tensor)
@@ -172,7 +175,12 @@ class _Recorder(TorchDispatchMode):
         return False  # torch would wrap the method below, import its compiler, and take longer for every call
 
     def __init__(
-        self, held: dict[str, Slot], stack: CallStack, watch: Watch, before_write: BeforeWrite | None
+        self,
+        held: dict[str, Slot],
+        stack: CallStack,
+        watch: Watch,
+        before_write: BeforeWrite | None,
+        listen: Listen | None,
     ) -> None:
         super().__init__()
         self.result = Recording()
@@ -181,6 +189,7 @@ class _Recorder(TorchDispatchMode):
         self._nodes = self.result.nodes
         self._watch = watch
         self._before_write = before_write
+        self._listen = listen
         self._has_inputs = False
         self._identities = Identities()
         self._attributes: dict[int, Slot] = {}
@@ -289,6 +298,8 @@ class _Recorder(TorchDispatchMode):
             for position, item in enumerate(result):
                 if isinstance(item, Tensor) and self._identities.find(item) is None:
                     self._identities.bind(item, (reference, position))
+        if self._listen is not None:
+            self._listen(node, result)
         return result
 
     def _convert(self, value: Any, call: Call) -> Any:

@@ -62,6 +62,13 @@ class SourceFinder:
         self._ranges: dict[type, tuple[str, int, int] | None] = {}
         self._cache: dict[tuple[tuple[Frame, ...], str], Source | None] = {}
 
+    def operation(self, trace: Trace | None, module: str) -> Source | None:
+        """The line of an operation: the calling line where its module exists for this operation only."""
+        found = self._modules.get(module)
+        plain = found is not None and next(found.children(), None) is None
+        plain = plain and next(found.parameters(recurse=False), None) is None  # type: ignore[union-attr]
+        return self.line(trace, module if plain else "")
+
     def line(self, trace: Trace | None, owner: str = "") -> Source | None:
         """The line of an operation; `owner` is the module whose calling line is wanted, or ``""``."""
         frames = trace.frames() if trace is not None else ()

@@ -41,6 +41,7 @@ from varshift.model._norms import norm_limit as norm_limit
 from varshift.model._outputs import primary_output as primary_output
 from varshift.model._random import own_iteration as own_iteration
 from varshift.model._random import seed_all as seed_all
+from varshift.model._random import seed_held as seed_held
 from varshift.model._reading import Reading as Reading
 from varshift.model._samples import batch_size as batch_size
 from varshift.model._samples import is_joinable as is_joinable

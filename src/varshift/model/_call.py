@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from varshift._errors import DataError, VarshiftError
 from varshift.model._failures import model_failure
 from varshift.model._nest import clone, is_object, map_tensors, move
 from varshift.model._reading import Reading, readings, signature_of
-from varshift.model._samples import batch_size, sample_axis, take_samples
+from varshift.model._samples import batch_size, pick_samples, sample_axis, take_samples
 
 Forward = Callable[[nn.Module, Any], Any]
 _FEW = 2  # samples to try a reading on
@@ -85,6 +85,11 @@ class Call:
             return self
         cut = take_samples(self.batch, count, size=self.size, axis=self.axis or 0)
         return None if cut is None else replace(self.with_batch(cut), size=count)
+
+    def pick(self, rows: Sequence[int]) -> Call | None:
+        """Chosen samples in a chosen order, None where it is not known how to cut the batch."""
+        cut = pick_samples(self.batch, rows, size=self.size, axis=self.axis or 0)
+        return None if cut is None else replace(self.with_batch(cut), size=len(rows))
 
     def with_batch(self, batch: Any) -> Call:
         """The same call on another batch of the same structure and size."""

@@ -128,3 +128,15 @@ def own_iteration(loader: Any) -> Any:
     twin = object.__new__(type(loader))
     twin.__dict__.update(vars(loader), _iterator=None)
     return twin
+
+
+def seed_held(model: nn.Module, seed: int) -> None:
+    """Seeds the generators that a model's modules hold themselves, in attributes and short containers."""
+    for number, item in enumerate(_held(tuple(value for m in model.modules() for value in vars(m).values()))):
+        own = (seed + number) % 2**32
+        if isinstance(item, torch.Generator):
+            item.manual_seed(own)
+        elif isinstance(item, (random.Random, np.random.RandomState)):
+            item.seed(own)
+        elif isinstance(item, np.random.Generator):
+            item.bit_generator.state = type(item.bit_generator)(own).state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,31 @@ def take_samples(batch: Any, count: int, *, size: int | None = None, axis: int =
         return None
 
 
+def pick_samples(batch: Any, rows: Sequence[int], *, size: int | None = None, axis: int = 0) -> Any:
+    """Chosen samples of a batch in a chosen order, None where it is not known how to cut it.
+
+    A sample may be chosen several times. Graphs are cut from the front only, see `take_samples`.
+
+    Args:
+        batch: The batch.
+        rows: Numbers of the samples.
+        size: Number of samples in the batch, counted when it is not given.
+        axis: Axis of the samples in the first tensor.
+    """
+    size = batch_size(batch, axis=axis) if size is None else size
+    if list(rows) == list(range(len(rows))):
+        return take_samples(batch, len(rows), size=size, axis=axis)
+    if samples_in_lists(batch) is not None:
+        return type(batch)(
+            [item[row] for row in rows] if isinstance(item, (tuple, list)) and len(item) == size else item
+            for item in batch
+        )
+    try:
+        return _Picker(rows, size, axis).copy(batch)
+    except (_WholeError, RuntimeError, TypeError, NotImplementedError):
+        return None
+
+
 def is_whole(batch: Any) -> bool:
     """Whether something is one batch as an object, even where one can iterate over it."""
     loops = hasattr(batch, "__iter__") or hasattr(batch, "__getitem__")
@@ -134,7 +159,7 @@ class _Cutter(Copier):
 
     def copy(self, value: Any) -> Any:
         if isinstance(value, PackedSequence):
-            return _take_sequences(value, self._count)
+            return _take_sequences(value, range(self._count))
         if is_graph(value):
             graphs = take_graphs(value, self._count, self._size)
             if graphs is None:
@@ -165,10 +190,34 @@ class _Cutter(Copier):
         return tensor[: self._count] if place == 0 else tensor.narrow(place, 0, self._count)
 
 
-def _take_sequences(packed: PackedSequence, count: int) -> PackedSequence:
+class _Picker(_Cutter):
+    """Copies a nest with chosen samples only."""
+
+    def __init__(self, rows: Sequence[int], size: int, axis: int) -> None:
+        super().__init__(0, size, axis)
+        self._rows = list(rows)
+
+    def copy(self, value: Any) -> Any:
+        if isinstance(value, PackedSequence):
+            return _take_sequences(value, self._rows)
+        if is_graph(value):
+            raise _WholeError
+        return super().copy(value)
+
+    def _cut(self, tensor: Tensor) -> Tensor:
+        place = self._place(tensor)
+        if place is None:
+            return super()._cut(tensor)
+        if tensor.is_nested:
+            items = tensor.unbind()
+            return torch.nested.nested_tensor([items[row] for row in self._rows], layout=tensor.layout)
+        return tensor.index_select(place, torch.tensor(self._rows, device=tensor.device))
+
+
+def _take_sequences(packed: PackedSequence, rows: Sequence[int]) -> PackedSequence:
     padded, lengths = pad_packed_sequence(packed, batch_first=True)
-    lengths = lengths[:count]
-    kept = padded[:count, : int(lengths.max())]
+    lengths = lengths[list(rows)]
+    kept = padded[list(rows), : int(lengths.max())]
     # Sequences without an order of their own lie sorted by length.
     return pack_padded_sequence(kept, lengths, batch_first=True, enforce_sorted=packed.sorted_indices is None)
 

@@ -14,6 +14,11 @@ from varshift.probe._recalibrate import Recalibration as Recalibration
 from varshift.probe._recalibrate import recalibrate as recalibrate
 from varshift.probe._trial import Trial as Trial
 from varshift.probe._trial import try_readings as try_readings
+from varshift.probe._trial_types import Change as Change
+from varshift.probe._trial_types import Repeats as Repeats
+from varshift.probe._trial_types import Spread as Spread
+from varshift.probe._trials import Trials as Trials
+from varshift.probe._trials import try_samples as try_samples
 from varshift.probe._types import STATES as STATES
 from varshift.probe._types import Gap as Gap
 from varshift.probe._types import GapStep as GapStep

@@ -4,7 +4,9 @@ from varshift.evidence import Evidence as Evidence
 from varshift.rules import (  # noqa: F401 - importing a family registers its rules
     _batches,
     _modes,
+    _modes_state,
     _placement,
+    _placement_evaluation,
     _placement_factor,
     _placement_norms,
     _statistics,

@@ -15,7 +15,7 @@ from ._finding import SEVERITIES, Severity
 from ._registry import matching_rules, resolve_selection, split_selectors
 
 _LISTS = ("select", "ignore", "extend-select", "extend-ignore")
-_KEYS = (*_LISTS, "fail-on", "exit-zero")
+_KEYS = (*_LISTS, "fail-on", "exit-zero", "intended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Config:
         extend_ignore: Added to whatever is ignored.
         fail_on: The mildest severity that makes the command line exit with 1.
         exit_zero: Exit with 0 even with findings.
+        intended: Modules and sites whose noise is meant to act in evaluation too.
         path: The file the settings come from, None when there was none.
     """
 
@@ -38,6 +39,7 @@ class Config:
     extend_ignore: tuple[str, ...] = ()
     fail_on: Severity = "warning"
     exit_zero: bool = False
+    intended: tuple[str, ...] = ()
     path: Path | None = None
 
     def selection(
@@ -118,8 +120,18 @@ def _config(table: dict[str, Any], path: Path) -> Config:
         extend_ignore=lists.get("extend-ignore", ()),
         fail_on=fail_on,
         exit_zero=exit_zero,
+        intended=_names(table.get("intended", []), path),
         path=path,
     )
+
+
+def _names(value: object, path: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise VarshiftError(
+            f"{path}: intended={value!r} in [tool.varshift] must be a list of names of modules or sites: "
+            '["decoder.sample"].'
+        )
+    return tuple(value)
 
 
 def _selectors(value: object, key: str, path: Path) -> tuple[str, ...]:

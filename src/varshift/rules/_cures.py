@@ -36,6 +36,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "reshuffle": "Draws the samples of every batch at random in every epoch.",
         "set-mode": "Puts the whole model in training or in evaluation mode.",
         "follow-mode": "Lets a call follow the mode of its module.",
+        "stop-writing": "Writes state in training only.",
         "register-module": "Registers a module, so that train() and eval() reach it.",
         "separate-samples": "Lets the prediction for a sample depend on that sample alone.",
     }

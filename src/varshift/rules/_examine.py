@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence, Kind, Need, kind_of
 
 from ._finding import Finding
+from ._ignored import without_ignored
 from ._registry import Rule, all_rules, get_rule, run_rules
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ def examine(gathering: Gathering, codes: Sequence[str]) -> tuple[tuple[Finding, 
     if improving:
         gathering.gather(improving)
         findings = _run(gathering.evidence, codes)
+    findings, sentence = without_ignored(findings)
+    if sentence:
+        gathering.limits.append(sentence)
     return findings, _runs(gathering.evidence, codes, {run.name: run.reason for run in gathering.runs()})
 
 

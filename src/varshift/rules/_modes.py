@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
-from ._places import NETWORK, module_place
-from ._reading import known, quoted
+from ._places import module_place, parting_place
+from ._reading import known, listed, quoted
 from ._registry import Rule, register
+
+if TYPE_CHECKING:
+    from varshift.flow import Parting
+    from varshift.probe import Change
 
 _EVAL = cure("set-mode", "call model.eval() before evaluation", "safe", training=False)
 _TRAIN = cure("set-mode", "call model.train() before training", "safe", training=True)
@@ -21,6 +27,9 @@ _REGISTER = cure(
     "register the module, and let overridden train methods call super().train(mode)",
     "safe",
 )
+
+# Reasons for which a norm normalises with the batch in evaluation.
+_BATCHED = frozenset({"stuck_training", "batch_statistics", "untracked"})
 
 
 @register
@@ -45,14 +54,24 @@ class WrongMode(Rule):
     errors. Norms built with `track_running_stats=False`, or told so later (they then still use the statistics
     they own): a warning. Modules as the model was passed in: a
     warning where a module trains inside a model in evaluation or noise is off inside a model in training;
-    advice for a norm in evaluation mode whose parameters are still trained. With data, each sample's output
-    among all of its batch mates is compared with that among half of them, in evaluation: where nothing else
-    explains it, a relative L2 distance above 1e-3 is an error.
+    advice for a norm in evaluation mode whose parameters are still trained.
+
+    With data, a few samples run in evaluation mode in a batch, alone, and with other batch mates. Outputs
+    are compared sample by sample; a relative L2 distance above 1e-3 is a warning, above 1e-2 an error.
+    Kernels choose other blockings for other batch sizes: how much that is in this network is measured on a
+    batch in which every sample occurs twice, and ten times as much passes. Where lengths or a mask are among
+    the inputs, or batches differ in length and end in one value, single samples also run at their own length
+    and padded to that of their batch: above .01 advice, from .05 a warning, from .25 an error. The runs that
+    differ are repeated and compared operation by operation: the finding names the first one that differs,
+    with its module and line.
 
     ## Known limits
 
-    A model that compares the samples of a batch on purpose (a contrastive loss in its forward) depends on
-    batch mates without any fault.
+    A model whose outputs compare the samples of a batch on purpose depends on batch mates without any fault;
+    outputs with one row and one column per sample are left out, and so is a loss that the forward returns.
+    Outputs without a dimension of samples cannot be compared. Convolutions read a step or two of what follows
+    the end of a sample: on short samples alone that may be worth advice. Graphs and other batches that can be
+    cut from the front only are tried with fewer mates only.
 
     ## Example
 
@@ -67,10 +86,15 @@ class WrongMode(Rule):
     Register modules (`nn.ModuleList`), let overridden `train` methods call `super().train(mode)`, pass
     `training=self.training` to functional norms, and call `model.eval()` before evaluation.
 
+    A norm written by hand that keeps its statistics in plain attributes should register them as buffers: no
+    checkpoint holds them otherwise. Give a batch of one the same path as any other. Average over the valid
+    steps only, by lengths or a mask.
+
     ## Cure safety
 
     Safe, except for norms that never had running statistics: learn them first with
-    `varshift.recalibrate(model, loader)`.
+    `varshift.recalibrate(model, loader)`. What leaves the padding out or removes a path of its own computes
+    something else than what was trained: train on.
 
     ## References
 
@@ -80,16 +104,16 @@ class WrongMode(Rule):
     code = "VS401"
     name = "wrong-mode"
     needs = ("modules",)
-    uses = ("capture", "measurement")
+    uses = ("capture", "trials")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields one finding per module, or one for the model where only its answers show it."""
-        found = False
+        """Yields one finding per cause: what the modules say, and what a few samples show."""
+        causes: dict[str, list[Finding]] = {}
         for finding in self._modules(evidence):
-            found = True
-            yield finding
-        if not found:
-            yield from self._batch_mates(evidence)
+            causes.setdefault(str(finding.evidence["reason"]), []).append(finding)
+        for several in causes.values():
+            yield _joined(several)
+        yield from self._company(evidence, explained=bool(_BATCHED & causes.keys()))
 
     def _modules(self, evidence: Evidence) -> Iterator[Finding]:
         stuck = dict(evidence.modes.stuck_training) if evidence.modes else {}
@@ -176,29 +200,111 @@ class WrongMode(Rule):
             cures=(targeted,),
         )
 
-    def _batch_mates(self, evidence: Evidence) -> Iterator[Finding]:
-        measurement = evidence.measurement
-        difference = known(measurement.batch_mate_difference) if measurement else None
-        if measurement is None or difference is None or difference <= thresholds.BATCH_MATE_DIFFERENCE:
-            return
-        repeat = known(measurement.eval_repeat_difference) or 0.0
-        if repeat > thresholds.REPEAT_DIFFERENCE or (evidence.eval and evidence.eval.noises):
-            return  # noise makes any two runs differ: VS106 says so
-        yield Finding(
-            code=self.code,
-            severity="error",
-            confidence="measured",
-            sites=(NETWORK,),
-            message=(
-                f"In evaluation a sample's output changes by {difference:.2g} in relative L2 with half of "
-                "its batch mates: something normalises or compares over the batch."
-            ),
-            evidence={"reason": "batch_mates", "batch_mate_difference": difference},
-            cures=(
-                cure(
-                    "separate-samples",
-                    "find what works over the batch dimension, and let it use stored statistics",
-                    "unsafe",
-                ),
-            ),
+    def _company(self, evidence: Evidence, *, explained: bool) -> Iterator[Finding]:
+        """What the trials show, where no module above explains it."""
+        trials = evidence.trials
+        if trials is None or (trials.repeats.drift or 0.0) > thresholds.REPEAT_DIFFERENCE_UNSEEN:
+            return  # state that evaluation writes reaches the next sample: VS406 says so
+        mates = [c for c in trials.changes if c.kind in ("alone", "mates") and c.matters]
+        if mates and not explained:
+            yield self._mates_finding(evidence, mates)
+        padding = trials.change("padding")
+        if padding is not None and padding.matters:
+            yield self._padding_finding(evidence, padding)
+
+    def _mates_finding(self, evidence: Evidence, changes: Sequence[Change]) -> Finding:
+        """Alone and with other mates: one cause, whichever shows it."""
+        # Where both do, what happens to a sample alone may be a special case of a batch of one.
+        chosen = changes[-1]
+        largest = max(change.difference or 0.0 for change in changes)
+        alone_only = all(change.kind == "alone" for change in changes)
+        what = "alone" if alone_only else "with other batch mates"
+        if len(changes) == 2:
+            what = "alone or with other batch mates"
+        where = _parting_words(chosen.parting, "in a batch", "alone" if alone_only else "with other mates")
+        remedy = (
+            "let a batch of one take the same path as others"
+            if alone_only
+            else "find what works over the batch dimension, and let it use stored statistics"
         )
+        return Finding(
+            code=self.code,
+            severity="error" if largest >= thresholds.COMPANY_ERROR else "warning",
+            confidence="measured",
+            sites=(parting_place(evidence, chosen.parting),),
+            message=(f"In evaluation a sample's output changes {_by(largest)} when it is {what}{where}."),
+            evidence={
+                "reason": "alone" if alone_only else "batch_mates",
+                **{f"{change.kind}_difference": known(change.difference) for change in changes},
+                **_parting_evidence(chosen.parting),
+            },
+            cures=(cure("separate-samples", remedy, "unsafe"),),
+        )
+
+    def _padding_finding(self, evidence: Evidence, change: Change) -> Finding:
+        difference = change.difference or 0.0
+        severity: Severity = "advice"
+        if difference >= thresholds.PADDING_ERROR:
+            severity = "error"
+        elif difference >= thresholds.PADDING_WARNING:
+            severity = "warning"
+        losses = ""
+        if change.losses is not None:
+            losses = f" (loss {change.losses[0]:.3g} to {change.losses[1]:.3g})"
+        where = _parting_words(change.parting, "at its own length", "with padding")
+        return Finding(
+            code=self.code,
+            severity=severity,
+            confidence="measured",
+            sites=(parting_place(evidence, change.parting),),
+            message=(
+                f"In evaluation a sample's output changes {_by(difference)} with the padding that its batch "
+                f"gives it{losses}{where}."
+            ),
+            evidence={
+                "reason": "padding",
+                "padding_difference": known(difference),
+                "losses": None if change.losses is None else [known(value) for value in change.losses],
+                **_parting_evidence(change.parting),
+            },
+            cures=(cure("separate-samples", "leave the padding out, by the lengths or a mask", "unsafe"),),
+        )
+
+
+def _joined(findings: Sequence[Finding]) -> Finding:
+    """One finding for all modules that the same thing is wrong with."""
+    first = findings[0]
+    if len(findings) == 1:
+        return first
+    sites = tuple(site for finding in findings for site in finding.sites)
+    others = listed([site.id.module for site in sites[1:]])
+    return replace(
+        first,
+        sites=sites,
+        message=f"{first.message} So does every one of these: {others}.",
+        evidence={**first.evidence, "modules": len(sites)},
+    )
+
+
+def _by(difference: float) -> str:
+    if not math.isfinite(difference):
+        return "to one that is not finite"
+    return f"by {difference:.2g} in relative L2"
+
+
+def _parting_words(parting: Parting | None, first: str, second: str) -> str:
+    """Where two runs part, as the end of a sentence."""
+    if parting is None:
+        return ""
+    operation = f"{parting.op} in {quoted(parting.module)}"
+    line = f" ({parting.source})" if parting.source is not None else ""
+    if parting.only:
+        return f": {operation}{line} runs only {first if parting.only == 1 else second}"
+    return f", from {operation}{line} on"
+
+
+def _parting_evidence(parting: Parting | None) -> dict[str, str | None]:
+    if parting is None:
+        return {}
+    source = None if parting.source is None else str(parting.source)
+    return {"first_module": parting.module, "first_operation": parting.op, "first_source": source}

@@ -1,4 +1,4 @@
-"""Placement of noise apart from norms: max-pooling (VS105), evaluation (VS106)."""
+"""Placement of noise apart from norms: max-pooling (VS105)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from varshift.evidence import Evidence
 from . import _thresholds as thresholds
 from ._cures import cure
 from ._finding import Finding, Severity
-from ._places import NETWORK, noise_place
+from ._places import noise_place
 from ._reading import capitalised, known, noise_words, quoted, without_none
 from ._registry import Rule, register
 
@@ -146,104 +146,3 @@ class NoiseBeforeMaxPool(Rule):
                 ),
             ),
         )
-
-
-@register
-class NoiseInEvaluation(Rule):
-    """Random noise is still alive in evaluation mode.
-
-    ## What it does
-
-    Finds every random operation that the network runs after `model.eval()`, and networks that give two
-    answers to the same batch.
-
-    ## Why it matters
-
-    Predictions change from call to call, their error is larger than it needs to be, and no measurement of
-    the network repeats. The usual cause is `F.dropout(x, p)`: its `training` argument is True by default,
-    whatever the module's mode.
-
-    ## How it is measured
-
-    Certain: the network is captured in evaluation mode, and what is random there is found. With data the
-    same batch runs twice; `repeat_difference` is the relative L2 distance of the two outputs. Where the
-    network could not be captured in evaluation mode, a difference above 1e-6 is reported for the model as a
-    whole; where it was captured and shows no noise, one above 1e-4, which is more than kernels that add in
-    a random order make.
-
-    ## Known limits
-
-    Noise that is meant to stay on (Monte-Carlo dropout, a sampler in a generative model) is reported as
-    well: ignore the rule for such networks. Random numbers drawn outside torch are seen only by the
-    repeated run.
-
-    ## Example
-
-    ```python
-    def forward(self, x):
-        return self.classifier(F.dropout(x, 0.5))  # drops in eval() too
-    ```
-
-    ## Cure
-
-    ```python
-    def forward(self, x):
-        return self.classifier(F.dropout(x, 0.5, training=self.training))
-    ```
-
-    Where a module stays in training mode after `model.eval()`, VS401 says which.
-
-    ## Cure safety
-
-    Safe: the weights were trained with this noise as a regulariser, and without it the network computes the
-    mean that it was trained for. Norms behind the noise may then show a variance shift (VS101, VS102).
-
-    ## References
-
-    - PyTorch documentation, `torch.nn.functional.dropout`: "training: apply dropout if True. Default:
-      True".
-    """
-
-    code = "VS106"
-    name = "noise-in-evaluation"
-    needs_one_of = ("capture.eval", "measurement")
-
-    def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields one finding per noise site, or one for the whole model where only its answers show it."""
-        difference = known(evidence.measurement.eval_repeat_difference) if evidence.measurement else None
-        sites = evidence.eval.noises if evidence.eval else ()
-        name = "switch it off in evaluation: pass training=self.training"
-        for site in sites:
-            yield Finding(
-                code=self.code,
-                severity="error",
-                confidence="certain",
-                sites=(noise_place(site),),
-                message=f"{capitalised(noise_words(site))} is still active after eval()"
-                + (
-                    f"; two runs of one batch differ by {difference:.2g} in relative L2."
-                    if difference
-                    else "."
-                ),
-                evidence={
-                    "norm": site.nearest,
-                    "kind": site.kind,
-                    "rate": site.rate,
-                    **without_none({"repeat_difference": difference}),
-                },
-                cures=(cure("follow-mode", name, "safe", site.id),),
-            )
-        limit = thresholds.REPEAT_DIFFERENCE_UNSEEN if evidence.eval else thresholds.REPEAT_DIFFERENCE
-        if not sites and difference is not None and difference > limit:
-            yield Finding(
-                code=self.code,
-                severity="error",
-                confidence="measured",
-                sites=(NETWORK,),
-                message=(
-                    f"After eval(), two runs of the same batch differ by {difference:.2g} in relative L2: "
-                    "something random is still active that could not be seen in the captured network."
-                ),
-                evidence={"repeat_difference": difference, "captured": evidence.eval is not None},
-                cures=(cure("follow-mode", name, "safe"),),
-            )

@@ -11,7 +11,7 @@ from varshift.evidence import Evidence
 from ._finding import FindingSite
 
 if TYPE_CHECKING:
-    from varshift.flow import NoiseSite
+    from varshift.flow import NoiseSite, Parting
 
 NETWORK = FindingSite(SiteId("", "module"))
 
@@ -19,6 +19,15 @@ NETWORK = FindingSite(SiteId("", "module"))
 def noise_place(site: NoiseSite) -> FindingSite:
     """The place of a noise site."""
     return FindingSite(site.id, site.cls, as_source(site.source))
+
+
+def parting_place(evidence: Evidence, parting: Parting | None) -> FindingSite:
+    """The place where two runs part: the norm or noise of that module if it is one, else the operation."""
+    if parting is None:
+        return NETWORK
+    norm = evidence.train_norms.get(parting.module) or evidence.eval_norms.get(parting.module)
+    site = norm.id if norm is not None else SiteId(parting.module, parting.op)
+    return FindingSite(site, parting.cls, parting.source)
 
 
 def norm_place(evidence: Evidence, name: str) -> FindingSite:

@@ -1,0 +1,81 @@
+"""The same sample with more padding, in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from varshift._errors import VarshiftError, strict
+from varshift.model import Call, short_message_of
+from varshift.probe._eval_runs import EvalRuns
+from varshift.probe._lengths import Lengths, lengths_of, with_length
+from varshift.probe._samples_apart import overlap_distance
+from varshift.probe._trial_types import Change
+
+_SUBJECTS = 6  # samples with the most padding
+# A convolution reads a step or two of the padding at a sample's end, kernels choose other blockings for
+# other lengths: what is no more than this is no padding in a mean.
+_LIMIT = 1e-2
+
+
+def try_padding(runs: EvalRuns, calls: Sequence[Call], limits: list[str]) -> list[Change]:
+    """Runs single samples at their own length and padded to that of their batch.
+
+    Args:
+        runs: Runs the network.
+        calls: The batches that were drawn: their lengths tell which dimension is padded.
+        limits: What could not be compared is added here.
+    """
+    try:
+        lengths = lengths_of(calls)
+        return [] if lengths is None else _try(runs, calls[0], lengths)
+    except VarshiftError:  # of the model's own: it need not run on other lengths than those of its batches
+        return []
+    except Exception as error:
+        if strict():
+            raise
+        limits.append(f"Whether outputs depend on padding could not be compared: {short_message_of(error)}.")
+        return []
+
+
+def _whole(one: Tensor, other: Tensor) -> float | None:
+    return overlap_distance(one, other) if one.shape == other.shape else None
+
+
+def _try(runs: EvalRuns, call: Call, lengths: Lengths) -> list[Change]:
+    rows = sorted(range(call.size), key=lambda row: lengths.own[row])[:_SUBJECTS]
+    rows = [row for row in rows if lengths.own[row] < lengths.size]
+    worst: tuple[float, Call, Call] | None = None
+    losses: list[tuple[float, float]] = []
+    for row in rows:
+        padded = call.pick([row])
+        own = None if padded is None else with_length(padded, lengths, lengths.own[row])
+        if padded is None or own is None:
+            return []
+        results = [runs.outputs(own), runs.outputs(padded)]
+        outputs = [runs.main(result) for result in results]
+        if outputs[0] is None or outputs[1] is None:
+            return []
+        difference = overlap_distance(outputs[0], outputs[1])
+        if difference is None:
+            return []
+        if worst is None or difference > worst[0]:
+            worst = difference, own, padded
+        pair = runs.loss(results[0], own), runs.loss(results[1], padded)
+        if pair[0] is not None and pair[1] is not None:
+            losses.append((pair[0], pair[1]))
+    if worst is None:
+        return []
+    difference, own, padded = worst
+    parting = None
+    if difference > _LIMIT:
+        # Where steps are gone, the padding has entered what stays; before that, convolutions see its edge.
+        parting = runs.parting(own, padded, _whole, _LIMIT) or runs.parting(
+            own, padded, overlap_distance, max(_LIMIT, difference / 4)
+        )
+    means = None
+    if losses and len(losses) == len(rows):
+        first, second = zip(*losses, strict=True)
+        means = sum(first) / len(losses), sum(second) / len(losses)
+    return [Change("padding", difference, _LIMIT, parting, means, declared=lengths.declared)]
