@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from varshift._errors import DataError as DataError
     from varshift._errors import ModelError as ModelError
     from varshift._errors import VarshiftError as VarshiftError
+    from varshift._errors import VarshiftWarning as VarshiftWarning
     from varshift._sites import SiteId as SiteId
     from varshift.moments import Prediction as Prediction
     from varshift.moments import predict as predict
@@ -45,6 +46,7 @@ _HOME = {
     "Cure": "varshift.rules",
     "SiteId": "varshift._sites",
     "VarshiftError": "varshift._errors",
+    "VarshiftWarning": "varshift._errors",
     "DataError": "varshift._errors",
     "ModelError": "varshift._errors",
 }
@@ -62,6 +64,7 @@ __all__ = [
     "Report",
     "SiteId",
     "VarshiftError",
+    "VarshiftWarning",
     "__version__",
     "check",
     "data",

@@ -17,6 +17,10 @@ class DataError(VarshiftError, ValueError):
     """The data cannot be used as given."""
 
 
+class VarshiftWarning(UserWarning):
+    """Something that was done as asked, and that its user should look at: the message says how to undo it."""
+
+
 def strict() -> bool:
     """Whether faults in what a check can do without are raised: ``VARSHIFT_STRICT=1``, as in the tests.
 

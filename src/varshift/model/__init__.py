@@ -20,6 +20,9 @@ from varshift.model._interrupts import Holder as Holder
 from varshift.model._interrupts import protected as protected
 from varshift.model._interrupts import release_signals as release_signals
 from varshift.model._interrupts import watch_signals as watch_signals
+from varshift.model._marks import Origin as Origin
+from varshift.model._marks import marked as marked
+from varshift.model._marks import origins as origins
 from varshift.model._nest import clone as clone
 from varshift.model._nest import first_tensor as first_tensor
 from varshift.model._nest import map_tensors as map_tensors

@@ -1,5 +1,7 @@
 """The live model: its states, streaming statistics, recalibration and gap attribution."""
 
+from varshift.probe._effect import Effect as Effect
+from varshift.probe._leverage import Leverage as Leverage
 from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss
@@ -9,9 +11,9 @@ from varshift.probe._measure import measure_shadow as measure_shadow
 from varshift.probe._noise_bias import Incomparable as Incomparable
 from varshift.probe._noise_bias import measure_noise_bias as measure_noise_bias
 from varshift.probe._pass import Progress as Progress
-from varshift.probe._recalibrate import LayerChange as LayerChange
-from varshift.probe._recalibrate import Recalibration as Recalibration
 from varshift.probe._recalibrate import recalibrate as recalibrate
+from varshift.probe._recalibration import LayerChange as LayerChange
+from varshift.probe._recalibration import Recalibration as Recalibration
 from varshift.probe._trial import Trial as Trial
 from varshift.probe._trial import try_readings as try_readings
 from varshift.probe._trial_types import Change as Change

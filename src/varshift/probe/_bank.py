@@ -19,11 +19,19 @@ class Bank:
         norms: The norms.
         slices: Where each norm's statistics lie, by name, one row after another.
         moments: The accumulators.
+        rest: Accumulators of the batches that are not held back, None where none are.
         shared: Names of the norms that were called several times within one batch.
     """
 
     def __init__(
-        self, norms: Sequence[Norm], device: torch.device, dtype: torch.dtype, *, average: bool, series: bool
+        self,
+        norms: Sequence[Norm],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        average: bool,
+        series: bool,
+        holds_back: bool = False,
     ) -> None:
         self.norms = tuple(norms)
         rows = [(norm, row) for norm in norms for row in range(norm.rows)]
@@ -48,16 +56,17 @@ class Bank:
         momentum = [
             0.1 if norm.momentum is None and norm.kind == "custom" else norm.momentum for norm, _ in rows
         ]
-        self.moments = Moments(
-            offsets[-1],
-            _per_channel([float("nan") if m is None else m for m in momentum], self.channels),
-            _per_channel([0.0 if norm.per_sample else 1.0 for norm, _ in rows], self.channels),
-            average=average,
-            series=series,
+        weights = _per_channel([float("nan") if m is None else m for m in momentum], self.channels)
+        between = _per_channel([0.0 if norm.per_sample else 1.0 for norm, _ in rows], self.channels)
+        self.moments = Moments(offsets[-1], weights, between, average=average, series=series)
+        self.rest = (
+            Moments(offsets[-1], weights, between, average=average, series=False) if holds_back else None
         )
+        self._held = False
 
-    def begin(self) -> None:
-        """Starts a batch."""
+    def begin(self, *, held: bool = False) -> None:
+        """Starts a batch; one that is held back does not join `rest`."""
+        self._held = held
         self.counts = [0] * len(self.counts)
         # A kernel blends with momentum 1, and zero times infinity is not zero: leave nothing behind.
         self.mean.zero_()
@@ -73,6 +82,10 @@ class Bank:
         part = self._parts[position]
         return self.mean[part], self.var[part]
 
+    def position(self, norm: Norm, row: int = 0) -> int:
+        """Where in `counts` a row of a norm's statistics is."""
+        return self._rows[norm.name, row]
+
     def _part(self, norm: Norm, row: int) -> slice:
         return self._parts[self._rows[norm.name, row]]
 
@@ -80,7 +93,7 @@ class Bank:
         part = self._parts[position]
         home = self.channels.device
         count = torch.full((norm.channels,), float(self.counts[position]), dtype=torch.float64, device=home)
-        self.moments.add(count, self.mean[part].to(home), self.var[part].to(home), part)
+        self._add(count, self.mean[part].to(home), self.var[part].to(home), part)
         self.mean[part].zero_()
         self.var[part].zero_()
         self.counts[position] = 0
@@ -92,8 +105,13 @@ class Bank:
             if key not in self._expanded:
                 self._expanded = {key: expand(key, self.channels)}  # the same for all batches but the last
             home = self.channels.device
-            self.moments.add(self._expanded[key], self.mean.to(home), self.var.to(home))
+            self._add(self._expanded[key], self.mean.to(home), self.var.to(home))
             self.counts = [0] * len(self.counts)
+
+    def _add(self, count: Tensor, mean: Tensor, var: Tensor, part: slice = slice(None)) -> None:
+        self.moments.add(count, mean, var, part)
+        if self.rest is not None and not self._held:
+            self.rest.add(count, mean, var, part)
 
 
 def _per_channel(values: Sequence[float], channels: Tensor) -> Tensor:

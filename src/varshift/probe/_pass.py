@@ -15,14 +15,16 @@ from varshift.probe._tap import Tap
 Progress = Callable[[str, int, "int | None"], None]
 
 
-def run_pass(network: nn.Module, forward: Forward | None, call: Call, tap: Tap) -> Any:
+def run_pass(network: nn.Module, forward: Forward | None, call: Call, tap: Tap, *, held: bool = False) -> Any:
     """Runs one batch without gradients; its batch statistics join the tap's accumulators.
+
+    A batch that is held back joins only those of all batches.
 
     Raises:
         ModelError: If the model or the user's forward fails, from its own error.
     """
     with torch.no_grad(), tap:
-        tap.begin()
+        tap.begin(held=held)
         outputs = call.outputs(network, forward)
         tap.end()
     return outputs

@@ -3,130 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from varshift._errors import ModelError
-from varshift.flow import RecognisedNorms, may_hold_statistics, recognise_norms
+from varshift._errors import ModelError, VarshiftError, VarshiftWarning
+from varshift.flow import may_hold_statistics, recognise_norms
 from varshift.model import (
-    Call,
     Forward,
-    Holder,
     Norm,
-    Reader,
+    Origin,
     Shadow,
     State,
     find_norms,
+    marked,
     network_of,
     one_at_a_time,
-    protected,
-    release_signals,
+    origins,
     require_values,
     shadowed,
-    watch_signals,
-    write,
 )
 from varshift.moments import examples_for, stated_shape
+from varshift.probe._collect import Collector, raise_failures
 from varshift.probe._distributed import Ranks
-from varshift.probe._loader import FiniteWatch, draw, model_device
+from varshift.probe._effect import Effect, effect_of, held_back_losses
+from varshift.probe._loss import Loss
 from varshift.probe._moments import Moments
-from varshift.probe._pass import Progress, Stop, run_pass
+from varshift.probe._pass import Progress, Stop
 from varshift.probe._predicted import predicted_statistics
-from varshift.probe._states import UNREAD, live_norms, measurable_norms, set_noise
-from varshift.probe._tap import Tap, as_kept
-from varshift.probe._trial import try_readings
+from varshift.probe._recalibration import LayerChange, Recalibration, Value
+from varshift.probe._states import UNREAD, frozen_norms
+from varshift.probe._tap import Statistics, as_kept
 
 Estimator = Literal["pooled", "ema"]
-_Statistics = dict[str, tuple[Tensor, Tensor]]
-# A place that holds a statistic, and a value for it: `model.to` may replace the tensor itself.
-_Value = tuple[State, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerChange:
-    """What recalibration did to one norm. The four figures are channel means.
-
-    Attributes:
-        name: Module path of the norm.
-        cls: Its class name.
-        updated: Whether its statistics were replaced.
-        reason: Why not, None when they were.
-        mean_before: Running mean as found.
-        var_before: Running variance as found.
-        mean_after: Running mean now.
-        var_after: Running variance now.
-    """
-
-    name: str
-    cls: str
-    updated: bool
-    reason: str | None
-    mean_before: float
-    var_before: float
-    mean_after: float
-    var_after: float
-
-
-class Recalibration:
-    """Handle of a recalibration: what changed, and the way back.
-
-    Attributes:
-        layers: One `LayerChange` per norm, in the order of the model's modules.
-        batches: Number of batches used by this process.
-        samples: Number of samples used by this process.
-        converged: Whether the tolerance was reached; None when none was given.
-        shape: Without data: the shape of the inputs that the statistics were predicted for.
-        predicted: Whether the statistics were predicted, without data.
-    """
-
-    def __init__(
-        self,
-        layers: tuple[LayerChange, ...],
-        batches: int,
-        samples: int,
-        converged: bool | None,
-        changes: Sequence[_Value] = (),
-        shape: Any = None,
-        predicted: bool = False,
-    ) -> None:
-        self.predicted = predicted
-        self.layers, self.batches, self.samples, self.converged = layers, batches, samples, converged
-        self.shape = shape
-        self._new = tuple(changes)
-        self._old = tuple((state, state.tensor.detach().clone()) for state, _ in changes)
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """The norms that kept their statistics, and why."""
-        return {layer.name: layer.reason for layer in self.layers if layer.reason is not None}
-
-    def undo(self) -> None:
-        """Gives every norm the statistics back that it had before, bit for bit; an error does not stop it."""
-        try:
-            _assign(self._old)
-        except BaseException:
-            _assign(self._old)
-            raise
-
-    def _apply(self) -> None:
-        _assign(self._new)
-
-    def __repr__(self) -> str:
-        updated = sum(layer.updated for layer in self.layers)
-        source = "without data" if self.predicted else f"from {self.batches} batches"
-        if self.shape is not None:
-            source += f", for inputs of shape {self.shape}"
-        text = f"<Recalibration: {updated} of {len(self.layers)} norms updated {source}"
-        if self.converged is not None:
-            text += ", tolerance reached" if self.converged else ", tolerance not reached"
-        for name, reason in list(self.skipped.items())[:3]:
-            text += f"; '{name}' left alone: {reason}"
-        more = len(self.skipped) - 3
-        return text + (f"; and {more} more" if more > 0 else "") + ">"
+# Accumulators by device and type, each with its norms and where their channels are.
+Banks = Sequence[tuple[tuple[Norm, ...], Mapping[str, slice], Moments]]
 
 
 def recalibrate(
@@ -139,6 +53,8 @@ def recalibrate(
     max_batches: int | None = None,
     tolerance: float | None = None,
     forward: Forward | None = None,
+    loss: Loss | None = None,
+    frozen: bool = False,
     process_group: Any = None,
     progress: Progress | None = None,
 ) -> Recalibration:
@@ -153,7 +69,20 @@ def recalibrate(
     processes and every process ends up with the same bits.
 
     Without a loader the same statistics are predicted from the weights and the statistics that the norms hold
-    (`varshift.predict`). Norms that no noise reaches, and those whose prediction is uncertain, keep theirs.
+    (`varshift.predict`). Norms that no noise reaches, those whose prediction is uncertain, and those whose
+    statistics were re-estimated without noise before keep theirs: for these there is nothing to predict.
+    Statistics that come from here bear a mark in their last bits, which goes wherever they go and which
+    further training wipes out.
+
+    **Effect.** Every third batch, at most 16 in all, is held back where a loss is known (of a loader that
+    does not say how many batches it has, every fifth). The loss of the deployed network on these batches is
+    measured with the statistics as found, and with those of the other batches, which have not seen them:
+    `handle.effect`. The statistics that remain come from all batches. Where the loss got worse beyond its
+    error, or where a single sample or batch dominates the statistics, a `VarshiftWarning` says so.
+
+    **Frozen norms** keep their statistics, unless `frozen` is true: those whose parameters need no gradient
+    while others do, those that are in eval mode while the model is in training mode, and those that the
+    model's own ``train()`` holds in eval mode.
 
     The model is changed only at the very end. An error in the loader or the model, or Ctrl-C, leaves flags,
     momentum, hooks, buffers and random states bit for bit as they were.
@@ -172,23 +101,31 @@ def recalibrate(
             standard deviation, and standard error of its mean in sigmas (root mean square over channels, from
             the spread over batches). The loader should be shuffled.
         forward: Function of model and batch that runs the model; by default inputs are found as in `check`.
+        loss: Function of outputs and targets, as in `check`, for the effect; by default the same as there.
+        frozen: Whether to re-estimate the statistics of frozen norms, too.
         process_group: Processes that share the data; the default group in a distributed run.
         progress: Called with stage, batches done and batches in all (None when unknown).
 
     Returns:
-        A handle with the changes per layer and ``undo()``. Norms that no batch reached keep their statistics,
-        and so do norms that use their running statistics in training too; the handle says which.
+        A handle with the changes per layer, the effect, and ``undo()``. Norms that no batch reached keep
+        their statistics, and so do norms that use their running statistics in training too;
+        ``handle.skipped`` says which.
+
+    Warns:
+        VarshiftWarning: If the loss of the deployed network got worse, or one sample or batch dominates the
+            statistics.
 
     Raises:
-        ModelError: If an activation or a statistic is not finite, or another process failed.
+        ModelError: If an activation or a statistic is not finite, `loss` fails, or another process failed.
         DataError: If the loader yields nothing, or inputs are not finite; without a loader, if there is no
             shape and the network states none.
         ValueError: If an argument is out of range, or asks for data while there is no loader.
     """
-    if loader is None and (
-        noise or estimator != "pooled" or tolerance is not None or max_batches is not None
-    ):
-        raise ValueError("loader is None: noise, estimator, tolerance and max_batches ask for data.")
+    asked = noise or frozen or estimator != "pooled"
+    if loader is None and (asked or any(value is not None for value in (tolerance, max_batches, loss))):
+        raise ValueError(
+            "loader is None: noise, estimator, tolerance, max_batches, loss and frozen ask for data."
+        )
     if loader is not None and shape is not None:
         raise ValueError(f"shape is {shape!r} beside a loader: it stands in for one, pass either.")
     if estimator not in ("pooled", "ema"):
@@ -207,19 +144,30 @@ def recalibrate(
         ranks = Ranks(process_group)
         with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
             shadow.keep(loader)
-            shadow.run_eagerly(forward)
-            collector = _Collector(shadow, forward, noise, estimator, stop)
+            shadow.run_eagerly(forward, loss)
+            collector = Collector(
+                network, shadow, forward, noise=noise, frozen=frozen, average=estimator == "ema", stop=stop
+            )
             collector.run(loader, max_batches, ranks, progress)
             norms = find_norms(network, collector.recognised)
-            statistics, reasons = _estimates(collector, norms, estimator, ranks)
+            statistics, reasons = _estimates(collector, collector.tap.moments, norms, estimator, ranks)
             counted = round(
                 sum(float(n) for n in ranks.gather(torch.tensor(float(collector.batches), device="cpu")))
             )
-        layers, changes = _changes(norms, statistics, reasons, counted)
-        reached = stop.reached if stop else None
-        handle = Recalibration(layers, collector.batches, collector.samples, reached, changes)
+            effect = _effect(collector, shadow, norms, estimator, ranks, forward, loss)
+        layers, changes = _changes(norms, statistics, reasons, counted, None if noise else "measured")
+        handle = Recalibration(
+            layers,
+            collector.batches,
+            sum(collector.sizes),
+            stop.reached if stop else None,
+            changes,
+            effect=effect,
+            leverage=collector.leverage,
+        )
+        _warn(handle)  # where warnings are errors, before anything is changed
     try:
-        handle._apply()
+        handle.apply()
         return handle
     except BaseException:  # an interrupt among others: without a handle nobody could undo it
         try:
@@ -229,6 +177,51 @@ def recalibrate(
         raise
 
 
+def _warn(handle: Recalibration) -> None:
+    """Says what the user should look at before he trusts the new statistics."""
+    texts = []
+    leverage = handle.leverage
+    if leverage is not None:
+        texts.append(
+            f"recalibrate: {leverage.words} dominates the statistics. It makes the variance at the norm "
+            f"'{leverage.norms[0]}' {leverage.inflation:.3g} times that of the other batches. "
+            "Look at it, leave it out or prepare it like the others, then recalibrate again."
+        )
+    if handle.effect is not None and handle.effect.worse:
+        texts.append(
+            f"recalibrate made the deployed network worse: {handle.effect}. handle.undo() gives the old "
+            "statistics back: the weights may have been trained on these, or the batches are not like those "
+            "of training."
+        )
+    for text in texts:
+        warnings.warn(text, VarshiftWarning, stacklevel=3)
+
+
+def _effect(
+    collector: Collector,
+    shadow: Shadow,
+    norms: Sequence[Norm],
+    estimator: Estimator,
+    ranks: Ranks,
+    forward: Forward | None,
+    loss: Loss | None,
+) -> Effect | None:
+    """The loss before and after on the batches that were held back, over all processes."""
+    if not any(held for (held,) in ranks.flags(bool(collector.held.calls))):
+        return None
+    statistics, _ = _estimates(collector, collector.tap.rest, norms, estimator, ranks)
+    failure, rows = None, torch.zeros(0)
+    try:
+        rows = held_back_losses(shadow, collector.norms, collector.held.calls, statistics, forward, loss)
+    except VarshiftError as error:
+        failure = error
+    raise_failures(failure, [failed for (failed,) in ranks.flags(failure is not None)])
+    return effect_of(torch.cat(ranks.gather(rows)))
+
+
+_DONE = "its statistics were re-estimated without noise already"
+
+
 def _predicted(network: nn.Module, shape: Any, forward: Forward | None) -> Recalibration:
     """A recalibration without data, not yet applied."""
     with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
@@ -236,6 +229,8 @@ def _predicted(network: nn.Module, shape: Any, forward: Forward | None) -> Recal
         recognised = recognise_norms(shadow.network, examples_for(network, shape), forward)
         norms = find_norms(network, recognised)
         predicted, reasons = predicted_statistics(network, norms, shape, forward)
+        reasons.update(dict.fromkeys(origins(norms), _DONE))
+        reasons.update(frozen_norms(network, norms))
     by_name = {norm.name: norm for norm in norms}
     statistics = {
         name: (
@@ -243,126 +238,31 @@ def _predicted(network: nn.Module, shape: Any, forward: Forward | None) -> Recal
             _fit(by_name[name], by_name[name].var, var),
         )
         for name, (mean, var) in predicted.items()
+        if name not in reasons
     }
-    layers, changes = _changes(norms, statistics, reasons, None)
+    layers, changes = _changes(norms, statistics, reasons, None, "predicted")
     return Recalibration(layers, 0, 0, None, changes, shape, predicted=True)
 
 
-class _Collector:
-    """Runs the batches of one process and collects their moments."""
-
-    def __init__(
-        self,
-        shadow: Shadow,
-        forward: Forward | None,
-        noise: bool,
-        estimator: Estimator,
-        stop: Stop | None,
-    ) -> None:
-        self._shadow, self._network, self._forward = shadow, shadow.network, forward
-        self._noise, self._stop = noise, stop
-        self._average, self._series = estimator == "ema", stop is not None
-        self._watch = FiniteWatch()
-        self._reader = Reader(self._network, forward)
-        self.live: frozenset[str] = frozenset()
-        self.recognised: RecognisedNorms = {}
-        self.tap = Tap((), "batch")
-        self.batches = self.samples = 0
-
-    def run(
-        self, loader: Iterable[Any], max_batches: int | None, ranks: Ranks, progress: Progress | None
-    ) -> None:
-        """Runs until the loader ends, the tolerance is reached, or a process fails.
-
-        Processes meet only on the shared schedule of `Stop` and at the end, so their loaders may differ in
-        length; one that is done, or has failed, still comes to each meeting.
-        """
-        batches = draw(loader, max_batches, model_device(self._network))
-        total = _total(loader, max_batches)
-        done, failure, rounds = False, None, 0
-        while True:
-            rounds += 1
-            meets = False if self._stop is None else self._stop.due(rounds)
-            try:
-                done = done or not self._step(batches)
-                if done or meets:
-                    self._watch.complain()
-            except Exception as error:
-                if not ranks.active:
-                    raise
-                done, failure = True, failure or error
-            if progress is not None and not done:
-                progress("recalibrating", self.batches, total)
-            if done and (self._stop is None or not ranks.active):
-                meets = True
-            if not meets:
-                continue
-            states = ranks.flags(done, failure is not None)
-            _raise_failures(failure, [failed for _, failed in states])
-            if self._stop is not None and self._stop.look(self.tap, ranks):
-                return
-            if all(finished for finished, _ in states):
-                return
-
-    def _step(self, batches: Iterator[tuple[int, Any]]) -> bool:
-        """Runs the next batch; false when there is none."""
-        number, batch = next(batches, (None, None))
-        if number is None:
-            return False
-        self._watch.look(number, batch)
-        if number == 0:
-            several = len(self._reader.readings(batch)) > 1
-            try_readings(self._shadow, self._reader, [batch], forward=self._forward, compares=several)
-        call = self._reader.read(batch)
-        if number == 0:
-            self._prepare(call)
-        run_pass(self._network, self._forward, call.copy(), self.tap)
-        self.batches += 1
-        self.samples += call.size
-        return True
-
-    def _prepare(self, call: Call) -> None:
-        self.recognised = recognise_norms(self._network, call, self._forward)
-        self._shadow.fresh()
-        norms = measurable_norms(self._network, self.recognised)
-        self.live, by_hand = live_norms(self._shadow, norms, self._forward, call)
-        self.tap = Tap(norms, "batch", live=self.live, average=self._average, series=self._series)
-        set_noise(self._network, norms, self._noise, by_hand)
-
-
-def _total(loader: Any, max_batches: int | None) -> int | None:
-    try:
-        length = len(loader)
-    except (TypeError, NotImplementedError):
-        return max_batches
-    return length if max_batches is None else min(length, max_batches)
-
-
-def _raise_failures(mine: Exception | None, failed: list[bool]) -> None:
-    if mine is not None:
-        raise mine
-    if any(failed):
-        ranks = ", ".join(str(rank) for rank, bad in enumerate(failed) if bad)
-        raise ModelError(f"recalibration failed on process {ranks}; nothing was changed on this one either.")
-
-
 def _estimates(
-    collector: _Collector, norms: Sequence[Norm], estimator: Estimator, ranks: Ranks
-) -> tuple[_Statistics, dict[str, str]]:
+    collector: Collector, banks: Banks, norms: Sequence[Norm], estimator: Estimator, ranks: Ranks
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
     """New statistics by norm name, and for the other norms the reason why they have none."""
-    statistics: _Statistics = {}
+    statistics: dict[str, tuple[Tensor, Tensor]] = {}
     reasons: dict[str, str] = {}
     own = {norm.name: norm for norm in norms}
     for norm in norms:
         if norm.states.unsupported is not None:
             reasons[norm.name] = norm.states.unsupported
-    for stand_ins, slices, moments in collector.tap.moments:
+    for stand_ins, slices, moments in banks:
         members = [own[norm.name] for norm in stand_ins]
         count, mean, var = _bank_estimate(members, moments, estimator, ranks)
         for norm in members:
             part = slices[norm.name]
             most = float(count[part].max())
-            if norm.name not in collector.live:
+            if norm.name in collector.frozen:
+                reasons[norm.name] = collector.frozen[norm.name]
+            elif norm.name not in collector.live:
                 reasons[norm.name] = "it uses its running statistics in training too"
             elif norm.name in collector.tap.unread:
                 reasons[norm.name] = UNREAD
@@ -410,10 +310,14 @@ def _fit(norm: Norm, buffer: Tensor, values: Tensor) -> Tensor:
 
 
 def _changes(
-    norms: Sequence[Norm], statistics: _Statistics, reasons: dict[str, str], batches: int | None
-) -> tuple[tuple[LayerChange, ...], list[_Value]]:
-    """What is to be written, and what that does to each norm."""
-    changes: list[_Value] = []
+    norms: Sequence[Norm],
+    statistics: Statistics,
+    reasons: dict[str, str],
+    batches: int | None,
+    origin: Origin | None,
+) -> tuple[tuple[LayerChange, ...], list[Value]]:
+    """What is to be written, with a mark where there is an origin, and what that does to each norm."""
+    changes: list[Value] = []
     layers: list[LayerChange] = []
     for norm in norms:
         mean, var = statistics.get(norm.name, (norm.mean, norm.var))
@@ -429,24 +333,15 @@ def _changes(
         )
         if norm.name not in statistics:
             continue
-        changes += norm.changes(mean, var)
+        for state, value in norm.changes(mean, var):
+            if origin is not None and state is norm.spread_state:
+                value = marked(origin, norm, mean, value)
+            changes.append((state, value))
         counter = norm.module._buffers.get("num_batches_tracked")
         if counter is not None and batches is not None:
             place = State(norm.module, ("num_batches_tracked",))
             changes.append((place, torch.full_like(counter, batches)))
     return tuple(layers), changes
-
-
-@protected
-def _assign(values: Sequence[_Value]) -> None:
-    """Writes values into buffers; signals wait until all of them are written."""
-    holder = Holder()
-    try:
-        watch_signals(holder)
-        for state, value in values:
-            write(state.tensor, value)
-    finally:
-        release_signals(holder)
 
 
 def _channel_means(norm: Norm, mean: Tensor, var: Tensor) -> tuple[float, float]:

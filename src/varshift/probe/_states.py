@@ -46,6 +46,27 @@ def set_noise(
                 module.training = True
 
 
+def frozen_norms(network: nn.Module, norms: Sequence[Norm]) -> dict[str, str]:
+    """The norms that their user froze, by name, with how: the statistics of these are meant to stay.
+
+    A network that is frozen as a whole, as for deployment, says nothing about its norms.
+
+    Args:
+        network: The network, in the modes in which its user left it.
+        norms: Its norms.
+    """
+    trains = any(parameter.requires_grad for parameter in network.parameters())
+    found: dict[str, str] = {}
+    for norm in norms:
+        states = {id(state.tensor) for state in norm.own_states}
+        own = [value for value in norm.module.parameters(recurse=False) if id(value) not in states]
+        if network.training and not norm.module.training:
+            found[norm.name] = "it is frozen: in eval mode while the model is in training mode"
+        elif trains and own and not any(value.requires_grad for value in own):
+            found[norm.name] = "it is frozen: its parameters need no gradient"
+    return found
+
+
 def live_norms(
     shadow: Shadow, norms: Sequence[Norm], forward: Forward | None, call: Call
 ) -> tuple[frozenset[str], frozenset[str]]:

@@ -34,6 +34,7 @@ from varshift.probe._kernels import (
     run_instance_norm,
     sharpen,
 )
+from varshift.probe._leverage import LeverageWatch
 from varshift.probe._listen import Listener
 from varshift.probe._moments import Moments
 
@@ -66,6 +67,8 @@ class Tap(TorchFunctionMode):
         substitutes: Statistics to use in place of a norm's own, by norm name.
         average: Whether to keep moving averages.
         series: Whether to keep what standard errors need.
+        leverage: Told of each batch, to find one that dominates the statistics.
+        holds_back: Whether some batches are held back: the moments of the others are kept, too.
 
     Attributes:
         live: See above; may be set before the first pass.
@@ -86,8 +89,11 @@ class Tap(TorchFunctionMode):
         substitutes: Statistics | None = None,
         average: bool = False,
         series: bool = False,
+        leverage: LeverageWatch | None = None,
+        holds_back: bool = False,
     ) -> None:
         super().__init__()
+        self._leverage = leverage
         self._norms = tuple(norms)
         self._by_mean = {id(norm.mean): norm for norm in norms if norm.mean_state is not None}
         self._policy, self.live, self._record = policy, live, record
@@ -99,7 +105,7 @@ class Tap(TorchFunctionMode):
         self._hooked = [
             n for n in norms if n.kind == "custom" or n.spread.dtype not in single or not n.tracks
         ]
-        self._banks = _banks(norms, average=average, series=series) if record else []
+        self._banks = _banks(norms, average, series, holds_back) if record else []
         self._bank_of = {norm.name: bank for bank in self._banks for norm in bank.norms}
         self._visits: list[_Visit] = []
         self._listeners: list[Listener | None] = []
@@ -138,17 +144,21 @@ class Tap(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
 
-    def begin(self) -> None:
-        """Starts a forward pass."""
+    def begin(self, *, held: bool = False) -> None:
+        """Starts a forward pass, of a batch that is held back or not."""
         self._visits.clear()
         self._listeners.clear()
         self._counts.clear()
         for bank in self._banks:
-            bank.begin()
+            bank.begin(held=held)
+        if self._leverage is not None:
+            self._leverage.begin()
 
     def end(self) -> None:
         """Ends a forward pass: its batch statistics join the accumulators."""
         if self._record:
+            if self._leverage is not None:
+                self._leverage.end(self._banks)
             for bank in self._banks:
                 bank.end()
 
@@ -158,6 +168,11 @@ class Tap(TorchFunctionMode):
     def moments(self) -> list[tuple[tuple[Norm, ...], Mapping[str, slice], Moments]]:
         """The accumulators, one per device and type, with the norms they belong to and their slices."""
         return [(bank.norms, bank.slices, bank.moments) for bank in self._banks]
+
+    @property
+    def rest(self) -> list[tuple[tuple[Norm, ...], Mapping[str, slice], Moments]]:
+        """The accumulators of the batches that were not held back, likewise."""
+        return [(bank.norms, bank.slices, bank.rest) for bank in self._banks if bank.rest is not None]
 
     @property
     def shared(self) -> frozenset[str]:
@@ -219,6 +234,8 @@ class Tap(TorchFunctionMode):
         row = (self._visits[-1].row or 0) if norm.rows > 1 and self._visits else 0
         x, run = call.input, run_instance_norm if norm.per_sample else run_batch_norm
         count = self._note(norm, x)
+        if self._leverage is not None:
+            self._leverage.look(norm, x)
         if self._policy == "called":
             use_batch = call.training
         else:
@@ -305,6 +322,8 @@ class Tap(TorchFunctionMode):
         if not self._record:
             return
         x = x.detach()
+        if self._leverage is not None:
+            self._leverage.look(norm, x)
         if norm.rows == 1 or visit.kinds is None:
             rows = [(visit.row or 0, x)]
         else:
@@ -370,13 +389,13 @@ def as_kept(norm: Norm, count: Tensor, mean: Tensor, var: Tensor) -> tuple[Tenso
     return torch.where(count > 1, mean, own_mean), torch.where(count > 1, var, own_var)
 
 
-def _banks(norms: Sequence[Norm], *, average: bool, series: bool) -> list[Bank]:
+def _banks(norms: Sequence[Norm], average: bool, series: bool, holds_back: bool) -> list[Bank]:
     """One bank per device and type of statistics."""
     groups: dict[tuple[torch.device, torch.dtype], list[Norm]] = {}
     for norm in norms:
         dtype = torch.float64 if norm.spread.dtype == torch.float64 else torch.float32
         groups.setdefault((norm.mean.device, dtype), []).append(norm)
     return [
-        Bank(group, device, dtype, average=average, series=series)
+        Bank(group, device, dtype, average=average, series=series, holds_back=holds_back)
         for (device, dtype), group in groups.items()
     ]

@@ -1,0 +1,217 @@
+"""One sample or batch that dominates the statistics of a norm: found in the moments of single batches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varshift.model import Norm
+from varshift.probe._bank import Bank
+
+# Channels of a norm that are followed batch by batch. What dominates a variance dominates it in most of them,
+# and eight per norm cost nothing to keep for ten thousand batches.
+_CHANNELS = 8
+# A batch stands out when its spread about the usual mean is this many times that of the median batch. Batches
+# of eight values per channel reach 4 by chance, batches from domains that differ by half reach 2.
+_OUTSTANDING = 6.0
+# It dominates when it makes the pooled variance this many times that of all other batches.
+DOMINATES = 1.5
+# More batches than this share are no exception: the data are heavy-tailed, or come from several sources.
+_MOST = 0.25
+_FEWEST = 3  # batches that tell which of them is the odd one
+# A sample is named when it holds half of the sum of squares of its batch and is three times the usual size.
+_SAMPLE_SHARE, _SAMPLE_SIZE = 0.5, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leverage:
+    """One sample or batch that dominates the pooled variance of a norm.
+
+    Attributes:
+        norms: The norms that it dominates, in order of execution; the first is where it enters.
+        inflation: Pooled variance of the first over the same without it; median over channels.
+        share: Its share of the sum of squared deviations; median over channels.
+        batch: Number of its batch among those that were drawn; None where none of them holds it and only the
+            stored statistics do.
+        sample: Its place in the batch; None where it is the batch as a whole, or the place is not known.
+        others: Number of further batches like it.
+    """
+
+    norms: tuple[str, ...]
+    inflation: float
+    share: float
+    batch: int | None = None
+    sample: int | None = None
+    others: int = 0
+
+    @property
+    def words(self) -> str:
+        """Which sample or batch it is, ``"sample 7 of batch 2"``."""
+        if self.batch is None:
+            return "something that these batches do not hold"
+        if self.sample is None:
+            return f"batch {self.batch}"
+        return f"sample {self.sample} of batch {self.batch}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Peak:
+    """The largest sample of one batch at one norm, still on the device."""
+
+    largest: Tensor
+    place: Tensor
+    median: Tensor
+    energy: Tensor
+    rows: int
+
+    def sample(self, size: int) -> tuple[int, float] | None:
+        """The place of a sample that dominates its batch and its share of the energy; None if none does."""
+        largest, median, energy = float(self.largest), float(self.median), float(self.energy)
+        if not np.isfinite(energy) or energy <= 0 or self.rows < 2 or size < 2 or self.rows % size:
+            return None
+        share = largest**2 / energy
+        if share < _SAMPLE_SHARE or largest < _SAMPLE_SIZE * median:
+            return None
+        return int(self.place) // (self.rows // size), share
+
+
+class LeverageWatch:
+    """Follows the moments of each batch at each norm, and the largest sample at one norm; see `leverage`.
+
+    A tap tells it of each pass and each input of a norm. Nothing is read from the device before the end.
+
+    Args:
+        at: Name of the norm at which samples are compared; by default the first that a pass reaches.
+    """
+
+    def __init__(self, at: str | None = None) -> None:
+        self._at = at
+        self._order: dict[str, int] = {}
+        self._peaks: list[_Peak | None] = []
+        self._picked: dict[int, dict[str, slice]] = {}
+        self._channels: dict[int, Tensor] = {}
+        self._batches: dict[int, list[tuple[list[int], Tensor, Tensor]]] = {}
+        self._positions: dict[int, dict[str, int]] = {}
+
+    def begin(self) -> None:
+        """Starts a pass."""
+        self._peaks.append(None)
+
+    def look(self, norm: Norm, x: Tensor) -> None:
+        """Takes note of the input of a norm."""
+        self._order.setdefault(norm.name, len(self._order))
+        wanted = self._at is None or norm.name == self._at
+        if not wanted or not self._peaks or self._peaks[-1] is not None or x.dim() < 2 or not len(x):
+            return
+        dims = tuple(range(1, x.dim()))
+        sizes = torch.linalg.vector_norm(
+            x.detach(), dim=dims, dtype=torch.promote_types(x.dtype, torch.float32)
+        )
+        largest, place = sizes.max(0)
+        self._peaks[-1] = _Peak(largest, place, sizes.median(), sizes.square().sum(), len(x))
+
+    def end(self, banks: Sequence[Bank]) -> None:
+        """Ends a pass, while the banks still hold its moments."""
+        for number, bank in enumerate(banks):
+            if number not in self._channels:
+                self._choose(number, bank)
+            channels = self._channels[number]
+            moments = (bank.mean.index_select(0, channels), bank.var.index_select(0, channels))
+            self._batches.setdefault(number, []).append((list(bank.counts), *moments))
+
+    def _choose(self, number: int, bank: Bank) -> None:
+        """The channels that are followed: a few of each norm, evenly spaced."""
+        picked, channels = {}, []
+        for norm in bank.norms:
+            if norm.rows > 1:  # each kind of sample has statistics of its own
+                continue
+            part = bank.slices[norm.name]
+            count = min(_CHANNELS, norm.channels)
+            places = np.linspace(part.start, part.stop - 1, count).round().astype(int).tolist()
+            picked[norm.name] = slice(len(channels), len(channels) + count)
+            channels += places
+        self._picked[number] = picked
+        self._positions[number] = {norm.name: bank.position(norm) for norm in bank.norms}
+        self._channels[number] = torch.tensor(channels, dtype=torch.int64, device=bank.mean.device)
+
+    def leverage(self, sizes: Sequence[int], live: Collection[str], eps: dict[str, float]) -> Leverage | None:
+        """The sample or batch that dominates the statistics of some norm, None if none does.
+
+        With deviations ``T_b = M2_b + n_b (mean_b - m)^2`` of batch b about the median m of the batch means,
+        a batch stands out when ``T_b / n_b`` is many times the median over batches, and dominates when the
+        pooled variance with it is half as large again as without.
+
+        Args:
+            sizes: Number of samples of each batch.
+            live: Names of the norms that learn statistics.
+            eps: What each norm adds to a variance, by name.
+        """
+        entries: list[tuple[str, Leverage]] = []
+        for number, batches in self._batches.items():
+            means = torch.stack([mean for _, mean, _ in batches]).cpu().double().numpy()
+            variances = torch.stack([var for _, _, var in batches]).cpu().double().numpy()
+            for name, part in self._picked[number].items():
+                if name not in live or name not in self._order:
+                    continue
+                position = self._positions[number][name]
+                counts = np.array([batch[0][position] for batch in batches], dtype=float)
+                entry = _dominating(counts, means[:, part], variances[:, part], eps.get(name, 0.0))
+                if entry is not None:
+                    entries.append((name, entry))
+        entries.sort(key=lambda item: self._order[item[0]])
+        if not entries:
+            return self._lone_sample(sizes, live)
+        first = entries[0][1]
+        same = tuple(name for name, entry in entries if entry.batch == first.batch)
+        return replace(first, norms=same, sample=self.sample(first.batch or 0, sizes))
+
+    def sample(self, batch: int, sizes: Sequence[int]) -> int | None:
+        """The place of the sample that dominates a batch, None if none does or it is not known."""
+        peak = self._peaks[batch] if batch < len(self._peaks) else None
+        place = peak.sample(sizes[batch]) if peak is not None else None
+        return None if place is None else place[0]
+
+    def _lone_sample(self, sizes: Sequence[int], live: Collection[str]) -> Leverage | None:
+        """A sample that dominates where too few batches were drawn to compare them with one another."""
+        name = self._at or min(self._order, key=lambda item: self._order[item], default=None)
+        if name is None or name not in live or len(sizes) >= _FEWEST:
+            return None
+        for batch, peak in enumerate(self._peaks[: len(sizes)]):
+            place = peak.sample(sizes[batch]) if peak is not None else None
+            if peak is None or place is None:
+                continue
+            energy = sum(float(other.energy) for other in self._peaks if other is not None)
+            rows = sum(other.rows for other in self._peaks if other is not None)
+            own = float(peak.largest) ** 2
+            inflation = energy / rows / max((energy - own) / (rows - 1), np.finfo(float).tiny)
+            if inflation >= DOMINATES:
+                return Leverage((name,), inflation, own / energy, batch, place[0])
+        return None
+
+
+def _dominating(counts: np.ndarray, means: np.ndarray, variances: np.ndarray, eps: float) -> Leverage | None:
+    """The batch that dominates a norm's statistics; the arrays are one row per batch."""
+    numbers = np.flatnonzero(counts > 1)
+    if len(numbers) < _FEWEST:
+        return None
+    n, mean, var = counts[numbers, None], means[numbers], variances[numbers]
+    if not (np.isfinite(mean).all() and np.isfinite(var).all()):
+        return None
+    squares = var * (n - 1) + n * np.square(mean - np.median(mean, axis=0))
+    spread = squares / n + eps
+    standing = np.median(spread / np.maximum(np.median(spread, axis=0), np.finfo(float).tiny), axis=1)
+    odd = standing >= _OUTSTANDING
+    if not odd.any() or odd.sum() > max(1, _MOST * len(numbers)):
+        return None
+    with_it = squares.sum(0) / n.sum() + eps
+    without = squares[~odd].sum(0) / n[~odd].sum() + eps
+    inflation = float(np.median(with_it / without))
+    if inflation < DOMINATES:
+        return None
+    top = int(standing.argmax())
+    share = float(np.median(squares[top] / np.maximum(squares.sum(0), np.finfo(float).tiny)))
+    return Leverage((), inflation, share, int(numbers[top]), None, int(odd.sum()) - 1)
