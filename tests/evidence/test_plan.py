@@ -96,6 +96,7 @@ WITH_LOADER = {
     "VS207": MODULES | CAPTURE | {"measurement"},
     "VS208": CAPTURE,
     "VS209": MODULES | CAPTURE,
+    "VS211": MODULES | CAPTURE | {"measurement"},
     "VS301": MODULES | {"loader"},
     "VS302": MODULES | CAPTURE | {"measurement", "loader"},
     "VS401": MODULES | CAPTURE | {"trials"},

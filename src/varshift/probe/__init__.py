@@ -1,7 +1,6 @@
 """The live model: its states, streaming statistics, recalibration and gap attribution."""
 
 from varshift.probe._effect import Effect as Effect
-from varshift.probe._leverage import Leverage as Leverage
 from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss
@@ -25,5 +24,6 @@ from varshift.probe._types import STATES as STATES
 from varshift.probe._types import Gap as Gap
 from varshift.probe._types import GapStep as GapStep
 from varshift.probe._types import LayerMeasurement as LayerMeasurement
+from varshift.probe._types import Leverage as Leverage
 from varshift.probe._types import Measurement as Measurement
 from varshift.probe._types import NoiseBias as NoiseBias

@@ -12,12 +12,13 @@ from varshift.flow import RecognisedNorms, recognise_norms
 from varshift.model import Call, Forward, Norm, Reader, Shadow, find_norms
 from varshift.probe._distributed import Ranks
 from varshift.probe._effect import HeldBack
-from varshift.probe._leverage import Leverage, LeverageWatch
+from varshift.probe._leverage import LeverageWatch
 from varshift.probe._loader import FiniteWatch, draw, model_device
 from varshift.probe._pass import Progress, Stop, run_pass
 from varshift.probe._states import frozen_norms, live_norms, measurable_norms, set_noise
 from varshift.probe._tap import Tap
 from varshift.probe._trial import try_readings
+from varshift.probe._types import Leverage
 
 
 class Collector:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from varshift.model import Norm
 from varshift.probe._bank import Bank
+from varshift.probe._types import Leverage
 
 # Channels of a norm that are followed batch by batch. What dominates a variance dominates it in most of them,
 # and eight per norm cost nothing to keep for ten thousand batches.
@@ -18,44 +19,20 @@ _CHANNELS = 8
 # A batch stands out when its spread about the usual mean is this many times that of the median batch. Batches
 # of eight values per channel reach 4 by chance, batches from domains that differ by half reach 2.
 _OUTSTANDING = 6.0
+# And by this many robust standard deviations of the logarithm: single images, or clips of very different
+# loudness, differ by as much as 6 among themselves.
+_DEVIATIONS = 5.0
 # It dominates when it makes the pooled variance this many times that of all other batches.
 DOMINATES = 1.5
 # More batches than this share are no exception: the data are heavy-tailed, or come from several sources.
 _MOST = 0.25
 _FEWEST = 3  # batches that tell which of them is the odd one
+# Stored statistics hold an outlier when the deviation is at least twice that of the data. One factor for all
+# channels would be another scale of the data; and what moves the mean as well, other data altogether.
+_POLLUTED, _UNEVEN, _RELATED = 4.0, 0.4, 0.7
+_FEWEST_CHANNELS = 4
 # A sample is named when it holds half of the sum of squares of its batch and is three times the usual size.
 _SAMPLE_SHARE, _SAMPLE_SIZE = 0.5, 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Leverage:
-    """One sample or batch that dominates the pooled variance of a norm.
-
-    Attributes:
-        norms: The norms that it dominates, in order of execution; the first is where it enters.
-        inflation: Pooled variance of the first over the same without it; median over channels.
-        share: Its share of the sum of squared deviations; median over channels.
-        batch: Number of its batch among those that were drawn; None where none of them holds it and only the
-            stored statistics do.
-        sample: Its place in the batch; None where it is the batch as a whole, or the place is not known.
-        others: Number of further batches like it.
-    """
-
-    norms: tuple[str, ...]
-    inflation: float
-    share: float
-    batch: int | None = None
-    sample: int | None = None
-    others: int = 0
-
-    @property
-    def words(self) -> str:
-        """Which sample or batch it is, ``"sample 7 of batch 2"``."""
-        if self.batch is None:
-            return "something that these batches do not hold"
-        if self.sample is None:
-            return f"batch {self.batch}"
-        return f"sample {self.sample} of batch {self.batch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +152,14 @@ class LeverageWatch:
         place = peak.sample(sizes[batch]) if peak is not None else None
         return None if place is None else place[0]
 
+    @property
+    def first(self) -> str | None:
+        """Name of the first norm that a pass reached."""
+        return min(self._order, key=lambda name: self._order[name], default=None)
+
     def _lone_sample(self, sizes: Sequence[int], live: Collection[str]) -> Leverage | None:
         """A sample that dominates where too few batches were drawn to compare them with one another."""
-        name = self._at or min(self._order, key=lambda item: self._order[item], default=None)
+        name = self._at or self.first
         if name is None or name not in live or len(sizes) >= _FEWEST:
             return None
         for batch, peak in enumerate(self._peaks[: len(sizes)]):
@@ -204,7 +186,9 @@ def _dominating(counts: np.ndarray, means: np.ndarray, variances: np.ndarray, ep
     squares = var * (n - 1) + n * np.square(mean - np.median(mean, axis=0))
     spread = squares / n + eps
     standing = np.median(spread / np.maximum(np.median(spread, axis=0), np.finfo(float).tiny), axis=1)
-    odd = standing >= _OUTSTANDING
+    logarithm = np.log(np.maximum(standing, np.finfo(float).tiny))
+    usual = 1.4826 * float(np.median(np.abs(logarithm - np.median(logarithm))))
+    odd = (standing >= _OUTSTANDING) & (logarithm >= _DEVIATIONS * usual)
     if not odd.any() or odd.sum() > max(1, _MOST * len(numbers)):
         return None
     with_it = squares.sum(0) / n.sum() + eps
@@ -215,3 +199,50 @@ def _dominating(counts: np.ndarray, means: np.ndarray, variances: np.ndarray, ep
     top = int(standing.argmax())
     share = float(np.median(squares[top] / np.maximum(squares.sum(0), np.finfo(float).tiny)))
     return Leverage((), inflation, share, int(numbers[top]), None, int(odd.sum()) - 1)
+
+
+def polluted(norm: Norm, mean: Tensor, var: Tensor, mean_error: Tensor, samples: int) -> Leverage | None:
+    """An outlier in the stored statistics of the first norm that the batches at hand do not hold.
+
+    One sample at a distance d from the mean, in a batch of n that entered a moving average with weight w,
+    has moved the mean by ``w d / n`` and the variance by ``w d^2 / n``: channel by channel the square of the
+    first is the second times ``w / n``, a small number. Other data move the mean by as much as the deviation.
+
+    Args:
+        norm: The first norm after the input.
+        mean: Mean of its input on the batches at hand.
+        var: Variance of its input.
+        mean_error: Standard error of the mean over batches, in standard deviations.
+        samples: Number of samples of a batch.
+    """
+    if norm.rows > 1 or not norm.centred or norm.size < _FEWEST_CHANNELS:
+        return None
+    eps = float(getattr(norm.module, "eps", 0.0) or 0.0)
+    own_mean, own_var, its_mean, its_var, error = (
+        value.detach().reshape(-1).double().cpu().numpy()
+        for value in (norm.mean, norm.var, mean, var, mean_error)
+    )
+    used = np.isfinite(own_var) & np.isfinite(its_var) & np.isfinite(error) & (its_var > eps)
+    if used.sum() < max(_FEWEST_CHANNELS, norm.size / 2):
+        return None
+    own_mean, own_var, its_mean, its_var, error = (
+        value[used] for value in (own_mean, own_var, its_mean, its_var, error)
+    )
+    ratio, excess = (own_var + eps) / (its_var + eps), own_var - its_var
+    larger = excess > 0
+    if np.median(ratio) < _POLLUTED or larger.mean() < 1 - _MOST or np.log(ratio).std() < _UNEVEN:
+        return None
+    moved, excess = np.square(own_mean - its_mean)[larger], excess[larger]
+    noise = np.square(error * np.sqrt(its_var))[larger]
+    weight = norm.momentum if norm.momentum is not None and 0 < norm.momentum <= 1 else 1.0
+    beyond = np.median(moved / excess) > 4 * weight / max(samples, 1)
+    unseen = np.median(moved / np.maximum(noise, np.finfo(float).tiny)) < 4
+    if beyond or unseen or _correlation(np.log(moved + 1e-300), np.log(excess)) < _RELATED:
+        return None
+    inflation = float(np.median(ratio))
+    return Leverage((norm.name,), inflation, 1 - 1 / inflation)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    deviations = float(x.std() * y.std())
+    return float(((x - x.mean()) * (y - y.mean())).mean() / deviations) if deviations > 0 else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from varshift.model import (
 from varshift.probe._compare import compare_outputs
 from varshift.probe._gap import StateLosses, build_gap
 from varshift.probe._layers import measure_layers
+from varshift.probe._leverage import LeverageWatch, polluted
 from varshift.probe._loader import FiniteWatch, draw
 from varshift.probe._loss import Loss, batch_loss, correct, relative_l2
 from varshift.probe._pass import Progress, run_pass
@@ -37,7 +38,7 @@ from varshift.probe._quiet import Quiet, is_silent
 from varshift.probe._recalibrate import Estimator
 from varshift.probe._states import UNREAD, live_norms, measurable_norms, set_noise
 from varshift.probe._tap import Policy, Statistics, Tap
-from varshift.probe._types import Gap, LayerMeasurement, Measurement
+from varshift.probe._types import Gap, LayerMeasurement, Leverage, Measurement
 
 # Outputs are kept for comparison only where there are no targets, and only up to this many bytes a state.
 _OUTPUT_BYTES = 2**28
@@ -178,7 +179,8 @@ class _Probe:
     def measure(self) -> Measurement:
         """Runs all states and works out the figures."""
         states: dict[str, _Result] = {}
-        train = states["train"] = self._run("train", noise=True, policy="batch")
+        watch = LeverageWatch()
+        train = states["train"] = self._run("train", noise=True, policy="batch", leverage=watch)
         clean = states["clean_eval"] = self._in_eval_mode(train)
         if (quiet := self._without_noise(train, clean)) is not None:
             states["clean"] = quiet
@@ -221,7 +223,27 @@ class _Probe:
             eval_repeat_difference=compared.repeat,
             batch_mate_difference=compared.mates,
             limits=tuple(limits),
+            leverage=self._leverage(watch, train.tap, sizes),
         )
+
+    def _leverage(self, watch: LeverageWatch, train: Tap, sizes: Sequence[int]) -> Leverage | None:
+        """The sample or batch that dominates the statistics of these batches, or the stored ones."""
+        eps = {norm.name: float(getattr(norm.module, "eps", 0.0) or 0.0) for norm in self._norms}
+        found = watch.leverage(sizes, self._live, eps)
+        if found is not None and found.batch is not None and found.sample is None:
+            closer = LeverageWatch(found.norms[0])
+            call = self._calls[found.batch]
+            self._run("train", noise=True, policy="batch", calls=[call], leverage=closer)
+            return replace(found, sample=closer.sample(0, [call.size]))
+        if found is not None or watch.first not in self._live:
+            return found
+        norm = next(norm for norm in self._norms if norm.name == watch.first)
+        moments, part = next((m, slices[norm.name]) for norms, slices, m in train.moments if norm in norms)
+        if float(moments.batches[part].max()) < 2 or float(moments.pool.count[part].min()) < 2:
+            return None
+        error, _ = moments.errors()
+        pool = moments.pool
+        return polluted(norm, pool.mean[part], pool.var[part], error[part], min(sizes))
 
     def _statistics(self, source: _Result) -> Statistics:
         """Statistics that a state would have left behind, for the norms that learn."""
@@ -264,6 +286,7 @@ class _Probe:
         statistics: Statistics | None = None,
         calls: Sequence[Call] | None = None,
         quiet: bool = False,
+        leverage: LeverageWatch | None = None,
     ) -> _Result:
         hand_batch = self._by_hand if policy == "batch" else frozenset()
         set_noise(self._network, self._norms, noise, hand_batch)
@@ -276,6 +299,7 @@ class _Probe:
             average=self._estimator == "ema",
             series=policy == "batch",
             record=not quiet,
+            leverage=leverage,
         )
         result = _Result(tap)
         silence = Quiet(self._network, self._flow) if quiet and self._flow else contextlib.nullcontext()

@@ -77,8 +77,9 @@ def recalibrate(
     **Effect.** Every third batch, at most 16 in all, is held back where a loss is known (of a loader that
     does not say how many batches it has, every fifth). The loss of the deployed network on these batches is
     measured with the statistics as found, and with those of the other batches, which have not seen them:
-    `handle.effect`. The statistics that remain come from all batches. Where the loss got worse beyond its
-    error, or where a single sample or batch dominates the statistics, a `VarshiftWarning` says so.
+    `handle.effect`. The statistics that remain come from all batches. (Where one sample or batch dominates
+    the statistics, these are used for the effect, too, lest it be missing there.) Where the loss got worse
+    beyond its error, or where a single sample or batch dominates, a `VarshiftWarning` says so.
 
     **Frozen norms** keep their statistics, unless `frozen` is true: those whose parameters need no gradient
     while others do, those that are in eval mode while the model is in training mode, and those that the
@@ -154,7 +155,12 @@ def recalibrate(
             counted = round(
                 sum(float(n) for n in ranks.gather(torch.tensor(float(collector.batches), device="cpu")))
             )
-            effect = _effect(collector, shadow, norms, estimator, ranks, forward, loss)
+            leverage = collector.leverage
+            # What dominates the statistics must not be missing from those that the effect is measured with.
+            dominated = any(found for (found,) in ranks.flags(leverage is not None))
+            effect = _effect(
+                collector, shadow, norms, None if dominated else estimator, statistics, ranks, forward, loss
+            )
         layers, changes = _changes(norms, statistics, reasons, counted, None if noise else "measured")
         handle = Recalibration(
             layers,
@@ -163,7 +169,7 @@ def recalibrate(
             stop.reached if stop else None,
             changes,
             effect=effect,
-            leverage=collector.leverage,
+            leverage=leverage,
         )
         _warn(handle)  # where warnings are errors, before anything is changed
     try:
@@ -193,23 +199,28 @@ def _warn(handle: Recalibration) -> None:
             "statistics back: the weights may have been trained on these, or the batches are not like those "
             "of training."
         )
-    for text in texts:
-        warnings.warn(text, VarshiftWarning, stacklevel=3)
+    if texts:
+        warnings.warn(" ".join(texts), VarshiftWarning, stacklevel=3)
 
 
 def _effect(
     collector: Collector,
     shadow: Shadow,
     norms: Sequence[Norm],
-    estimator: Estimator,
+    estimator: Estimator | None,
+    statistics: Statistics,
     ranks: Ranks,
     forward: Forward | None,
     loss: Loss | None,
 ) -> Effect | None:
-    """The loss before and after on the batches that were held back, over all processes."""
+    """The loss before and after on the batches that were held back, over all processes.
+
+    With statistics of the other batches, or where no estimator is given with those of all batches.
+    """
     if not any(held for (held,) in ranks.flags(bool(collector.held.calls))):
         return None
-    statistics, _ = _estimates(collector, collector.tap.rest, norms, estimator, ranks)
+    if estimator is not None:
+        statistics, _ = _estimates(collector, collector.tap.rest, norms, estimator, ranks)
     failure, rows = None, torch.zeros(0)
     try:
         rows = held_back_losses(shadow, collector.norms, collector.held.calls, statistics, forward, loss)

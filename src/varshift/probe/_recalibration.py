@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varshift.model import Holder, State, protected, release_signals, watch_signals, write
 from varshift.probe._effect import Effect
-from varshift.probe._leverage import Leverage
+from varshift.probe._types import Leverage
 
 # A place that holds a statistic, and a value for it: `model.to` may replace the tensor itself.
 Value = tuple[State, Tensor]

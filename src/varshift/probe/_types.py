@@ -161,6 +161,37 @@ def standard_error(values: Sequence[float | None], sizes: Sequence[int]) -> floa
 
 
 @dataclass(frozen=True, slots=True)
+class Leverage:
+    """One sample or batch that dominates the pooled variance of a norm.
+
+    Attributes:
+        norms: The norms that it dominates, in order of execution; the first is where it enters.
+        inflation: Pooled variance of the first over the same without it; median over channels.
+        share: Its share of the sum of squared deviations; median over channels.
+        batch: Number of its batch among those that were drawn; None where none of them holds it and only the
+            stored statistics do.
+        sample: Its place in the batch; None where it is the batch as a whole, or the place is not known.
+        others: Number of further batches like it.
+    """
+
+    norms: tuple[str, ...]
+    inflation: float
+    share: float
+    batch: int | None = None
+    sample: int | None = None
+    others: int = 0
+
+    @property
+    def words(self) -> str:
+        """Which sample or batch it is, ``"sample 7 of batch 2"``."""
+        if self.batch is None:
+            return "something that these batches do not hold"
+        if self.sample is None:
+            return f"batch {self.batch}"
+        return f"sample {self.sample} of batch {self.batch}"
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """Everything one run of the probe brings back.
 
@@ -173,6 +204,7 @@ class Measurement:
         batch_mate_difference: Relative L2 distance between a sample's output with all its batch mates and
             with half of them, in ``eval``; None when it could not be compared.
         limits: What could not be measured, in plain sentences.
+        leverage: The sample or batch that dominates the statistics, None where none does.
     """
 
     layers: tuple[LayerMeasurement, ...]
@@ -182,6 +214,7 @@ class Measurement:
     eval_repeat_difference: float | None = None
     batch_mate_difference: float | None = None
     limits: tuple[str, ...] = ()
+    leverage: Leverage | None = None
 
     def layer(self, name: str) -> LayerMeasurement | None:
         """The entry of one norm, or None."""

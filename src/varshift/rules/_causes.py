@@ -64,6 +64,11 @@ EXPLAINS: tuple[Explains, ...] = (
         ("VS208",),
         "noise that shifts the variance at a norm moves the outputs through that norm",
     ),
+    Explains(
+        "VS211",
+        ("VS101", "VS102", "VS201", "VS202", "VS207", "VS208", "VS210", "VS302", "VS303", "VS304", "VS306"),
+        "statistics that hold an outlier fit no other sample, whatever they are compared with",
+    ),
 )
 
 

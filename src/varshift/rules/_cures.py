@@ -38,6 +38,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "follow-mode": "Lets a call follow the mode of its module.",
         "stop-writing": "Writes state in training only.",
         "register-module": "Registers a module, so that train() and eval() reach it.",
+        "mend-sample": "Leaves a sample out, or prepares it like the others.",
         "separate-samples": "Lets the prediction for a sample depend on that sample alone.",
     }
 )

@@ -106,3 +106,7 @@ MEAN_FACTOR_WARNING: Final = 1.1
 # sample. Logits of healthy classifiers with dropout move by a fifth of it.
 OUTPUT_BIAS_ADVICE: Final = 0.25
 OUTPUT_BIAS_WARNING: Final = 0.5
+
+# What one sample or batch multiplies the pooled variance of a norm by: from 4 on, every other sample is
+# divided by twice its own deviation, and a rectifier downstream sees half of what it learned.
+LEVERAGE_ERROR: Final = 4.0
