@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from varshift._errors import VarshiftError, strict
 from varshift.model import Call, Forward, Norm, Shadow, seed_all, tensors, write
-from varshift.probe._loss import Loss, batch_loss
+from varshift.probe._loss import Loss, batch_loss, correct
 from varshift.probe._pass import run_pass
 from varshift.probe._states import set_noise
 from varshift.probe._tap import Statistics, Tap
@@ -26,6 +26,7 @@ _BYTES = 2**29  # that held-back batches may take
 # a finding is worth a warning, is none; of a single batch, whose error is not known, below a tenth.
 _ERRORS, _ERRORS_FEW, _FEW = 2.0, 4.0, 4
 _SHARE, _SHARE_ALONE = 0.05, 0.1
+_NATS = 0.01  # of a cross-entropy: a network that knows its data by heart has a loss near zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Effect:
         stderr: Standard error of the difference over batches; None with a single one.
         batches: Number of batches that were held back, on all processes.
         samples: Number of their samples.
+        scale: The smallest change of the loss that anybody would act on, whatever the loss is.
     """
 
     before: float
@@ -48,6 +50,7 @@ class Effect:
     stderr: float | None
     batches: int
     samples: int
+    scale: float = 0.0
 
     @property
     def delta(self) -> float:
@@ -56,14 +59,14 @@ class Effect:
 
     @property
     def worse(self) -> bool:
-        """Whether the loss has risen, beyond its error and by more than a twentieth."""
+        """Whether the loss has risen, beyond its error and by more than a twentieth; see `scale`, too."""
         if not math.isfinite(self.before):
             return False
         if not math.isfinite(self.after):
             return True
         share = _SHARE if self.stderr is not None else _SHARE_ALONE
         errors = _ERRORS if self.batches >= _FEW else _ERRORS_FEW
-        return self.delta > max(share * abs(self.before), errors * (self.stderr or 0.0))
+        return self.delta > max(share * abs(self.before), self.scale, errors * (self.stderr or 0.0))
 
     def __str__(self) -> str:
         error = "" if self.stderr is None else f" ± {self.stderr:.2g}"
@@ -107,7 +110,7 @@ def held_back_losses(
     forward: Forward | None,
     loss: Loss | None,
 ) -> Tensor:
-    """Loss of each held-back batch before and after, in rows of samples, before, after; NaN where unknown.
+    """Loss of each held-back batch before and after: rows of samples, before, after, scale; NaN if unknown.
 
     Args:
         shadow: Stands in for the network; reset afterwards.
@@ -120,7 +123,7 @@ def held_back_losses(
     Raises:
         VarshiftError: If the user's own loss fails.
     """
-    rows = torch.full((MOST, 3), math.nan, dtype=torch.float64, device="cpu")
+    rows = torch.full((MOST, 4), math.nan, dtype=torch.float64, device="cpu")
     try:
         columns = [_losses(shadow, norms, calls, changed, forward, loss) for changed in ({}, statistics)]
     except VarshiftError:
@@ -133,9 +136,9 @@ def held_back_losses(
         return rows
     finally:
         shadow.fresh()
-    for number, (call, before, after) in enumerate(zip(calls, *columns, strict=True)):
+    for number, (call, (before, scale), (after, _)) in enumerate(zip(calls, *columns, strict=True)):
         if before is not None and after is not None:
-            rows[number] = torch.tensor([call.size, before, after], dtype=torch.float64, device="cpu")
+            rows[number] = torch.tensor([call.size, before, after, scale], dtype=torch.float64, device="cpu")
     return rows
 
 
@@ -146,7 +149,7 @@ def _losses(
     statistics: Statistics,
     forward: Forward | None,
     loss: Loss | None,
-) -> list[float | None]:
+) -> list[tuple[float | None, float]]:
     network: nn.Module = shadow.fresh()
     seed_all(0)  # what acts at random in evaluation does so alike in both
     set_noise(network, norms, False)
@@ -156,17 +159,19 @@ def _losses(
                 for state, value in norm.changes(*statistics[norm.name]):
                     write(state.tensor, value)
     tap = Tap(norms, "called", record=False)
-    found: list[float | None] = []
+    found: list[tuple[float | None, float]] = []
     for call in calls:
         own = call.copy()
-        found.append(batch_loss(run_pass(network, forward, own, tap), own, loss))
-        if found[-1] is None:
-            return [None] * len(calls)
+        outputs = run_pass(network, forward, own, tap)
+        nats = loss is None and correct(outputs, own.targets) is not None
+        found.append((batch_loss(outputs, own, loss), _NATS if nats else 0.0))
+        if found[-1][0] is None:
+            return [(None, 0.0)] * len(calls)
     return found
 
 
 def effect_of(rows: Tensor) -> Effect | None:
-    """The effect from rows of samples, loss before and loss after; None where no loss is known."""
+    """The effect from rows of samples, loss before, loss after and scale; None where no loss is known."""
     rows = rows[rows[:, 0].isfinite()]
     if not len(rows):
         return None
@@ -177,4 +182,4 @@ def effect_of(rows: Tensor) -> Effect | None:
     if count > 1:
         spread = (weights.square() * (changes - (weights * changes).sum()).square()).sum()
         error = float((spread * count / (count - 1)).sqrt())
-    return Effect(before, after, error, count, int(rows[:, 0].sum()))
+    return Effect(before, after, error, count, int(rows[:, 0].sum()), float(rows[:, 3].max()))
