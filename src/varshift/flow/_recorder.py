@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varshift.flow._identity import Identities, storage_of
@@ -21,7 +20,7 @@ from varshift.flow._raw import RawNode, Recording, Role, first_shape
 from varshift.flow._slots import Slot, Watch, slots
 from varshift.flow._stack import Call, CallStack
 from varshift.flow._types import Ref
-from varshift.model import tensors
+from varshift.model import FunctionMode, tensors
 
 Tier = Literal["whole", "gradients"]
 BeforeWrite = Callable[[Tensor], None]
@@ -119,7 +118,7 @@ def _whole_below_autograd() -> bool:
     return "aten.dropout.default" in names.seen
 
 
-class _PassThrough(TorchFunctionMode):
+class _PassThrough(FunctionMode):
     """Does nothing, but keeps attention layers from running as one opaque operation in eval mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -13,6 +13,7 @@ from varshift.model._failures import model_failure as model_failure
 from varshift.model._failures import place_of as place_of
 from varshift.model._failures import shapes_of as shapes_of
 from varshift.model._failures import short_message_of as short_message_of
+from varshift.model._guard import FunctionMode as FunctionMode
 from varshift.model._guard import Guard as Guard
 from varshift.model._guard import one_at_a_time as one_at_a_time
 from varshift.model._guard import preserved as preserved

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from varshift._errors import VarshiftError
 from varshift.model._interrupts import Holder, protected, release_signals, watch_signals
@@ -17,8 +20,21 @@ from varshift.model._tensors import copier_for
 
 _Self = TypeVar("_Self", bound="Guard")
 
+_FOLDERS = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, os.path.dirname(__file__))
+)
+
 # The process's random states belong to one check at a time; others wait for their turn.
 one_at_a_time = threading.RLock()
+
+
+class FunctionMode(TorchFunctionMode):
+    """A function mode whose end does not fail where an interrupt has taken it off the stack before."""
+
+    def __exit__(self, *error: Any) -> None:
+        depth = torch._C._len_torch_function_stack()
+        if depth and torch._C._get_function_stack_at(depth - 1) is self:
+            super().__exit__(*error)
 
 
 class RestoreError(VarshiftError):
@@ -57,8 +73,11 @@ class Guard(Holder):
         return self
 
     @protected
-    def __exit__(self, *error: object) -> None:
-        self._close()
+    def __exit__(self, *error: Any) -> None:
+        try:
+            _close_generators(error[1])
+        finally:
+            self._close()
 
     def __del__(self) -> None:
         if vars(self).get("_restores"):  # interrupts have kept every end of it from doing so
@@ -97,6 +116,28 @@ class Guard(Holder):
                 f"{len(errors)} of the things that were changed for a while could not be put back; the first "
                 f"raised {type(first).__name__}: {first}. Build the model again to be sure of its state."
             ) from first
+
+
+def _close_generators(error: BaseException | None) -> None:
+    """Ends the context managers of torch and of varshift that an interrupt struck in their first or last step.
+
+    Such a manager is a generator that still waits. It would go on when the traceback is thrown away, long
+    after the end of the guard, and put a mode of torch back that nobody takes off again.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        trace = error.__traceback__
+        while trace is not None:
+            manager = trace.tb_frame.f_locals.get("self")
+            trace = trace.tb_next
+            if not isinstance(manager, contextlib._GeneratorContextManager):
+                continue
+            generator: Any = manager.gen
+            if generator.gi_frame is not None and generator.gi_code.co_filename.startswith(_FOLDERS):
+                with contextlib.suppress(Exception):
+                    generator.close()
+        error = error.__cause__ or error.__context__
 
 
 def _keep_thread_modes() -> Callable[[], None]:

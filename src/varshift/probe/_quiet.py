@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from varshift.flow import Flow
+from varshift.model import FunctionMode
 
 # What makes a function that carries its own noise leave its input alone. Builtins have no signature to read:
 # for them the position of each argument is written out.
@@ -44,7 +44,7 @@ _OFF_BUILTIN: Mapping[Any, tuple[int, str, Any]] = {
 }
 
 
-class Quiet(TorchFunctionMode):
+class Quiet(FunctionMode):
     """Context in which dropout and its kin pass their input on, whatever the mode of their module.
 
     Noise that a module writes by hand is switched off by the flag of that module, and between the layers of a

@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from varshift.model import Norm, Place
+from varshift.model import FunctionMode, Norm, Place
 from varshift.probe._bank import Bank
 from varshift.probe._kernels import (
     READERS,
@@ -53,7 +52,7 @@ class _Visit:
     row: int | None = None
 
 
-class Tap(TorchFunctionMode):
+class Tap(FunctionMode):
     """Function mode that takes over the calls of every known norm.
 
     Use it as a context around forward passes, and bracket each pass with `begin` and `end`.
