@@ -36,7 +36,8 @@ model = Net()
 data = [(torch.randn(8, width), torch.randint(4, (8,))) for _ in range(4)]
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
 small = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
-vs.check(small, [(torch.randn(8, 8), torch.randint(4, (8,))) for _ in range(4)])  # what is loaded on first use
+# What is loaded on first use is none of its memory.
+vs.check(small, [(torch.randn(8, 8), torch.randint(4, (8,))) for _ in range(4)])
 with torch.no_grad():
     model(data[0][0])
 before = peak()

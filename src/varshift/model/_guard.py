@@ -119,7 +119,7 @@ class Guard(Holder):
 
 
 def _close_generators(error: BaseException | None) -> None:
-    """Ends the context managers of torch and of varshift that an interrupt struck in their first or last step.
+    """Ends the context managers of torch and of varshift that an interrupt struck at their start or end.
 
     Such a manager is a generator that still waits. It would go on when the traceback is thrown away, long
     after the end of the guard, and put a mode of torch back that nobody takes off again.
