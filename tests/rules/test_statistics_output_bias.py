@@ -202,6 +202,22 @@ def test_a_second_head_in_training_is_no_bias():
     assert biased(vs.check(model, batches)) == []
 
 
+def test_scores_that_grow_are_named_though_the_training_data_are_learnt_by_heart(build):
+    """Of classes, with noise that is not rescaled: the loss of such data does not see it."""
+    known = {
+        "noise_bias": dataclasses.replace(FOUND, bias=0.6, loss_step=-0.1, fits_numbers=False),
+        "measurement": build.measurement(gap=build.gap_of(noise=-0.2)),
+        "eval": build.flow(mode="eval"),
+    }
+    nodes = [build.node(0, "weight"), build.node(1, "noise", (0,))]
+    flow = build.flow([build.noise(mean_factor=0.6)], nodes=nodes)
+    (finding,) = build.findings("VS208", build.evidence(train=flow, **known))
+    assert finding.severity == "warning"
+    assert "not rescaled" in finding.message
+    masked = build.flow([build.noise(mean_factor=0.6)], nodes=[build.node(0, "input"), nodes[1]])
+    assert build.findings("VS208", build.evidence(train=masked, **known)) == ()
+
+
 FOUND = NoiseBias(64, 8, 16, 0.4, 0.02, -0.3, 0.02, 1.0, 1.0, 1.16, 0.16, 0.02, fits_numbers=True)
 
 

@@ -79,6 +79,7 @@ def test_a_tracking_instance_norm_comes_first_and_alone_and_the_cure_is_measured
     finding = report.findings[0]
     assert (finding.code, finding.severity, finding.confidence) == ("VS209", "error", "certain")
     assert [site.id.module for site in finding.sites] == ["1", "4"]
+    assert not {one.code for one in report.findings} & {"VS201", "VS202", "VS207", "VS302"}
     (remedy,) = finding.cures
     assert (remedy.code, remedy.safety) == ("drop-statistics", "safe")
     for module in model.modules():

@@ -116,7 +116,7 @@ class DropPathOnWrongTensor(Rule):
             sites = [one for one in sites if one.rate != 0]
             if sites:
                 yield self._wrong_tensor(evidence, drops, sites)
-        unscaled = [site for site in flow.noises if _is_unscaled(site)]
+        unscaled = [site for site in flow.noises if is_unscaled(site)]
         if unscaled:
             yield from self._unscaled(evidence, flow, unscaled)
 
@@ -194,7 +194,8 @@ def _fold(site: NoiseSite) -> float:
     return fold(site.mean_factor or 1.0)
 
 
-def _is_unscaled(site: NoiseSite) -> bool:
+def is_unscaled(site: NoiseSite) -> bool:
+    """Whether noise multiplies with something else than 1 on average, and evaluation does not."""
     return site.mean_factor is not None and site.rate != 0 and _fold(site) > thresholds.MEAN_FACTOR
 
 

@@ -11,7 +11,8 @@ from varshift.evidence import Evidence
 from . import _thresholds as thresholds
 from ._cost import Cost, cost_of, graded, milder
 from ._cures import cure
-from ._finding import Cure, Finding, Severity
+from ._finding import SEVERITIES, Cure, Finding, Severity
+from ._placement_factor import is_on_input, is_unscaled
 from ._places import noise_place
 from ._reading import known, noise_words, without_none
 from ._registry import Rule, register
@@ -54,7 +55,8 @@ class BiasedOutputs(Rule):
     standard errors below, unless the loss falls. Scores of classes always have a small bias, and the mean
     over the noise is an ensemble that is often better: there both `loss_step` and the step "noise" of the
     gap decide, whichever is milder. Without a loss it is a warning where the bias is half of what outputs
-    differ by from sample to sample.
+    differ by from sample to sample, and so it is, whatever the loss, for noise that is not rescaled: scores
+    that are all too large cost nothing on data that are learnt by heart.
 
     ## Known limits
 
@@ -105,9 +107,10 @@ class BiasedOutputs(Rule):
         if found is None or flow is None or (evidence.eval is not None and evidence.eval.noises):
             return
         sites = [site for site in flow.noises if site.rate != 0 and site.kind != "permutation"]
-        severity = _severity(evidence, found)
+        unscaled = [site for site in sites if is_unscaled(site) and not is_on_input(flow, site)]
+        severity = _severity(evidence, found, certain=bool(unscaled))
         if sites and severity is not None:
-            yield self._finding(found, severity, sites)
+            yield self._finding(found, severity, [*unscaled, *(one for one in sites if one not in unscaled)])
 
     def _finding(self, found: NoiseBias, severity: Severity, sites: list[NoiseSite]) -> Finding:
         unit, name = _unit(found)
@@ -119,7 +122,8 @@ class BiasedOutputs(Rule):
             else "its outputs "
         )
         text += f"differ by {found.bias:.3g} ({found.bias / unit:.2g} of {name})"
-        more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+        more = ", which is not rescaled (VS107)" if is_unscaled(sites[0]) else ""
+        more += f", and {len(sites) - 1} more" if len(sites) > 1 else ""
         costs = found.loss_step is not None and found.loss_step > 0
         return Finding(
             code=self.code,
@@ -161,10 +165,24 @@ class BiasedOutputs(Rule):
         )
 
 
-def _severity(evidence: Evidence, found: NoiseBias) -> Severity | None:
-    """The severity; None where nothing is worth a word."""
+def _severity(evidence: Evidence, found: NoiseBias, *, certain: bool) -> Severity | None:
+    """The severity; None where nothing is worth a word.
+
+    Args:
+        evidence: What else is known.
+        found: The measurement.
+        certain: Whether noise is not rescaled, so that outputs must move: scores then grow in evaluation,
+            which costs nothing on data that are learnt by heart.
+    """
     if found.bias_error is None or found.bias <= thresholds.STANDARD_ERRORS * found.bias_error:
         return None
+    by_loss, by_spread = _by_loss(evidence, found), _by_spread(found)
+    if not certain or by_spread is None:
+        return by_loss
+    return by_spread if by_loss is None else min(by_loss, by_spread, key=SEVERITIES.index)
+
+
+def _by_loss(evidence: Evidence, found: NoiseBias) -> Severity | None:
     step = _step_cost(found)
     if step is None:
         return _by_spread(found)
