@@ -40,7 +40,8 @@ def layers_section(report: Report, width: int, *, full: bool) -> list[Line]:
     lines += table
     explained = (
         f"bar: ratio on a logarithmic scale, 1 in its middle, {scale} and 1/{scale} at its ends. "
-        "control: the ratio after recalibrating without noise, what depth and small batches do alone."
+        f"control: the ratio after recalibrating{' without noise' if report.noises else ''}, what depth and "
+        "small batches do alone."
     )
     if any(span.text == "local" for span in table[0]):
         explained += " local: variance without noise over variance with it."
@@ -112,6 +113,8 @@ def _table(rows: list[LayerRow], width: int, scale: int, titles: tuple[str, ...]
     widths = {title: cells for title, cells in _TITLES.items() if not titles or title in titles}
     if titles or all(row.predicted_ratio is None for row in rows):
         widths.pop("predicted", None)
+    if all(row.noise is None for row in rows):
+        widths.pop("local", None)
     for title in ("predicted", "local", "moving"):  # a narrow page goes without them
         if _room(widths, width) < 30:
             widths.pop(title, None)

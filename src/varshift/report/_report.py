@@ -14,6 +14,7 @@ from varshift.report._files import write_text
 from varshift.report._formats import FORMATS, format_for
 from varshift.report._read import SCHEMA, content_of, current
 from varshift.report._rows import LayerRow, NoiseRow
+from varshift.report._why import Why, why
 from varshift.rules import SEVERITIES, Finding, RuleRun, Severity, Verdict, by_severity
 
 if TYPE_CHECKING:
@@ -134,6 +135,27 @@ class Report:
         """The row of one norm by its `SiteId`, by its text, or by its module path; None without one."""
         text = str(site)
         return next((layer for layer in self.layers if text in (str(layer.id), layer.name)), None)
+
+    def why(self, layer: SiteId | str) -> Why:
+        """Why a norm is off, as text: the number that is wrong first, then findings and noise upstream.
+
+        It has the findings that name the norm, what their cures were measured to give, and what was predicted
+        against what was measured. Of noise it speaks only where some reaches the norm.
+
+        Args:
+            layer: The norm: its `SiteId`, the text of it, or its module path.
+
+        Raises:
+            VarshiftError: If the report has no such norm; it names the nearest.
+
+        Example:
+            >>> from torch import nn
+            >>> import varshift
+            >>> report = varshift.check(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), shape=(2,))
+            >>> print(report.why("1").splitlines()[1])
+              Its statistics are those of a new norm: mean 0 and variance 1.
+        """
+        return why(self, layer)
 
     def reached_by(self, noise: NoiseRow) -> tuple[LayerRow, ...]:
         """The rows of all norms downstream of a noise site."""
