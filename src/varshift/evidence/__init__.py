@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from varshift.evidence._order_facts import BatchOrder as BatchOrder
+from varshift.evidence._order_facts import Purity as Purity
+from varshift.evidence._order_facts import Redrawn as Redrawn
 from varshift.evidence._types import KINDS as KINDS
 from varshift.evidence._types import NEEDS as NEEDS
 from varshift.evidence._types import NOT_NEEDED as NOT_NEEDED

@@ -10,6 +10,7 @@ from varshift.evidence._loader import LoaderProvider
 from varshift.evidence._measurement import MeasurementProvider
 from varshift.evidence._modules import ModulesProvider
 from varshift.evidence._noise_bias import NoiseBiasProvider
+from varshift.evidence._order import OrderProvider
 from varshift.evidence._prediction import PredictionProvider
 from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._subject import Subject
@@ -27,6 +28,7 @@ PROVIDERS: tuple[Provider, ...] = (
     TrialsProvider(),
     MeasurementProvider(),
     NoiseBiasProvider(),
+    OrderProvider(),
 )
 
 

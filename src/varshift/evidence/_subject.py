@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from varshift.flow import recognise_norms
 from varshift.model import Call, Forward, Norm, Reader, Shadow, find_norms
-from varshift.probe import batch_size_of, draw_batches, model_device, try_readings
+from varshift.probe import FewRunner, batch_size_of, draw_batches, model_device, try_readings
 
 if TYPE_CHECKING:
     from varshift.flow import Capture, RecognisedNorms
@@ -132,6 +133,14 @@ class Subject:
         readings = self.reader.readings(example)
         alone = (reading for reading in readings if reading is None or reading.target is None)
         return self.reader.read_as(next(alone, readings[0]), example)
+
+    def runner(self) -> FewRunner:
+        """Runs the shadow on other batches than those that were drawn."""
+        call = self.reader.read(self.batches[0])
+        if self.recognised is None:
+            self.recognised = recognise_norms(self.shadow.network, call, self.forward)
+            self.shadow.fresh()
+        return FewRunner(self.shadow, self.recognised, call, forward=self.forward, loss=self.loss)
 
     def announce(self, stage: str) -> None:
         """Says what is being done now, where somebody wants to know."""

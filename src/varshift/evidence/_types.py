@@ -11,12 +11,13 @@ from varshift._sites import as_source
 
 if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift._sites import SiteId, Source
+    from varshift.evidence._order_facts import BatchOrder
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
     from varshift.probe import LayerMeasurement, Measurement, NoiseBias, Trials
 
-Kind = Literal["modules", "loader", "capture", "prediction", "trials", "measurement", "noise_bias"]
+Kind = Literal["modules", "loader", "capture", "prediction", "trials", "measurement", "noise_bias", "order"]
 Need = Literal[
     "modules",
     "loader",
@@ -27,6 +28,7 @@ Need = Literal[
     "trials",
     "measurement",
     "noise_bias",
+    "order",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -44,6 +46,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "measurement": ("measurement",),
     "noise_bias": ("noise_bias",),
     "trials": ("trials",),
+    "order": ("order",),
 }
 
 
@@ -120,6 +123,7 @@ class Evidence:
         noise_bias: The mean of the outputs over the noise against those without; None also without noise.
         trials: What a few samples show in eval mode when one thing is changed at a time.
         intended: Modules and sites whose noise is meant to act in eval mode too, by name.
+        order: How samples come together in batches.
     """
 
     train: Flow | None = None
@@ -132,6 +136,7 @@ class Evidence:
     noise_bias: NoiseBias | None = None
     trials: Trials | None = None
     intended: tuple[str, ...] = ()
+    order: BatchOrder | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

@@ -47,6 +47,8 @@ from varshift.model._random import own_iteration as own_iteration
 from varshift.model._random import seed_all as seed_all
 from varshift.model._random import seed_held as seed_held
 from varshift.model._reading import Reading as Reading
+from varshift.model._redraw import partition as partition
+from varshift.model._redraw import regroup as regroup
 from varshift.model._samples import batch_size as batch_size
 from varshift.model._samples import is_joinable as is_joinable
 from varshift.model._samples import is_whole as is_whole

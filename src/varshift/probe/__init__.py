@@ -1,6 +1,8 @@
 """The live model: its states, streaming statistics, recalibration and gap attribution."""
 
 from varshift.probe._effect import Effect as Effect
+from varshift.probe._few import FewRun as FewRun
+from varshift.probe._few import FewRunner as FewRunner
 from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss

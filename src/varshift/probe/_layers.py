@@ -73,7 +73,7 @@ def _measure(
     offset = (real_mean - moving_mean) / (real_var + eps).sqrt()
     stale = _staleness(norm, train, in_train[norm.name], rows, moving_mean, moving_var, eps)
     effective, effective_error = (
-        _effective_batch(*in_clean[norm.name]) if norm.name in in_clean and norm.rows == 1 else (None, None)
+        effective_batch(*in_clean[norm.name]) if norm.name in in_clean and norm.rows == 1 else (None, None)
     )
     return LayerMeasurement(
         name=norm.name,
@@ -144,7 +144,7 @@ def _staleness(
     )
 
 
-def _effective_batch(moments: Moments, part: slice) -> tuple[float | None, float | None]:
+def effective_batch(moments: Moments, part: slice) -> tuple[float | None, float | None]:
     within, between = (values[part].cpu() for values in moments.effective_batch())
     batches = float(moments.batches[part].max())
     used = within > 0
