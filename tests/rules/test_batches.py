@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 MAP, POINT, VECTOR = (8, 4, 6, 6), (8, 4, 1, 1), (8, 4)
@@ -126,38 +128,67 @@ def test_norms_that_do_not_learn_or_work_on_single_samples_are_left_out(build):
     assert build.findings("VS302", build.evidence(build.facts())) == ()
 
 
-def batch_gap(build, clean, pooled, **values):
+def batch_gap(build, clean, pooled, stderr=0.001, **values):
+    """A gap whose small-batch step goes from one loss to another."""
     later = dict.fromkeys(("recalibrated", "recalibrated_noisy", "eval"), pooled)
-    states = {"train": clean, "clean": clean, **later}
-    deltas = (0.0, pooled - clean, 0.0, 0.0)
-    return build.gap(deltas, states=states, **{"accuracy": {"eval": 0.9}, **values})
+    states = {"train": clean, "clean": clean, "clean_eval": clean, **later}
+    batches = {}
+    if stderr is not None:  # 16 batches whose differences have this standard error
+        wobble = [stderr * 15**0.5 * (-1) ** number for number in range(16)]
+        batches = {
+            name: tuple(value + (name in later) * one for one in wobble) for name, value in states.items()
+        }
+    known = {"states": states, "batches": batches, "sizes": (8,) * 16, "accuracy": {"eval": 0.9}, **values}
+    return build.gap(**known)
 
 
 @pytest.mark.parametrize(
     ("clean", "pooled", "values", "severity"),
     [
-        (2.8, 0.06, {}, "error"),
         (0.1, 1.5, {}, "error"),
-        (0.9, 0.6, {}, "warning"),
-        (0.3, 0.1, {}, None),
-        (2.3, 1.9, {}, None),
-        (0.9, 0.6, {"stderr": 0.11}, None),
-        (0.9, 0.6, {"stderr": None}, None),
-        (0.9, 0.6, {"accuracy": None}, None),
-        (0.9, 0.6, {"metric": "relative_l2"}, None),
+        (0.6, 0.9, {}, "error"),
+        (2.8, 0.06, {}, None),
+        (0.9, 1.0, {}, None),
+        (0.1, 0.15, {}, None),
+        (0.1, 0.15, {"accuracy": None}, "error"),
+        (-0.8, -0.5, {"accuracy": None}, "error"),
+        (0.6, 0.9, {"stderr": 0.11}, None),
+        (0.6, 0.9, {"stderr": None}, None),
+        (0.6, 0.9, {"metric": "relative_l2"}, None),
         (0.9, float("nan"), {}, None),
     ],
 )
-def test_batches_whose_own_statistics_change_the_loss(build, clean, pooled, values, severity):
+def test_batches_whose_own_statistics_lower_the_loss(build, clean, pooled, values, severity):
     layers = build.layer("stem", effective_batch=900.0), build.layer("head", effective_batch=17.0)
     gap = batch_gap(build, clean, pooled, **values)
     found = small(build, *layers, gap=gap)
     assert [(one.severity, one.where, one.confidence) for one in found] == (
         [(severity, "head", "measured")] if severity else []
     )
-    assert small(build, *layers, gap=gap, batches=3) == ()
+    assert small(build, *layers, gap=replace(gap, sizes=(), batches={}), batches=3) == ()
 
 
-def test_a_small_effective_batch_is_not_reported_for_its_loss_as_well(build):
-    (finding,) = small(build, build.layer(effective_batch=3.0), gap=batch_gap(build, 2.8, 0.06))
-    assert "loss_step" not in finding.evidence
+@pytest.mark.parametrize(
+    ("clean", "pooled", "values", "severity"),
+    [
+        (0.44, 0.19, {"values_per_channel": 4}, "error"),  # training is the worse of the two
+        (0.2, 0.19, {"values_per_channel": 4, "stderr": 0.02}, "warning"),  # certain, and nothing lost
+        (0.2, 0.201, {"effective_batch": 5.0}, "advice"),
+        (0.2, 0.215, {"effective_batch": 5.0}, "warning"),
+        (0.2, 0.3, {"effective_batch": 12.0}, "error"),
+    ],
+)
+def test_too_few_values_are_as_grave_as_what_they_cost(build, clean, pooled, values, severity):
+    values = dict(values)
+    gap = batch_gap(build, clean, pooled, **({"stderr": values.pop("stderr")} if "stderr" in values else {}))
+    (finding,) = small(build, build.layer(**values), gap=gap)
+    assert finding.severity == severity
+    assert (finding.step, finding.cost) == ("small-batch", pytest.approx(pooled - clean))
+
+
+def test_a_norm_that_serves_several_calls_is_left_to_its_own_rule(build):
+    gap = batch_gap(build, 0.3, 0.7)
+    shared = build.flow(norms=[build.norm(calls=(2, 5))])
+    assert small(build, build.layer(effective_batch=None), gap=gap, train=shared) == ()
+    # A norm written by hand may read its signal twice; it has a figure for its batches.
+    assert len(small(build, build.layer(), gap=gap, train=shared)) == 1

@@ -19,7 +19,7 @@ from varshift.evidence._types import Evidence, Kind
 from varshift.model import Call, move, partition, regroup
 
 _FIXED = 0.9  # share of batches that two epochs have in common from which their composition is fixed
-REDRAWN = 8  # batches; their spread is known to a quarter then
+REDRAWN = 16  # batches; a few hard ones carry much of a small loss
 _FROM_DATA_SET = 256  # samples that are loaded at random places
 _GATE_SHARE, _GATE_ERRORS = 0.05, 2.0  # of the small-batch step; below these redrawing has nothing to explain
 
@@ -106,36 +106,45 @@ class _Order:
         return step.delta > max(_GATE_SHARE * min(levels, default=0.0), error)
 
     def _redrawn(self, random_order: bool | None) -> Redrawn | None:
-        subject = self._subject
-        calls = _spread(self._calls, REDRAWN)
-        if not any(call.size > 1 for call in calls):
+        before = self._drawn()
+        if before is None or not any(call.size > 1 for call in self._calls):
             return None
-        source = "data set" if random_order is False and is_map_style(subject.loader) else "batches"
-        others = self._at_random() if source == "data set" else []
+        chosen = _spread(self._calls, REDRAWN)
+        calls, drawn = [self._calls[i] for i in chosen], [before[i] for i in chosen]
+        from_data_set = random_order is False and is_map_style(self._subject.loader)
+        others = self._at_random() if from_data_set else []
         if not others:
-            source, others = "batches", self._again(calls)
+            from_data_set, others = False, self._again(calls)
         if len(others) < 2:
             return None
-        runner = subject.runner()
-        drawn, redrawn = (runner.run(some, "batch", series=True) for some in (calls, others))
-        before, after = _mean(drawn.losses, calls), _mean(redrawn.losses, others)
-        if before is None or after is None:
+        redrawn = self._subject.runner().run(others, "batch", series=True)
+        after = [loss for loss in redrawn.losses if loss is not None and math.isfinite(loss)]
+        if len(after) < len(others):
             return None
         # Redrawn batches of the same samples: were the drawn ones like them, their mean would scatter as
         # that of another redraw does. Other samples bring the scatter of the drawn ones on top.
-        errors = [_error(redrawn.losses), _error(drawn.losses if source == "data set" else redrawn.losses)]
-        after_by_norm = redrawn.effective
+        errors = [_error(after), _error(drawn if from_data_set else after)]
+        one, other = _mean(drawn, calls), _mean(after, others)
+        # A few hard batches make the mean scatter; the ranks of all batches may tell more.
+        error = min(math.hypot(*errors), abs(other - one) / max(_rank_errors(drawn, after), 1e-9))
+        source = "data set" if from_data_set else "batches"
+        return Redrawn(source, len(others), one, other, error, self._alike(redrawn.effective))
+
+    def _drawn(self) -> list[float] | None:
+        """The loss of every drawn batch with batch statistics, without noise; None where one is not known."""
+        measurement = self._evidence.measurement
+        losses = measurement.gap.batches.get("clean_eval", ()) if measurement and measurement.gap else ()
+        known = [loss for loss in losses if loss is not None]
+        return known if len(known) == len(self._calls) else None
+
+    def _alike(self, effective: Mapping[str, float]) -> float | None:
+        """Variance of batch means over that of redrawn batches, the median over norms."""
         ratios = [
-            after_by_norm[name] / value for name, value in drawn.effective.items() if after_by_norm.get(name)
+            effective[name] / layer.effective_batch
+            for name, layer in self._evidence.measured.items()
+            if layer.effective_batch and name in effective
         ]
-        return Redrawn(
-            source,  # type: ignore[arg-type]
-            len(others),
-            before,
-            after,
-            math.hypot(*errors),
-            statistics.median(ratios) if ratios else None,
-        )
+        return statistics.median(ratios) if ratios else None
 
     def _again(self, calls: Sequence[Call]) -> list[Call]:
         """The samples of some batches, distributed at random over batches of the same sizes."""
@@ -155,7 +164,7 @@ class _Order:
         if not is_map_style(loader):
             return
         size = max(2, statistics.mode([call.size for call in self._calls]))
-        count = min(REDRAWN, max(2, _FROM_DATA_SET // size))
+        count = min(REDRAWN, max(4, _FROM_DATA_SET // size))
         samples = len(loader.dataset)
         generator = torch.Generator().manual_seed(self._subject.seed)
         order = torch.randperm(samples, generator=generator, device="cpu")[: size * count].tolist()
@@ -165,23 +174,30 @@ class _Order:
             yield self._subject.reader.read(batch)
 
 
-def _spread(calls: Sequence[Call], count: int) -> list[Call]:
-    """Some of the batches, spread evenly over all of them; whole ones only, as a rule."""
+def _spread(calls: Sequence[Call], count: int) -> list[int]:
+    """Numbers of some of the batches, spread evenly over all of them; whole ones only, as a rule."""
     largest = max((call.size for call in calls), default=0)
-    whole = [call for call in calls if call.size == largest]
-    chosen = whole if len(whole) >= 2 else list(calls)
+    whole = [number for number, call in enumerate(calls) if call.size == largest]
+    chosen = whole if len(whole) >= 2 else list(range(len(calls)))
     if len(chosen) <= count:
         return chosen
     return [chosen[round(number * (len(chosen) - 1) / (count - 1))] for number in range(count)]
 
 
-def _mean(losses: Sequence[float | None], calls: Sequence[Call]) -> float | None:
-    known = [(loss, call.size) for loss, call in zip(losses, calls, strict=True) if loss is not None]
-    if len(known) < len(losses) or not known or not all(math.isfinite(loss) for loss, _ in known):
-        return None
-    return sum(loss * size for loss, size in known) / sum(size for _, size in known)
+def _mean(losses: Sequence[float], calls: Sequence[Call]) -> float:
+    sizes = [call.size for call in calls]
+    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
 
 
-def _error(losses: Sequence[float | None]) -> float:
-    known = [loss for loss in losses if loss is not None]
-    return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+def _error(losses: Sequence[float]) -> float:
+    return statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
+
+
+def _rank_errors(one: Sequence[float], other: Sequence[float]) -> float:
+    """By how many standard errors the values of one set rank above or below those of the other.
+
+    The test of Mann and Whitney (1947): the share of pairs in which the second is larger has the mean 1/2 and
+    the variance ``(m + n + 1) / (12 m n)`` where both sets are of one distribution.
+    """
+    pairs = [(b > a) + 0.5 * (b == a) for a in one for b in other]
+    return abs(statistics.fmean(pairs) - 0.5) / math.sqrt((len(one) + len(other) + 1) / (12 * len(pairs)))

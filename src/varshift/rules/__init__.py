@@ -2,6 +2,7 @@
 
 from varshift.evidence import Evidence as Evidence
 from varshift.rules import (  # noqa: F401 - importing a family registers its rules
+    _batch_order,
     _batches,
     _modes,
     _modes_state,

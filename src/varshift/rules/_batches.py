@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
+from ._cost import Cost, cost_of, graded
 from ._cures import cure
 from ._finding import Confidence, Finding, Severity
 from ._places import NETWORK, norm_places
@@ -19,7 +21,7 @@ from ._registry import Rule, register
 if TYPE_CHECKING:
     from varshift.evidence import LoaderFacts
     from varshift.flow import Flow, NormSite
-    from varshift.probe import GapStep, LayerMeasurement, Measurement
+    from varshift.probe import LayerMeasurement, Measurement
 
 
 _BATCH_CURES = (
@@ -171,19 +173,24 @@ class SmallEffectiveBatch(Rule):
 
     `effective_batch` is the mean variance within batches over the variance of the batch means, in training
     mode with the noise off. For independent values it is the number of values; sorted or grouped batches
-    make it small at any batch size. Below 16 a warning, below 8 an error, if it is below by more than two
-    of its standard errors. The number of values per channel that a typical batch brings is an upper bound,
-    and a fault on its own where it is below these numbers.
+    make it small at any batch size. It counts below 16 values, and more below 8, if it is below by more than
+    two of its standard errors. The number of values per channel that a typical batch brings is an upper
+    bound, and certain where it is below these numbers.
 
-    Large maps hide it: thousands of pixels of one class are still one class. So where no norm stands out,
-    the loss decides: if normalising with single batches instead of pooled statistics changes the
-    cross-entropy, in either direction and without any noise, by a quarter of a nat and a quarter of itself,
-    it is a warning, from one nat an error (three standard errors, four batches at least).
+    Severity follows the loss, whatever the loss is: the small-batch step from single batches to pooled
+    statistics, without any noise. Where normalising with single batches makes training worse than
+    evaluation, too few values are as grave as their number says. Without a loss the number decides.
+
+    Large maps hide it: thousands of pixels of one image are still one image, and a loss may read the
+    statistics themselves (the determinant of a flow). So where no norm stands out, the loss alone decides
+    from a quarter of it on (three standard errors, four batches at least; a tenth of a nat for
+    cross-entropy).
 
     ## Known limits
 
     Needs three batches to be measured. A small last batch is not counted (a last batch of one is VS301's).
-    Under data parallelism without synchronisation each process has its own figure.
+    Under data parallelism without synchronisation each process has its own figure. Norms per sample are left
+    to VS209, and where one norm serves several calls the loss alone is left to VS403.
 
     ## Example
 
@@ -222,32 +229,28 @@ class SmallEffectiveBatch(Rule):
         measurement = evidence.measurement
         if measurement is None:
             return
-        small: list[tuple[float, Confidence, LayerMeasurement]] = []
+        small: list[_Small] = []
         measured: list[tuple[float, LayerMeasurement]] = []
         for name in norms_in_order(evidence):
             layer = evidence.measured.get(name)
-            if (
-                layer is None
-                or not layer.reached
-                or not learns(evidence, name)
-                or self._per_sample(evidence, name)
-            ):
+            if layer is None or not layer.reached or not learns(evidence, name):
+                continue
+            if self._per_sample(evidence, name):
                 continue
             nominal = self._typical_values(layer, evidence.loader)
             upper = self._upper_bound(layer)
-            figure = min(nominal, upper)
             measured.append((known(layer.effective_batch) or nominal, layer))
-            if figure < thresholds.EFFECTIVE_BATCH_WARNING:
-                small.append((figure, "certain" if nominal <= upper else "measured", layer))
-        if not small:
-            step = _batch_step(measurement)
-            if step is not None and measured:
-                yield self._loss_finding(
-                    evidence, measurement, step, min(measured, key=lambda item: item[0])[1]
-                )
-            return
-        figure, confidence, layer = min(small, key=lambda item: item[0])
-        yield self._finding(evidence, measurement, small, figure, confidence, layer)
+            if min(nominal, upper) < thresholds.EFFECTIVE_BATCH_WARNING:
+                certain = nominal <= upper
+                small.append(_Small(min(nominal, upper), "certain" if certain else "measured", layer))
+        cost = cost_of(evidence, "small-batch")
+        if small:
+            yield self._finding(evidence, measurement, small, cost)
+        elif measured and cost is not None and _costs(measurement, cost) and not _shared(evidence):
+            severity = graded(cost, None)
+            if severity is not None:
+                layer = min(measured, key=lambda item: item[0])[1]
+                yield self._loss_finding(evidence, cost, severity, layer)
 
     def _per_sample(self, evidence: Evidence, name: str) -> bool:
         site = evidence.train_norms.get(name)
@@ -269,80 +272,123 @@ class SmallEffectiveBatch(Rule):
         return effective * (1 + thresholds.EFFECTIVE_BATCH_STANDARD_ERRORS * error)
 
     def _loss_finding(
-        self, evidence: Evidence, measurement: Measurement, step: GapStep, layer: LayerMeasurement
+        self, evidence: Evidence, cost: Cost, severity: Severity, layer: LayerMeasurement
     ) -> Finding:
-        states = measurement.gap.states if measurement.gap else {}
-        batch, pooled = known(states.get("clean")) or 0.0, known(states.get("recalibrated")) or 0.0
+        batch, pooled = _around(evidence)
         return Finding(
             code=self.code,
-            severity="error" if abs(step.delta or 0.0) >= thresholds.BATCH_LOSS_ERROR else "warning",
+            severity=severity,
             confidence="measured",
             sites=norm_places(evidence, [layer.name]),
             message=(
                 f"The loss is {batch:.3g} when each batch is normalised with its own statistics and "
-                f"{pooled:.3g} with those of all batches, without any noise: batches are too small, or too "
-                "much alike inside (sorted, grouped). "
-                f"The norm {quoted(layer.name)} depends most on the batch."
+                f"{pooled:.3g} with those of all batches, without any noise: the network relies on the "
+                f"statistics of single batches. The norm {quoted(layer.name)} depends most on the batch."
             ),
             evidence={
-                "loss_batch": batch,
-                "loss_pooled": pooled,
-                "loss_step": known(step.delta),
-                "loss_step_stderr": known(step.stderr),
+                **_loss_figures(evidence, cost),
                 "values_per_channel": layer.values_per_channel,
                 "effective_batch": known(layer.effective_batch),
             },
             cures=_BATCH_CURES,
+            step="small-batch",
+            cost=cost.delta,
         )
 
     def _finding(
-        self,
-        evidence: Evidence,
-        measurement: Measurement,
-        small: list[tuple[float, Confidence, LayerMeasurement]],
-        figure: float,
-        confidence: Confidence,
-        layer: LayerMeasurement,
+        self, evidence: Evidence, measurement: Measurement, small: list[_Small], cost: Cost | None
     ) -> Finding:
-        errors = [item for item in small if item[0] < thresholds.EFFECTIVE_BATCH_ERROR]
-        severity: Severity = "error" if errors else "warning"
-        effective = known(layer.effective_batch)
-        text = f"brings {figure:.3g} values per channel"
-        if confidence == "measured":
+        worst = min(small, key=lambda one: one.figure)
+        errors = [one for one in small if one.figure < thresholds.EFFECTIVE_BATCH_ERROR]
+        effective = known(worst.layer.effective_batch)
+        text = f"brings {worst.figure:.3g} values per channel"
+        if worst.confidence == "measured":
             text = f"is worth {effective:.3g} independent values per channel"
-        others = [item[2].name for item in small if item[2] is not layer]
+        others = [one.layer.name for one in small if one is not worst]
         also = f" Likewise {listed(others)}." if others else ""
+        if cost is not None and cost.metric == "loss":
+            batch, pooled = _around(evidence)
+            also += (
+                f" The loss is {batch:.3g} with statistics of single batches, {pooled:.3g} with pooled ones."
+            )
         return Finding(
             code=self.code,
-            severity=severity,
-            confidence=confidence,
-            sites=norm_places(evidence, [layer.name, *others]),
-            message=f"A batch {text} at the norm {quoted(layer.name)}, too few for its statistics.{also}",
+            severity=self._severity(worst, cost),
+            confidence=worst.confidence,
+            sites=norm_places(evidence, [worst.layer.name, *others]),
+            message=(
+                f"A batch {text} at the norm {quoted(worst.layer.name)}, too few for its statistics.{also}"
+            ),
             evidence={
-                "values_per_channel": layer.values_per_channel,
+                "values_per_channel": worst.layer.values_per_channel,
                 "effective_batch": effective,
-                "effective_batch_error": known(layer.effective_batch_error),
+                "effective_batch_error": known(worst.layer.effective_batch_error),
                 "below_16": len(small),
                 "below_8": len(errors),
                 "norms": len(measurement.layers),
+                **(_loss_figures(evidence, cost) if cost is not None and cost.metric == "loss" else {}),
             },
             cures=_BATCH_CURES,
+            step="small-batch",
+            cost=cost.delta if cost is not None else None,
         )
 
+    def _severity(self, worst: _Small, cost: Cost | None) -> Severity:
+        """By the loss; where training is the worse of the two, and for a mere count of few, by the number."""
+        few = worst.figure < thresholds.EFFECTIVE_BATCH_ERROR
+        by_number: Severity = "error" if few else "warning"
+        if cost is None or not cost.decides:
+            return by_number
+        if cost.delta < 0 and cost.significant:
+            return by_number
+        severity = graded(cost, by_number) or "advice"
+        if few and worst.confidence == "certain" and severity == "advice":
+            return "warning"
+        return severity
 
-def _batch_step(measurement: Measurement) -> GapStep | None:
-    """The step of the loss from batch to pooled statistics, None where within its error or too small."""
-    gap = measurement.gap
-    step = next((one for one in gap.steps if one.cause == "small-batch"), None) if gap else None
-    if gap is None or step is None or gap.metric != "loss" or gap.accuracy is None:
-        return None
-    delta, error = known(step.delta), known(step.stderr)
-    losses = [known(gap.states.get(name)) for name in ("clean", "recalibrated")]
-    if delta is None or error is None or measurement.batches < thresholds.FEW_BATCHES:
-        return None
-    large = max(abs(loss) for loss in losses if loss is not None)
-    floor = max(thresholds.BATCH_LOSS_WARNING, thresholds.BATCH_LOSS_SHARE * large)
-    return step if abs(delta) > max(floor, thresholds.STANDARD_ERRORS * error) else None
+
+@dataclass(frozen=True, slots=True)
+class _Small:
+    """A norm whose batches are too small: by how much, and how that is known."""
+
+    figure: float
+    confidence: Confidence
+    layer: LayerMeasurement
+
+
+def _costs(measurement: Measurement, cost: Cost) -> bool:
+    """Whether single batches make the loss so much lower that their statistics must be what helps."""
+    if not cost.decides or cost.delta <= 0:
+        return False
+    nats = measurement.gap is not None and measurement.gap.accuracy is not None
+    floor = max(thresholds.BATCH_LOSS_SHARE * cost.level, thresholds.BATCH_LOSS_NATS if nats else 0.0)
+    return cost.delta > max(floor, thresholds.STANDARD_ERRORS * (cost.stderr or 0.0))
+
+
+def _shared(evidence: Evidence) -> bool:
+    """Whether some norm that learns is called several times in one pass: it may get several distributions."""
+    for name, site in evidence.train_norms.items():
+        layer = evidence.measured.get(name)
+        # One that is called once has a figure for its batches.
+        if len(site.calls) > 1 and learns(evidence, name) and layer and layer.effective_batch is None:
+            return True
+    return False
+
+
+def _around(evidence: Evidence) -> tuple[float, float]:
+    """The loss with statistics of single batches and with pooled ones."""
+    states = evidence.measurement.gap.states if evidence.measurement and evidence.measurement.gap else {}
+    return known(states.get("clean_eval")) or 0.0, known(states.get("recalibrated")) or 0.0
+
+
+def _loss_figures(evidence: Evidence, cost: Cost) -> dict[str, float | None]:
+    batch, pooled = _around(evidence)
+    return {
+        "loss_batch": batch,
+        "loss_pooled": pooled,
+        "loss_step": known(cost.delta),
+        "loss_step_stderr": known(cost.stderr),
+    }
 
 
 def _one_value(flow: Flow, site: NormSite) -> bool:

@@ -18,6 +18,7 @@ class Explains:
         reason: Why what they measure follows from it.
         same_sites: Whether only the sites that it names too are left out.
         where: Further condition on the explaining finding, None for none.
+        overrules: Whether it explains findings that are graver than itself, too.
     """
 
     code: str
@@ -25,10 +26,29 @@ class Explains:
     reason: str
     same_sites: bool = False
     where: Callable[[Finding], bool] | None = None
+    overrules: bool = False
 
 
-# Owners of a rule add what it explains here. Advice explains nothing that is graver than itself.
+# Owners of a rule add what it explains here. Advice explains nothing that is graver than itself, unless it
+# says that the data are not those to judge by.
 EXPLAINS: tuple[Explains, ...] = (
+    Explains(
+        "VS304",
+        ("VS302", "VS303", "VS202", "VS207"),
+        "batches of one kind have statistics of that kind, and the running ones are those of the last kinds",
+    ),
+    Explains(
+        "VS304",
+        ("VS302", "VS303", "VS202", "VS207"),
+        "batches of one kind that the network was not trained on say nothing about its statistics",
+        where=lambda finding: not finding.cures,
+        overrules=True,
+    ),
+    Explains("VS303", ("VS302",), "batches learned together with their statistics are not too small"),
+    Explains("VS403", ("VS302",), "the statistics of one batch differ from call to call"),
+    Explains(
+        "VS211", ("VS302",), "pooled statistics that one sample dominates are what single batches differ from"
+    ),
     Explains(
         "VS209",
         ("VS201", "VS202", "VS207", "VS211"),
@@ -91,7 +111,7 @@ def _without(finding: Finding, cause: Finding, line: Explains) -> Finding | None
     """A finding without what its cause explains; None where nothing is left."""
     if finding.code not in line.others or finding is cause:
         return finding
-    if SEVERITIES.index(finding.severity) < SEVERITIES.index(cause.severity):
+    if SEVERITIES.index(finding.severity) < SEVERITIES.index(cause.severity) and not line.overrules:
         return finding
     if not line.same_sites:
         return None

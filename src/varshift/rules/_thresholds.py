@@ -88,13 +88,22 @@ EFFECTIVE_BATCH_WARNING: Final = 16.0
 EFFECTIVE_BATCH_ERROR: Final = 8.0
 EFFECTIVE_BATCH_STANDARD_ERRORS: Final = 2.0
 
-# What normalising with single batches in place of pooled statistics does to the cross-entropy. Small healthy
-# nets with batches of 32 to 128 show up to 0.03 nats, at 16 a tenth of a nat; a quarter of a nat takes a
-# fifth off the probability of the right answer, a nat almost two thirds. The share of the loss keeps out nets
-# that are still far from trained.
-BATCH_LOSS_WARNING: Final = 0.25
-BATCH_LOSS_ERROR: Final = 1.0
+# How much lower the loss must be with the statistics of single batches than with pooled ones for the batches
+# to be the reason though they hold enough values. Small healthy networks with batches of 16 to 128 show the
+# opposite sign as a rule, and up to a tenth of a nat; the share keeps out networks far from trained.
 BATCH_LOSS_SHARE: Final = 0.25
+BATCH_LOSS_NATS: Final = 0.1
+
+# Share of batches that two epochs have in common from which their composition is fixed: a partition of more
+# than a few dozen samples never comes twice by chance.
+FIXED_COMPOSITION: Final = 0.9
+
+# Variance of batch means over that of redrawn batches from which batch mates are alike. Random batches give 1
+# within a factor of 1.5 for 16 batches.
+BATCH_MATES_ALIKE: Final = 2.0
+
+# A network that is better by this share of the loss on redrawn batches was not trained on the drawn ones.
+REDRAWN_BETTER: Final = 0.3
 
 # Mean of the factor of noise that is not rescaled, as a fold. Two per cent of a mean is what the running mean
 # of a norm or the bias of a layer varies by from one epoch to the next. A tenth is what SHIFT_WARNING
