@@ -99,9 +99,15 @@ WITH_LOADER = {
     "VS211": MODULES | CAPTURE | {"measurement"},
     "VS301": MODULES | {"loader"},
     "VS302": MODULES | CAPTURE | {"measurement", "loader"},
+    "VS303": MODULES | CAPTURE | {"measurement", "order"},
+    "VS304": MODULES | CAPTURE | {"measurement", "order"},
     "VS401": MODULES | CAPTURE | {"trials"},
     "VS406": CAPTURE | {"trials"},
 }
+
+
+# Rules that need what is measured on data.
+WITH_DATA = ("VS202", "VS302", "VS303", "VS304", "VS406")
 
 
 def test_the_table_has_every_rule():
@@ -122,7 +128,7 @@ def test_a_rule_makes_the_passes_of_what_it_needs_and_no_others(code, captures):
 
 @pytest.mark.parametrize("code", WITH_LOADER)
 def test_without_data_nothing_is_measured(code, captures):
-    needs_data = code in ("VS202", "VS302", "VS406")
+    needs_data = code in WITH_DATA
     kinds = set() if needs_data else WITH_LOADER[code] - {"measurement", "loader", "trials"}
     net = network()
     seen = gathered(code, net, shape=(3, 8, 8))

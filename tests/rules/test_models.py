@@ -289,7 +289,8 @@ def test_a_batch_of_one_stops_a_norm_of_vectors_and_only_warns_for_maps():
 
 def test_small_batches_are_too_few_for_a_norm_of_vectors():
     (finding,) = of(report(vectors, samples=96, batch_size=4), "VS302")
-    assert (finding.where, finding.severity, finding.confidence) == ("2", "error", "certain")
+    # Certain, and no error: the network was not trained, and has nothing to lose.
+    assert (finding.where, finding.severity, finding.confidence) == ("2", "warning", "certain")
     assert "VS302" not in codes(report(vectors, samples=256))
 
 

@@ -47,8 +47,8 @@ class Redrawn:
         batches: Number of redrawn batches.
         loss_drawn: Mean loss on the batches as they were drawn.
         loss_redrawn: Mean loss on the redrawn ones.
-        stderr: Standard error of the difference, from the spread over redrawn batches or from the ranks of all
-            batches, whichever tells more.
+        stderr: Standard error of the difference, from the spread over redrawn batches or from the ranks of
+            all batches, whichever tells more.
         alike: How many times the variance of batch means is what it is among redrawn batches, the median over
             norms and channels: 1 for batches drawn at random, large where batch mates are alike.
     """

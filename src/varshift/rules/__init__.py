@@ -2,8 +2,8 @@
 
 from varshift.evidence import Evidence as Evidence
 from varshift.rules import (  # noqa: F401 - importing a family registers its rules
-    _batch_order,
     _batches,
+    _batches_order,
     _modes,
     _modes_state,
     _placement,
