@@ -160,7 +160,7 @@ class _Order:
         return self._elsewhere
 
     def _drawn_at_random(self) -> Iterator[Call]:
-        loader = self._subject.loader
+        loader: Any = self._subject.loader
         if not is_map_style(loader):
             return
         size = max(2, statistics.mode([call.size for call in self._calls]))

@@ -111,8 +111,8 @@ class FixedComposition(Rule):
         if rises and redrawn is not None:
             text += (
                 ", and the network has learned them together with their statistics: the loss on the same "
-                f"samples rises from {redrawn.loss_drawn:.3g} to {redrawn.loss_redrawn:.3g} when they come in "
-                "other batches"
+                f"samples rises from {redrawn.loss_drawn:.3g} to {redrawn.loss_redrawn:.3g} when they come "
+                "in other batches"
             )
         yield Finding(
             code=self.code,
@@ -246,8 +246,8 @@ class BatchMates(Rule):
         if kind is not None:
             what = "class" if kind.name == "label" else f"value of '{kind.name}'"
             text = (
-                f"Batches are of one {what} each: {kind.share:.0%} of a batch on average, where batches drawn "
-                f"at random have {kind.chance:.0%}"
+                f"Batches are of one {what} each: {kind.share:.0%} of a batch on average, where batches "
+                f"drawn at random have {kind.chance:.0%}"
             )
             if order.shuffles is False:
                 text += ", and the loader does not shuffle"
@@ -257,12 +257,12 @@ class BatchMates(Rule):
         if rises:
             return (
                 f"{text}: the loss with batch statistics rises {change} when batches are drawn at random. "
-                "The network reads a part of the answer from the statistics of the batch; eval() has them not."
+                "The network reads a part of the answer from the statistics of the batch, which eval() lacks."
             )
         if not trained_so:
             return (
-                f"{text}. The network is better on batches drawn at random (the loss goes {change}), so it was "
-                "not trained on these: pass the loader of training to judge its statistics."
+                f"{text}. The network is better on batches drawn at random (the loss goes {change}), so it "
+                "was not trained on these: pass the loader of training to judge its statistics."
             )
         return f"{text}. On batches drawn at random the network is no better (the loss goes {change})."
 
