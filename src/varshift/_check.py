@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from varshift._errors import DataError, VarshiftError
+from varshift._errors import DataError, ModelError, VarshiftError
 from varshift._repeat import call_text
 from varshift.evidence import Gathering, Subject, is_example
 from varshift.model import Forward, network_of
@@ -26,6 +26,7 @@ def check(
     loader: Iterable[Any] | None = None,
     *,
     deploy: Iterable[Any] | None = None,
+    reference: nn.Module | Sequence[nn.Module] | None = None,
     example_inputs: Any = None,
     shape: Shape | Sequence[Shape] | None = None,
     forward: Forward | None = None,
@@ -57,6 +58,9 @@ def check(
             tuple of tensors or a mapping of tensors is taken for `example_inputs`.
         deploy: Batches as deployment prepares them, where that differs from training: the step "transform" of
             the gap is then measured too.
+        reference: The network that the weights come from, or several: the source of a moving average or of a
+            copy, the networks that were averaged or merged, the clients of a federated round. Whether the
+            statistics came along is then known. It is only read.
         example_inputs: Instead of a loader, one batch without targets: a tensor, or a tuple or mapping of
             tensors.
         shape: Instead of a loader, the shape of an input without the batch dimension, or several of them.
@@ -81,7 +85,7 @@ def check(
         The report, plain data; ``print(report)`` shows it.
 
     Raises:
-        ModelError: If the model cannot be run on the inputs.
+        ModelError: If the model cannot be run on the inputs, or a reference is no module.
         DataError: If the loader yields nothing, or inputs that are not finite or of an unknown structure, or
             is a single batch with targets.
         VarshiftError: If a rule code is unknown, or `intended` is no list of names.
@@ -94,6 +98,7 @@ def check(
         loader, example_inputs = None, loader
     if deploy is not None and loader is None:
         raise DataError("deploy= is compared with the training data: pass a loader too.")
+    references = _references(reference, network)
     arguments = dict(locals())
     gathering = Gathering(
         Subject(
@@ -110,6 +115,7 @@ def check(
             progress=progress,
             deploy=deploy,
             intended=_names(intended),
+            references=references,
         )
     )
     findings, runs = examine(gathering, codes)
@@ -132,3 +138,19 @@ def _names(intended: Sequence[str]) -> tuple[str, ...]:
             f"intended={intended!r} must be a list of names of modules or sites, as in ['decoder.sample']."
         )
     return tuple(intended)
+
+
+def _references(
+    reference: nn.Module | Sequence[nn.Module] | None, network: nn.Module
+) -> tuple[nn.Module, ...]:
+    """The other networks, unwrapped."""
+    if reference is None:
+        return ()
+    several = list(reference) if isinstance(reference, (list, tuple)) else [reference]
+    names = [f"reference[{i}]" if len(several) > 1 else "reference" for i in range(len(several))]
+    found = tuple(network_of(one, argument=name) for one, name in zip(several, names, strict=True))
+    if any(one is network for one in found):
+        raise ModelError(
+            "reference is the model itself: pass the network that its weights come from, as it was or is."
+        )
+    return found

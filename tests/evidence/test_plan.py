@@ -92,6 +92,7 @@ WITH_LOADER = {
     "VS202": MODULES | CAPTURE | {"measurement"},
     "VS203": MODULES | CAPTURE | {"measurement"},
     "VS204": MODULES,
+    "VS205": MODULES | CAPTURE | {"measurement"},
     "VS206": MODULES,
     "VS207": MODULES | CAPTURE | {"measurement"},
     "VS208": CAPTURE,
@@ -227,6 +228,8 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     assert whole.pop("VS206") == "not selected"
     assert whole.pop("prediction") == "noise reaches no norm that has learned its statistics"
     assert whole.pop("noise_bias") == "no noise acts in training"
+    assert whole.pop("VS205") == "needs reference (no other network was given)"
+    assert whole.pop("reference") == "no other network was given"
     assert not any(whole.values())
     without = reasons(shape=(3, 8, 8))
     assert without["VS202"] == "needs measurement (no data were given)"

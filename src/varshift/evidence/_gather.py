@@ -13,6 +13,7 @@ from varshift.evidence._noise_bias import NoiseBiasProvider
 from varshift.evidence._order import OrderProvider
 from varshift.evidence._prediction import PredictionProvider
 from varshift.evidence._provider import NotMade, Provider
+from varshift.evidence._reference import ReferenceProvider
 from varshift.evidence._subject import Subject
 from varshift.evidence._trials import TrialsProvider
 from varshift.evidence._types import KINDS, NOT_NEEDED, Evidence, EvidenceRun, Kind
@@ -29,6 +30,7 @@ PROVIDERS: tuple[Provider, ...] = (
     MeasurementProvider(),
     NoiseBiasProvider(),
     OrderProvider(),
+    ReferenceProvider(),
 )
 
 

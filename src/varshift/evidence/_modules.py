@@ -25,10 +25,10 @@ class ModulesProvider(Provider):
     def make(
         self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
     ) -> Mapping[str, Any]:
-        """Reads the modules; noise modules of other classes than torch's are known from the capture."""
+        """Reads the modules; noise and norms of other classes than torch's are known from the capture."""
         noises = evidence.train.noises if evidence.train else ()
         network = subject.shadow.network
-        norms = find_norms(network)
+        norms = find_norms(network, subject.recognised)
         modes = mode_facts(network, norms, [noise.name for noise in noises])
         network.train(True)
         facts = {norm.name: norm_facts(norm, live=norm.module.training) for norm in norms}

@@ -49,6 +49,7 @@ class Subject:
     progress: Progress | None = None
     deploy: Iterable[Any] | None = None
     intended: Sequence[str] = ()
+    references: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
         self.device = self.device or model_device(self.network)

@@ -15,9 +15,19 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import LayerMeasurement, Measurement, NoiseBias, Trials
+    from varshift.probe import LayerMeasurement, Measurement, NoiseBias, References, Trials
 
-Kind = Literal["modules", "loader", "capture", "prediction", "trials", "measurement", "noise_bias", "order"]
+Kind = Literal[
+    "modules",
+    "loader",
+    "capture",
+    "prediction",
+    "trials",
+    "measurement",
+    "noise_bias",
+    "order",
+    "reference",
+]
 Need = Literal[
     "modules",
     "loader",
@@ -29,6 +39,7 @@ Need = Literal[
     "measurement",
     "noise_bias",
     "order",
+    "reference",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -47,6 +58,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "noise_bias": ("noise_bias",),
     "trials": ("trials",),
     "order": ("order",),
+    "reference": ("references",),
 }
 
 
@@ -124,6 +136,7 @@ class Evidence:
         trials: What a few samples show in eval mode when one thing is changed at a time.
         intended: Modules and sites whose noise is meant to act in eval mode too, by name.
         order: How samples come together in batches.
+        references: How weights and statistics relate to those of the other networks.
     """
 
     train: Flow | None = None
@@ -137,6 +150,7 @@ class Evidence:
     trials: Trials | None = None
     intended: tuple[str, ...] = ()
     order: BatchOrder | None = None
+    references: References | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

@@ -6,6 +6,9 @@ from varshift.model._call import Call as Call
 from varshift.model._call import Forward as Forward
 from varshift.model._call import Reader as Reader
 from varshift.model._call import read_call as read_call
+from varshift.model._counterparts import counterpart_norm as counterpart_norm
+from varshift.model._counterparts import counterparts as counterparts
+from varshift.model._counterparts import same_values as same_values
 from varshift.model._facts import NormFacts as NormFacts
 from varshift.model._failures import describe as describe
 from varshift.model._failures import message_of as message_of

@@ -14,8 +14,12 @@ from varshift.model._failures import describe
 from varshift.model._unwrap import unwrap
 
 
-def network_of(model: Any) -> nn.Module:
+def network_of(model: Any, *, argument: str = "model") -> nn.Module:
     """The user's own module inside compiled and data-parallel wrappers.
+
+    Args:
+        model: The model.
+        argument: What errors call it.
 
     Raises:
         ModelError: If it is no module, a scripted or an exported one, or has lazy parameters without a shape.
@@ -23,18 +27,18 @@ def network_of(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         exported = type(model).__name__ == "ExportedProgram"  # importing its class takes long
         remedy = " Pass the module that was exported." if exported else ""
-        raise ModelError(f"model is {describe(model)}: expected a torch.nn.Module.{remedy}")
+        raise ModelError(f"{argument} is {describe(model)}: expected a torch.nn.Module.{remedy}")
     network = unwrap(model)
     if isinstance(network, torch.jit.ScriptModule):
         raise ModelError(
-            f"model is a {type(network).__name__}: the inside of a scripted module cannot be seen. "
+            f"{argument} is a {type(network).__name__}: the inside of a scripted module cannot be seen. "
             "Pass the module it was made from."
         )
     for name, module in network.named_modules():
         # A program that was exported refuses to change its mode, by a method of the instance.
         if isinstance(module, GraphModule) and "train" in vars(module):
             raise ModelError(
-                f"{repr(name) if name else 'model'} is an exported program: it runs in the mode that it was "
+                f"{repr(name) if name else argument} is an exported program: it runs in the mode that it was "
                 "exported in and does not support train() and eval(). Pass the module that was exported."
             )
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))

@@ -11,6 +11,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _placement_factor,
     _placement_norms,
     _statistics,
+    _statistics_foreign,
     _statistics_leverage,
     _statistics_output_bias,
     _statistics_per_sample,

@@ -89,6 +89,13 @@ EXPLAINS: tuple[Explains, ...] = (
         ("VS101", "VS102", "VS201", "VS202", "VS207", "VS208", "VS210", "VS302", "VS303", "VS304", "VS306"),
         "statistics that hold an outlier fit no other sample, whatever they are compared with",
     ),
+    Explains(
+        "VS205",
+        ("VS201",),
+        "statistics at their defaults were left behind when the weights were taken over",
+        same_sites=True,
+    ),
+    Explains("VS205", ("VS202",), "statistics that came with other weights are not those of these"),
 )
 
 

@@ -119,3 +119,15 @@ OUTPUT_BIAS_WARNING: Final = 0.5
 # What one sample or batch multiplies the pooled variance of a norm by: from 4 on, every other sample is
 # divided by twice its own deviation, and a rectifier downstream sees half of what it learned.
 LEVERAGE_ERROR: Final = 4.0
+# Cosine between two networks' weights from which one comes from the other. Networks from different starts
+# have cosines below 0.1; clients of a round, moving averages and souped models have 0.8 and more.
+RELATED_WEIGHTS: Final = 0.5
+
+# An average has counted no more batches than the networks that it was made of, give or take clients with
+# more data. One that has counted half as many again was trained on, and its statistics are its own.
+OWN_TRAINING: Final = 1.5
+
+# Relative distance of weights from which statistics of the others are surely off: a tenth of a layer's
+# weights in another direction changes the variance of its outputs by about a hundredth, and every layer
+# upstream adds to it.
+FAR_WEIGHTS: Final = 0.1
