@@ -85,6 +85,8 @@ MODULES, CAPTURE = {"modules"}, {"capture"}
 WITH_LOADER = {
     "VS101": MODULES | CAPTURE,
     "VS102": MODULES | CAPTURE,
+    "VS103": CAPTURE,
+    "VS104": CAPTURE,
     "VS105": CAPTURE,
     "VS106": CAPTURE | {"trials"},
     "VS107": CAPTURE,

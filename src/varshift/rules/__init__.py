@@ -10,6 +10,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _placement_evaluation,
     _placement_factor,
     _placement_norms,
+    _placement_residual,
     _statistics,
     _statistics_foreign,
     _statistics_leverage,

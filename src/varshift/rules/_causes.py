@@ -76,6 +76,20 @@ EXPLAINS: tuple[Explains, ...] = (
     ),
     Explains(
         "VS101",
+        ("VS103",),
+        "where noise in front of a norm costs something, its place in the branch is what the cure says",
+        same_sites=True,
+        where=lambda finding: finding.severity != "advice",
+    ),
+    Explains(
+        "VS102",
+        ("VS103",),
+        "where noise in front of a norm costs something, its place in the branch is what the cure says",
+        same_sites=True,
+        where=lambda finding: finding.severity != "advice",
+    ),
+    Explains(
+        "VS101",
         ("VS208",),
         "noise that shifts the variance at a norm moves the outputs through that norm",
     ),

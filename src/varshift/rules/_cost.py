@@ -161,6 +161,11 @@ def milder(one: Severity, other: Severity) -> Severity:
     return SEVERITIES[max(SEVERITIES.index(one), SEVERITIES.index(other))]
 
 
+def graver(one: Severity, other: Severity) -> Severity:
+    """The graver of two severities."""
+    return SEVERITIES[min(SEVERITIES.index(one), SEVERITIES.index(other))]
+
+
 def _scale(gap: Gap, level: float) -> float:
     # Distances of outputs are shares already. Of the losses only cross-entropy has a scale of its own: a
     # network that has learnt its data by heart has a loss near zero, where any share of it is nothing.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded, milder
+from ._cost import Cost, cost_of, graded, graver, milder
 from ._cures import cure
-from ._finding import SEVERITIES, Cure, Finding, Severity
+from ._finding import Cure, Finding, Severity
 from ._placement_factor import is_on_input, is_unscaled
 from ._places import noise_place
 from ._reading import known, noise_words, without_none
@@ -179,7 +179,7 @@ def _severity(evidence: Evidence, found: NoiseBias, *, certain: bool) -> Severit
     by_loss, by_spread = _by_loss(evidence, found), _by_spread(found)
     if not certain or by_spread is None:
         return by_loss
-    return by_spread if by_loss is None else min(by_loss, by_spread, key=SEVERITIES.index)
+    return by_spread if by_loss is None else graver(by_loss, by_spread)
 
 
 def _by_loss(evidence: Evidence, found: NoiseBias) -> Severity | None:

@@ -116,6 +116,10 @@ MEAN_FACTOR_WARNING: Final = 1.1
 OUTPUT_BIAS_ADVICE: Final = 0.25
 OUTPUT_BIAS_WARNING: Final = 0.5
 
+# Share of the training loss that is the noise's: from half of it on, the loss in training says more about the
+# noise than about the network.
+NOISE_SHARE: Final = 0.5
+
 # What one sample or batch multiplies the pooled variance of a norm by: from 4 on, every other sample is
 # divided by twice its own deviation, and a rectifier downstream sees half of what it learned.
 LEVERAGE_ERROR: Final = 4.0
