@@ -40,6 +40,7 @@ class Anchor:
         louder: What the noise was multiplied with, near 1 unless nearly all of `variance` is noise.
         stand_in: What stood in the place of an unknown input.
         doubts: Operations upstream whose treatment is approximate.
+        clean: Whether its statistics are known to be those of the data alone, re-estimated without noise.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Anchor:
     scale: Tensor | None = None
     louder: Tensor | None = None
     stand_in: Tensor | None = None
+    clean: bool = False
 
     def line(self) -> tuple[Tensor, Tensor]:
         """Factor and term per channel that put a propagated value on the scale of the data."""
@@ -71,13 +73,16 @@ def anchor(
     mean: Tensor | None,
     variance: Tensor | None,
     frozen: Anchor | None,
+    *,
+    clean: Tensor | None = None,
 ) -> tuple[Anchor, Signal, Line | None]:
     """Anchors the input of a norm on its running statistics.
 
     The noise of the propagated input is right, its data part has the right shape but not the right size:
     ``V = gain^2 Var(data) + noise`` gives the gain, as long as not nearly all of V is noise. Behind dropout
     that stands directly in front, ``V = (1 + nu) t + nu M^2`` gives the variance t in front of the dropout,
-    whose own data part is anchored.
+    whose own data part is anchored. Statistics that were re-estimated without noise are those of a network in
+    which every norm upstream saw the data alone, too: their gain is known from a pass without noise.
 
     Args:
         name: Module path of the norm.
@@ -85,6 +90,7 @@ def anchor(
         mean: Running mean, None for a norm whose statistics say nothing.
         variance: Running variance, likewise.
         frozen: The anchor of an earlier pass whose gain is to be used, with new noise.
+        clean: Its gain where its statistics were re-estimated without noise.
 
     Returns:
         The anchor, a signal, and the line that makes it the input put right; None if it is that already.
@@ -106,17 +112,18 @@ def anchor(
     else:
         fixed_mean = mean
         wanted = variance if mask is None else _before(mask, mean, variance)
-        if target.floating and target.noisy:
+        if target.floating and target.noisy and clean is None:
             # The made-up input has no scale of its own: all channels take one factor, noise included.
             factor = wanted.mean() / (data + noise).mean().clamp_min(TINY)
             scale = factor.sqrt()
             target = _scaled(target, scale, centre)
             data, noise = factor * data, factor * noise
-        gain, louder = _shares(data, noise, wanted, _trust(target))
+        gain, louder = (clean, None) if clean is not None else _shares(data, noise, wanted, _trust(target))
     if frozen is not None:
         louder = frozen.louder
     learned = data + noise if variance is None else variance
     made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale, louder)
+    made.clean = clean is not None
     loudness = torch.ones_like(gain) if louder is None else louder
     line: Line | None = Line(gain, fixed_mean - centre * gain, loudness)
     target = target.but(floating=False, unsure=SURE, sized=target.sized)
@@ -124,7 +131,7 @@ def anchor(
     if mask is not None:
         target = _masked_again(x, mask, target.moved(line))
         data, made.noise, line = channel_variance(target.mean), target.noise(), None
-    if variance is None or frozen is not None:
+    if variance is None or frozen is not None or made.clean:
         made.variance = data + made.noise
     return made, target, line
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from varshift.flow import Flow, Node, execute
 
 from ._interpreter import Anchors, Interpreter, UnknownOperand
-from ._signal import Unknown, affine, channel_mean, channel_variance
+from ._signal import TINY, Unknown, affine, channel_mean, channel_variance
 
 
 @dataclass(slots=True)
@@ -37,6 +37,11 @@ class CleanPass(Interpreter):
         inputs: The inputs.
         anchors: What the training pass found.
         norms_use: ``"running"`` for the state `eval`, ``"batch"`` for the state `clean`.
+        clean: Names of norms whose running statistics were re-estimated without noise.
+
+    Attributes:
+        gains: Without anchors: what the deviations at those norms have to be multiplied with to have these
+            statistics, by norm and call.
     """
 
     def __init__(
@@ -46,10 +51,13 @@ class CleanPass(Interpreter):
         inputs: Sequence[Tensor],
         anchors: Anchors,
         norms_use: Literal["running", "batch"],
+        clean: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(flow, tensors, inputs)
         self.anchors = anchors
         self.norms_use: Literal["running", "batch"] = norms_use
+        self.clean = clean
+        self.gains: dict[tuple[str, int], Tensor] = {}
         self.observed: dict[tuple[str, int], Observed] = {}
         self._parted: CleanPass | None = None
 
@@ -62,7 +70,7 @@ class CleanPass(Interpreter):
         return found
 
     def _twin(self, start: int) -> CleanPass:
-        twin = CleanPass(self.flow, self.tensors, self.inputs, self.anchors, self.norms_use)
+        twin = CleanPass(self.flow, self.tensors, self.inputs, self.anchors, self.norms_use, self.clean)
         twin.start, twin.values, twin.observed = start, dict(self.values), dict(self.observed)
         twin.failed = dict(self.failed)
         return twin
@@ -84,8 +92,15 @@ class CleanPass(Interpreter):
         if made is not None and made.stand_in is None:
             # What the anchor makes of values is linear, and so is the norm: its statistics follow.
             gain, term = made.line()
+        elif made is None and site.name in self.clean:
+            gain = (named["running_var"] / variance.clamp_min(TINY)).sqrt()
+            term = named["running_mean"] - mean * gain
+            self.gains[site.name, call] = gain
         seen = Observed(gain * mean + term, gain.square() * variance)
-        learned = seen if made is None or not site.tracked else Observed(made.channels_mean, made.variance)
+        held = (
+            made is not None and site.tracked and not made.clean
+        )  # else it holds what it sees without noise
+        learned = Observed(made.channels_mean, made.variance) if made is not None and held else seen
         if self._parted is None and not seen.close_to(learned):
             self._parted = self._twin(node.index)
         source = node.inputs[0]

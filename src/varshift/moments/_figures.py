@@ -151,6 +151,8 @@ def _figures(
     offset = torch.where(alive, (mean["eval"] - centre) / learned.clamp_min(1e-20).sqrt(), 0.0)
     training = State(float(centre.mean()), float(learned.mean()))
     ratio, local = (float(variance[state].mean() / learned.mean()) for state in ("eval", "clean"))
+    if all(anchor.clean for anchor in anchors):  # what it holds is what it sees: nothing is left to correct
+        ratio, offset = 1.0, torch.zeros_like(offset)
     upstream = _upstream(site, flow)
     # Noise that is not scaled makes a signal larger, too, but after operations without a rule it is an error.
     unruled = bool(upstream) and any(anchor.doubts for anchor in anchors)
@@ -225,6 +227,11 @@ def prediction_limits(
         limits.append(
             f"{_counted(new)} not learned their statistics: there the size of the data is propagated, not "
             "known."
+        )
+    clean = list(dict.fromkeys(a.name for a in found.anchors.values() if a.clean))
+    if clean:
+        limits.append(
+            f"{_counted(clean)} statistics that were re-estimated without noise: nothing is left to correct."
         )
     missing = [layer.name for layer in layers if layer.ratio is None]
     if missing:

@@ -36,7 +36,8 @@ class LayerPrediction:
         name: Module path of the norm, as in a report.
         cls: Its class name.
         source: ``"file:line"`` of its call, or None.
-        ratio: Predicted ``ratio``: variance in the state `eval` over the variance that training produces.
+        ratio: Predicted ``ratio``: variance in the state `eval` over the variance that training produces; 1
+            where the statistics are known to have been re-estimated without noise (`varshift.recalibrate`).
         local_ratio: Predicted ``local_ratio``: variance in `clean` over that in `train`.
         mean_offset: Root mean square over channels of the shift of the mean, in standard deviations.
         noise_share: Share of the variance in training that is noise.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from varshift._errors import ModelError
 from varshift._sites import SiteId
 from varshift.flow import Capture, Flow, NoiseSite
+from varshift.model import find_norms, origins
 from varshift.theory import noise_variance
 
 from ._anchor import Anchor
@@ -49,6 +50,7 @@ class Session:
     anchors: Mapping[Key, Anchor] | None = None
     base: Outcome | None = None
     answers: Answers | None = None
+    clean: frozenset[str] = frozenset()  # norms whose statistics were re-estimated without noise
 
     @classmethod
     def of(
@@ -62,7 +64,8 @@ class Session:
         train, evaluation = captured.train, captured.eval
         if train is None or evaluation is None:
             raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
-        return cls(Weights(network), captured, train, evaluation, inputs, real, seed)
+        clean = frozenset(origins(find_norms(network)))
+        return cls(Weights(network), captured, train, evaluation, inputs, real, seed, clean=clean)
 
     @cached_property
     def gates(self) -> bool:
@@ -107,6 +110,7 @@ class Session:
         failed: dict[str, str] = {}
         passes: dict[str, CleanPass] = {}
         with self._prepared() as (tensors, inputs):
+            gains = self._clean_gains(tensors, inputs)
             train = TrainPass(
                 self.train,
                 tensors,
@@ -116,6 +120,7 @@ class Session:
                 trusted=frozenset() if self.real else learned_norms(self.train, tensors),
                 rates=changed,
                 frozen=None if first else self.anchors,
+                clean=gains,
             )
             for state in ("train", *states):
                 run = train
@@ -129,6 +134,15 @@ class Session:
                 failed.update(run.failed)
         observed = {state: run.observed for state, run in passes.items()}
         return Outcome(train.anchors, observed, train.untreated, failed)
+
+    def _clean_gains(self, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Mapping[Key, Tensor]:
+        """Gains of the norms whose statistics were re-estimated without noise, from a pass without noise."""
+        finder = CleanPass(self.evaluation, tensors, inputs, {}, "batch", self.clean)
+        if self.clean:
+            finder.run()
+        if not self.real:
+            return finder.gains
+        return {key: torch.ones_like(gain) for key, gain in finder.gains.items()}  # data have their own size
 
     def _changed(self, rates: Mapping[SiteId, float]) -> dict[int, float]:
         places = enumerate(self.train.noises)

@@ -54,6 +54,7 @@ class TrainPass(Interpreter):
         rates: Rates of noise sites (by position in the flow) that differ from the network's.
         frozen: Anchors of an earlier pass whose gains are kept.
         trusted: Names of norms whose running statistics have been learned.
+        clean: Gains of the norms whose running statistics were re-estimated without noise.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class TrainPass(Interpreter):
         trusted: frozenset[str],
         rates: Rates | None = None,
         frozen: Anchors | None = None,
+        clean: Mapping[tuple[str, int], Tensor] | None = None,
     ) -> None:
         super().__init__(flow, tensors, inputs)
-        self.made_up, self.trusted = made_up, trusted
+        self.made_up, self.trusted, self.clean = made_up, trusted, clean or {}
         self.rates, self.frozen = rates or {}, frozen or {}
         self.anchors: dict[tuple[str, int], Anchor] = {}
         self.untreated: dict[int, NoiseSite] = {}
@@ -131,7 +133,7 @@ class TrainPass(Interpreter):
             # Where no noise got lost, training and evaluation agree on the data in the field.
             lost = any(site.name in noise.reaches for noise in self.flow.noises)
             x = Signal(stand_in, doubts=frozenset({UNKNOWN if lost else STAND_IN}))
-        made, x, line = anchor(site.name, x, mean, variance, self.frozen.get(key))
+        made, x, line = anchor(site.name, x, mean, variance, self.frozen.get(key), clean=self.clean.get(key))
         made.stand_in = stand_in
         self.anchors[key] = made
         source = next((i for i in node.inputs if isinstance(self.values.get(i), Signal)), None)
