@@ -1,3 +1,6 @@
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -148,3 +151,106 @@ def test_words_that_need_data_or_stand_in_for_it(refused, place, words, message)
 def test_a_shape_that_the_network_does_not_state_is_asked_for(refused, two):
     message = refused("recalibrate", "two:Two", "--out", "out.pt")
     assert "does not state the size of its input: add --shape or --data" in message
+
+
+LEARNT = """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(),
+            nn.Linear(32, 4),
+        )
+
+    def loader():
+        generator = torch.Generator().manual_seed(0)
+        y = torch.randint(4, (384,), generator=generator)
+        x = 2 * torch.eye(4)[y] @ torch.randn(4, 8, generator=generator)
+        x = x + 2 * torch.randn(384, 8, generator=generator)
+        return list(zip(x.split(32), y.split(32)))
+
+    def spoiled():
+        batches = loader()
+        batches[2][0][5] += 500
+        return batches
+
+    def trained(mode):
+        net, optimizer = network(), None
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        net.train(mode)
+        for _ in range(12):
+            for x, y in loader():
+                optimizer.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimizer.step()
+        return net
+
+    def cross_entropy(outputs, targets):
+        return F.cross_entropy(outputs, targets)
+"""
+
+
+@pytest.fixture
+def learnt(file):
+    path = file("learnt.py", LEARNT) or Path("learnt.py")
+    spec = importlib.util.spec_from_file_location("learnt_here", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LEARNT_WORDS = ("recalibrate", "learnt:network", "--data", "learnt:loader")
+
+
+def test_the_effect_is_printed(run, learnt):
+    torch.save(learnt.trained(True).state_dict(), "in.pt")
+    result = run(*LEARNT_WORDS, "--weights", "in.pt", "--out", "out.pt", "--loss", "learnt:cross_entropy")
+    assert result.code == 0
+    assert "Loss " in result.out
+    assert "on 4 batches held back" in result.out
+
+
+def test_what_made_the_network_worse_is_not_written_unless_forced(run, place, learnt):
+    torch.save(learnt.trained(False).state_dict(), "in.pt")
+    words = (*LEARNT_WORDS, "--weights", "in.pt", "--out", "out.pt")
+    result = run(*words)
+    assert result.code == 2
+    assert "the network got worse: loss" in result.err
+    assert "--force" in result.err
+    assert not (place / "out.pt").exists()
+    forced = run(*words, "--force")
+    assert forced.code == 0
+    assert "Warning" not in forced.err
+    assert (place / "out.pt").exists()
+
+
+def test_a_sample_that_dominates_is_named(run, learnt):
+    result = run("recalibrate", "learnt:network", "--data", "learnt:spoiled", "--out", "out.pt", "--force")
+    assert "Sample 5 of batch 2 dominates the statistics" in result.out
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+@pytest.mark.parametrize("source", [("--data", "learnt:loader"), ("--shape", "8")], ids=["data", "free"])
+def test_statistics_that_were_written_once_are_not_corrected_again(run, learnt, ending, source):
+    state = learnt.trained(True).state_dict()
+    torch.save({"model": state, "epoch": 3}, "in.pt")
+    sick = run("check", "learnt:network", "--weights", "in.pt", "--shape", "8")
+    assert "VS207" in sick.out
+    words = ("recalibrate", "learnt:network")
+    cured = f"cured.{ending}"
+    assert run(*words, "--weights", "in.pt", "--out", cured, *source, "--force").code == 0
+    if ending == "pt":
+        wrapper = torch.load(cured, weights_only=True)
+        assert wrapper["epoch"] == 3
+        assert learnt.network().load_state_dict(wrapper["model"], strict=True)
+    else:
+        assert set(load_file(cured)) == set(state)
+    check = run("check", "learnt:network", "--weights", cured, "--shape", "8")
+    assert "VS207" not in check.out
+    assert "re-estimated without noise" in " ".join(check.out.split())
+    again = run(*words, "--weights", cured, "--out", "again.pt", "--shape", "8")
+    assert again.code == 2
+    assert "no norm got new statistics" in again.err

@@ -23,6 +23,7 @@ from varshift.cli._options import (
     EstimatorOption,
     FailOn,
     ForwardOption,
+    LossOption,
     SeedOption,
     ShapeOption,
     TargetArgument,
@@ -69,17 +70,7 @@ def check(
     shape: ShapeOption = None,
     batches: BatchesOption = None,
     forward: ForwardOption = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            "--loss",
-            metavar="MODULE:FUNCTION",
-            help="Function of outputs and targets. By default cross-entropy for class indices, squared error "
-            "for numbers, the model's own loss.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ] = None,
+    loss: LossOption = None,
     estimator: EstimatorOption = Estimator.pooled,
     select: Annotated[
         list[str] | None,

@@ -101,6 +101,17 @@ ForwardOption = Annotated[
         show_default=False,
     ),
 ]
+LossOption = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        metavar="MODULE:FUNCTION",
+        help="Function of outputs and targets. By default cross-entropy for class indices, squared error "
+        "for numbers, the model's own loss.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
 BatchesOption = Annotated[
     int | None,
     typer.Option(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varshift._errors import VarshiftError
+from varshift._errors import VarshiftError, VarshiftWarning
 from varshift.cli._options import (
     DATA,
     OUTPUT,
@@ -18,6 +19,7 @@ from varshift.cli._options import (
     Estimator,
     EstimatorOption,
     ForwardOption,
+    LossOption,
     SeedOption,
     ShapeOption,
     TargetArgument,
@@ -82,8 +84,20 @@ def recalibrate(
             show_default=False,
         ),
     ] = None,
+    loss: LossOption = None,
+    frozen: Annotated[
+        bool,
+        typer.Option(
+            "--frozen", help="Re-estimate the statistics of frozen norms, too.", rich_help_panel=DATA
+        ),
+    ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Write over an existing file.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option(
+            "--force",
+            help="Write over an existing file, and write although the loss got worse.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Show every norm.", rich_help_panel=OUTPUT)] = False,
     seed: SeedOption = 0,
@@ -94,15 +108,19 @@ def recalibrate(
     The weights stay as they are; only running means and variances change. Without data these are predicted,
     which takes the shape of an input: --shape, unless the network states it.
 
+    With targets in the data, the loss before and after is measured on batches that are held back from the
+    statistics. Where it got worse beyond its error nothing is written, unless --force says so.
+
     `varshift recalibrate nets.py:build --weights best.pt --data nets.py:loader --out fixed.pt`
     """
     from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
 
     arguments, shapes = parse_arguments(arg), parse_shapes(shape)
-    if data is None and (
-        noise or tolerance is not None or batches is not None or estimator != Estimator.pooled
-    ):
-        raise VarshiftError("--noise, --estimator, --tolerance and --batches need data: add --data.")
+    asked = noise or frozen or estimator != Estimator.pooled
+    if data is None and (asked or any(value is not None for value in (tolerance, batches, loss))):
+        raise VarshiftError(
+            "--noise, --estimator, --tolerance, --batches, --loss and --frozen need data: add --data."
+        )
     if data is not None and shapes is not None:
         raise VarshiftError("--shape stands in for --data: give one of the two.")
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
@@ -123,7 +141,8 @@ def recalibrate(
     call = resolve_function(forward, "--forward")
     if data is None and shapes is None:
         shapes = [_stated_shape(target, network, call)]
-    with progress_bar() as progress:
+    with progress_bar() as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", VarshiftWarning)  # the same is printed below
         handle = run_recalibrate(
             network,
             None if data is None else resolve_loader(data, batches),
@@ -133,6 +152,8 @@ def recalibrate(
             max_batches=batches,
             tolerance=tolerance,
             forward=call,
+            loss=resolve_function(loss, "--loss"),
+            frozen=frozen,
             progress=progress,
         )
     _print(handle, full=full)
@@ -143,6 +164,12 @@ def recalibrate(
             else "the network has no norm with running statistics"
         )
         raise VarshiftError(f"{what}: nothing was written.")
+    if handle.effect is not None and handle.effect.worse and not force:
+        raise VarshiftError(
+            f"the network got worse: {handle.effect}. Nothing was written; --force writes it nevertheless. "
+            "The weights may have been trained on the stored statistics, or these data are not like those of "
+            "training."
+        )
     if checkpoint is None:
         writer = state_writer(network.state_dict(), out.suffix)
     else:
@@ -218,6 +245,17 @@ def _print(handle: Recalibration, *, full: bool) -> None:
         console.print(table)
     if len(shown) < len(updated):
         console.print(f"The {len(shown)} that changed most; --full shows all {len(updated)}.", style="dim")
+    if handle.effect is not None:
+        effect = str(handle.effect)
+        style = "red" if handle.effect.worse else "green" if handle.effect.delta < 0 else ""
+        console.print(Text(f"{effect[0].upper()}{effect[1:]}.", style), soft_wrap=True)
+    if handle.leverage is not None:
+        words, inflation = handle.leverage.words, handle.leverage.inflation
+        line = (
+            f"{words[0].upper()}{words[1:]} dominates the statistics ({inflation:.3g} times the variance of "
+            "the other batches): look at it, and recalibrate without it."
+        )
+        console.print(Text(line, "yellow"), soft_wrap=True)
     for layer in handle.layers:
         if not layer.updated:
             line = f"{module_name(layer.name)} keeps its statistics: {layer.reason}."

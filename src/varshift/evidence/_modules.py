@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind, ModeFacts
-from varshift.model import Norm, find_norms, norm_facts
+from varshift.model import Norm, find_norms, norm_facts, origins
 
 
 class ModulesProvider(Provider):
@@ -31,7 +31,11 @@ class ModulesProvider(Provider):
         norms = find_norms(network, subject.recognised)
         modes = mode_facts(network, norms, [noise.name for noise in noises])
         network.train(True)
-        facts = {norm.name: norm_facts(norm, live=norm.module.training) for norm in norms}
+        marks = origins(norms)
+        facts = {
+            norm.name: norm_facts(norm, live=norm.module.training, reestimated=marks.get(norm.name))
+            for norm in norms
+        }
         return {"modes": modes, "norms": facts}
 
 

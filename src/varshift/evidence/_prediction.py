@@ -9,7 +9,13 @@ from varshift._errors import strict
 from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
+from varshift.model import origins
 from varshift.moments import predict_captured
+
+_UNKNOWN_ORIGIN = (
+    "Statistics without the mark of varshift.recalibrate are taken for those of training with its noise. If "
+    "something else re-estimated them without noise, the shift predicted here is not there: data would tell."
+)
 
 
 class PredictionProvider(Provider):
@@ -45,4 +51,9 @@ class PredictionProvider(Provider):
         if prediction is None:
             raise NotMade("noise reaches no norm that has learned its statistics")
         limits.extend(limit for limit in prediction.limits if limit not in limits)  # it has the capture's too
+        known = origins(subject.norms)
+        if subject.loader is None and any(
+            layer.noise and layer.name not in known for layer in prediction.layers
+        ):
+            limits.append(_UNKNOWN_ORIGIN)
         return {"prediction": prediction}

@@ -25,6 +25,8 @@ class NormFacts:
         live: True when it is in training mode after ``model.train()``.
         frozen_parameters: True when it has parameters and none of them requires a gradient.
         tracks: False when it owns running statistics that evaluation uses and training does not update.
+        reestimated: ``"measured"`` or ``"predicted"`` when its statistics bear the mark of a recalibration
+            without noise, None when it is not known where they come from.
     """
 
     name: str
@@ -42,3 +44,4 @@ class NormFacts:
     live: bool
     frozen_parameters: bool
     tracks: bool = True
+    reestimated: str | None = None

@@ -229,12 +229,13 @@ def norm_limit(norm: Norm, reason: str | None = None) -> str:
     )
 
 
-def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
+def norm_facts(norm: Norm, *, live: bool, reestimated: str | None = None) -> NormFacts:
     """Reads what a norm says about itself.
 
     Args:
         norm: The norm.
         live: Whether it is in training mode after ``model.train()``.
+        reestimated: What the mark of its statistics says, if they bear one (`varshift.model.origins`).
     """
     module = norm.module
     eps = float(getattr(module, "eps", 0.0) or 0.0)
@@ -262,4 +263,5 @@ def norm_facts(norm: Norm, *, live: bool) -> NormFacts:
         live=live,
         frozen_parameters=bool(parameters) and not any(p.requires_grad for p in parameters),
         tracks=norm.tracks,
+        reestimated=reestimated,
     )
