@@ -41,11 +41,13 @@ class Traced:
         recording: What it saw.
         method: How it was traced.
         limits: What the tracer could not see.
+        by_chance: Whether Python's or NumPy's random numbers were drawn.
     """
 
     recording: Recording
     method: CaptureMethod
     limits: tuple[str, ...] = ()
+    by_chance: bool = False
 
 
 def build_flows(traced: Mapping[Mode, Traced], model: nn.Module, names: dict[str, str]) -> dict[Mode, Flow]:
@@ -93,7 +95,8 @@ def _build(
     reach = propagate(graph, sites, tracked, statistics)
     builder = _Builder(graph, modules, sites, norms, norm_calls, reach)
     numbers = _numbers(graph, sites, finder.silent, numbering)
-    if _decided_by_chance(graph, finder):
+    read = _decided_by_chance(graph, finder)
+    if read:
         limits = (*limits, _CHANCE)
     return Flow(
         mode=mode,
@@ -104,6 +107,7 @@ def _build(
         limits=limits,
         written=recording.written,
         writes_input=recording.writes_input,
+        by_chance=read or traced.by_chance,
     )
 
 

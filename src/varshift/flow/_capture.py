@@ -166,9 +166,10 @@ class _Session:
             tier = "gradients"
             recording = self._record(mode, batch, tier)
             limits.append(_DECOMPOSED.format(mode=mode, error=short_message_of(refused.error)))
-        if _random_position() != drawn:
+        by_chance = _random_position() != drawn
+        if by_chance:
             limits.append(_CHANCE.format(mode=mode))
-        return Traced(recording, _METHODS[tier], tuple(limits))
+        return Traced(recording, _METHODS[tier], tuple(limits), by_chance)
 
     def _record(self, mode: Mode, batch: Any, tier: Tier) -> Recording:
         try:

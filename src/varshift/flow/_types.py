@@ -178,6 +178,7 @@ class Flow:
         limits: What could not be seen, in plain sentences.
         written: Names of the parameters, buffers and attributes of modules that the pass changed.
         writes_input: Whether it wrote to a tensor of its batch.
+        by_chance: Whether random numbers that Python reads may decide what runs: a width, a skipped layer.
     """
 
     mode: Literal["train", "eval"]
@@ -188,6 +189,7 @@ class Flow:
     limits: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     writes_input: bool = False
+    by_chance: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,8 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def is_silent(flow: Flow | None) -> bool:
-    """Whether a network, as captured in train mode, has no noise that acts."""
-    return flow is not None and all(site.rate == 0 for site in flow.noises)
+    """Whether a network, as captured in train mode, has no noise that acts, and runs the same every time."""
+    return flow is not None and not flow.by_chance and all(site.rate == 0 for site in flow.noises)
 
 
 def _written_by_hand(flow: Flow) -> frozenset[str]:
