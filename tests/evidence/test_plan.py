@@ -105,12 +105,13 @@ WITH_LOADER = {
     "VS303": MODULES | CAPTURE | {"measurement", "order"},
     "VS304": MODULES | CAPTURE | {"measurement", "order"},
     "VS401": MODULES | CAPTURE | {"trials"},
+    "VS403": MODULES | CAPTURE | {"measurement", "norm_calls"},
     "VS406": CAPTURE | {"trials"},
 }
 
 
 # Rules that need what is measured on data.
-WITH_DATA = ("VS202", "VS302", "VS303", "VS304", "VS406")
+WITH_DATA = ("VS202", "VS302", "VS303", "VS304", "VS403", "VS406")
 
 
 def test_the_table_has_every_rule():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import LayerMeasurement, Measurement, NoiseBias, References, Trials
+    from varshift.probe import LayerMeasurement, Measurement, NoiseBias, NormCalls, References, Trials
 
 Kind = Literal[
     "modules",
@@ -25,6 +25,7 @@ Kind = Literal[
     "trials",
     "measurement",
     "noise_bias",
+    "norm_calls",
     "order",
     "reference",
 ]
@@ -38,6 +39,7 @@ Need = Literal[
     "trials",
     "measurement",
     "noise_bias",
+    "norm_calls",
     "order",
     "reference",
 ]
@@ -56,6 +58,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "prediction": ("prediction",),
     "measurement": ("measurement",),
     "noise_bias": ("noise_bias",),
+    "norm_calls": ("norm_calls",),
     "trials": ("trials",),
     "order": ("order",),
     "reference": ("references",),
@@ -134,6 +137,7 @@ class Evidence:
         prediction: What weights and statistics alone predict; None also where there is nothing to predict.
         noise_bias: The mean of the outputs over the noise against those without; None also without noise.
         trials: What a few samples show in eval mode when one thing is changed at a time.
+        norm_calls: The norms that see several distributions; None also where that could not be measured.
         intended: Modules and sites whose noise is meant to act in eval mode too, by name.
         order: How samples come together in batches.
         references: How weights and statistics relate to those of the other networks.
@@ -148,6 +152,7 @@ class Evidence:
     prediction: Prediction | None = None
     noise_bias: NoiseBias | None = None
     trials: Trials | None = None
+    norm_calls: tuple[NormCalls, ...] | None = None
     intended: tuple[str, ...] = ()
     order: BatchOrder | None = None
     references: References | None = None

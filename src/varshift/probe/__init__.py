@@ -11,6 +11,9 @@ from varshift.probe._measure import measure as measure
 from varshift.probe._measure import measure_shadow as measure_shadow
 from varshift.probe._noise_bias import Incomparable as Incomparable
 from varshift.probe._noise_bias import measure_noise_bias as measure_noise_bias
+from varshift.probe._norm_calls import Distributions as Distributions
+from varshift.probe._norm_calls import NormCalls as NormCalls
+from varshift.probe._norm_calls import hear_norm_calls as hear_norm_calls
 from varshift.probe._pass import Progress as Progress
 from varshift.probe._recalibrate import recalibrate as recalibrate
 from varshift.probe._recalibration import LayerChange as LayerChange

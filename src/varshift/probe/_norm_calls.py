@@ -1,4 +1,4 @@
-"""The moments of every single call of a norm: several calls in one forward, configurations, kinds of batches."""
+"""The moments of every call of a norm: several calls in one forward, configurations, kinds of batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from varshift.probe._states import live_norms, measurable_norms, set_noise
 from varshift.probe._tap import Tap
 
 _SAMPLES = 32  # of a batch
-_FEW_BATCHES, _LEAST_BATCHES = 6, 4  # for what each call of a norm sees
+_FEW_BATCHES, _LEAST_BATCHES = 8, 4  # for what each call of a norm sees
 _BATCHES = 12  # for what kinds of batches there are
 _DRAWS = 6  # runs of one batch: a configuration of probability 1/4 is missed once in six
 
@@ -233,7 +233,9 @@ _APART = 8.0
 def _pooled(several: Sequence[_Moments]) -> _Moments:
     count = sum(one.count for one in several)
     mean = sum((one.mean * (one.count / count) for one in several), torch.zeros(()))
-    square = sum(((one.var + (one.mean - mean) ** 2) * (one.count / count) for one in several), torch.zeros(()))
+    square = sum(
+        ((one.var + (one.mean - mean) ** 2) * (one.count / count) for one in several), torch.zeros(())
+    )
     return _Moments(count, mean, square)
 
 

@@ -45,7 +45,11 @@ EXPLAINS: tuple[Explains, ...] = (
         overrules=True,
     ),
     Explains("VS303", ("VS302",), "batches learned together with their statistics are not too small"),
-    Explains("VS403", ("VS302",), "the statistics of one batch differ from call to call"),
+    Explains(
+        "VS403",
+        ("VS202", "VS207", "VS210", "VS302", "VS306"),
+        "an average over several signals is not what any of them was trained with",
+    ),
     Explains(
         "VS211", ("VS302",), "pooled statistics that one sample dominates are what single batches differ from"
     ),

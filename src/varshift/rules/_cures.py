@@ -22,6 +22,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "average-noise": "Averages outputs over several draws of the noise in evaluation.",
         "use-result": "Uses a result that the network computes and drops.",
         "swap-norm": "Puts a norm that does not look at other samples in the place of this one.",
+        "split-norm": "Gives each of several signals a norm of its own.",
         "sync-norm": "Takes batch statistics over all processes.",
         "set-momentum": "Sets the momentum of a norm.",
         "track-statistics": "Lets a norm keep running statistics.",

@@ -68,6 +68,15 @@ DRIFT_ERROR: Final = 0.1
 # trials): a hundredth of the output's size is more than any fault of numerics, and visible in a prediction.
 COMPANY_ERROR: Final = 0.01
 
+# Signals that share a norm: variances a factor of 1.5 apart or means half a standard deviation off cost what
+# a variance shift of that size costs (SHIFT_ERROR, OFFSET_ERROR); twice as far on a log scale is a warning by
+# itself. Calls that differ less but always alike can give an answer away, which shows in the loss only; with
+# batches of fewer samples than this the moments of a single call cost something by themselves.
+DISTRIBUTIONS_RATIO: Final = 1.5
+DISTRIBUTIONS_OFFSET: Final = 0.5
+DISTRIBUTIONS_WARNING: Final = 2.0
+SHARED_SAMPLES: Final = 16
+
 # A sample's output with padding against its own length. What a convolution or two read beyond the end of a
 # sample is some per cent on samples of eight steps; a mean over the padding a tenth and more.
 PADDING_WARNING: Final = 0.05
