@@ -237,7 +237,7 @@ def of(found: vs.Report, code: str) -> list[vs.Finding]:
         ("VS101", "1", "error", vs101, healthy),
         ("VS102", "3", "error", vs102, vs102_weak),
         ("VS102", "1.noise", "error", vs102_join, vs107_branch),
-        ("VS105", "2", "warning", vs105, vs105_behind),
+        ("VS105", "2", "advice", vs105, vs105_behind),
         ("VS106", "5", "warning", vs106, vs106_obeys),
         ("VS107", "1.noise", "error", vs107, vs107_branch),
         ("VS201", "4", "error", vs201, healthy),

@@ -60,6 +60,42 @@ def test_the_largest_window_is_reported_and_the_offset_measured_behind_it(build)
 
 
 @pytest.mark.parametrize(
+    ("reaches", "deltas", "severity", "words"),
+    [
+        (("bn",), {"variance_shift": 0.2}, "error", "off by 0.3 standard deviations"),
+        (("bn",), {"variance_shift": 0.08}, "warning", "takes it up in training"),
+        (("bn",), {"noise": 0.2}, "advice", "takes it up in training"),
+        ((), {"noise": 0.2}, "error", "No norm takes it up"),
+        ((), {"noise": -0.2}, "advice", "No norm takes it up"),
+    ],
+)
+def test_whether_a_norm_takes_the_mean_up_is_said_and_the_loss_decides(
+    build, reaches, deltas, severity, words
+):
+    site = build.noise(pools=(POOL,), nearest=reaches[0] if reaches else None, reaches=reaches)
+    measurement = build.measurement(build.layer(mean_offset=0.3), gap=build.gap_of(**deltas))
+    (finding,) = found(build, "VS105", site, measurement=measurement)
+    assert finding.severity == severity
+    assert words in finding.message
+    assert finding.step == ("variance-shift" if reaches else "noise")
+
+
+def test_a_frozen_norm_takes_nothing_up(build):
+    site = build.noise(pools=(POOL,), nearest="bn", reaches=("bn",))
+    flow = build.flow([site], [build.norm(batch_statistics=False)])
+    (finding,) = build.findings("VS105", build.evidence(build.facts(live=False), train=flow))
+    assert "No norm takes it up" in finding.message
+
+
+def test_several_places_are_one_finding(build):
+    sites = [build.noise(f"drop{index}", pools=(POOL,), rate=rate) for index, rate in enumerate((0.1, 0.5))]
+    (finding,) = found(build, "VS105", *sites)
+    assert [site.id.module for site in finding.sites] == ["drop1", "drop0"]
+    assert finding.evidence["rate"] == 0.5
+    assert "Likewise 1 more" in finding.message
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"pools": ()},
