@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,15 @@ def gap_of(train: float = 1.0, batches: int = 8, spread: float = 0.01, **deltas:
     return dataclasses.replace(gap, steps=tuple(built))
 
 
+def losses(
+    level: float = 1.0, stderr: float = 0.001, batches: int = 16, metric: str = "loss", **values: Any
+) -> Gap:
+    """A gap of a classifier whose steps have exactly this standard error."""
+    accuracy = values.pop("accuracy", {"eval": 0.5})
+    gap = gap_of(level, batches, stderr * math.sqrt(batches - 1), **values)
+    return dataclasses.replace(gap, metric=metric, accuracy=accuracy)
+
+
 def measurement(*layers: LayerMeasurement, **values: Any) -> Measurement:
     return Measurement(**{"layers": layers, "gap": None, "batches": 16, "samples": 128, **values})
 
@@ -182,7 +192,7 @@ def build() -> SimpleNamespace:
     """The builders of this file by name."""
     builders = (
         node, noise, feeding, norm, flow, facts, layer, shifted,
-        gap, gap_of, measurement, loader, modes, evidence, findings,
+        gap, gap_of, losses, measurement, loader, modes, evidence, findings,
         parting, change, spread, trials,
     )  # fmt: skip
     return SimpleNamespace(**{builder.__name__: builder for builder in builders})

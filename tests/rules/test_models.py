@@ -21,13 +21,23 @@ HERE = __file__
 CLASSES = 4
 
 
-def data(samples: int = 512, *, batch_size: int = 32, drop_last: bool = True, shape=(3, 8, 8)) -> DataLoader:
+def data(
+    samples: int = 512,
+    *,
+    batch_size: int = 32,
+    drop_last: bool = True,
+    shape: tuple[int, ...] = (3, 8, 8),
+    labels: bool = True,
+) -> DataLoader:
     generator = torch.Generator().manual_seed(1)
     targets = torch.randint(CLASSES, (samples,), generator=generator)
     prototypes = torch.randn(CLASSES, *shape, generator=generator)
     inputs = prototypes[targets] + torch.randn(samples, *shape, generator=generator)
     set_ = TensorDataset(inputs, targets)
-    return DataLoader(set_, batch_size, shuffle=True, drop_last=drop_last, generator=generator)
+    collate = None if labels else (lambda rows: torch.stack([inputs for inputs, _ in rows]))
+    return DataLoader(
+        set_, batch_size, shuffle=True, drop_last=drop_last, generator=generator, collate_fn=collate
+    )
 
 
 def learnt(model: nn.Module, loader: DataLoader | None = None, passes: int = 5) -> nn.Module:
@@ -220,7 +230,8 @@ def vs401_contrast() -> nn.Module:
 
 @cache
 def report(model: Callable[[], nn.Module], **loader) -> vs.Report:
-    return vs.check(model(), data(**loader), max_batches=8)
+    """Without targets: nobody trained these weights, so that a loss tells nothing and the ratios decide."""
+    return vs.check(model(), data(**loader, labels=False), max_batches=8)
 
 
 def codes(found: vs.Report) -> set[str]:
@@ -237,14 +248,13 @@ def of(found: vs.Report, code: str) -> list[vs.Finding]:
         ("VS101", "1", "error", vs101, healthy),
         ("VS102", "3", "error", vs102, vs102_weak),
         ("VS102", "1.noise", "error", vs102_join, vs107_branch),
-        ("VS105", "2", "advice", vs105, vs105_behind),
-        ("VS106", "5", "warning", vs106, vs106_obeys),
+        ("VS105", "2", "warning", vs105, vs105_behind),
+        ("VS106", "5", "error", vs106, vs106_obeys),
         ("VS107", "1.noise", "error", vs107, vs107_branch),
         ("VS201", "4", "error", vs201, healthy),
         ("VS202", "1", "error", vs202, healthy),
         ("VS203", "1", "error", vs203, healthy),
         ("VS204", "1", "warning", vs204, vs204_cumulative),
-        ("VS207", "2", "error", vs101, vs102_weak),
         ("VS401", "1.0", "error", vs401, healthy),
         ("VS401", "1", "warning", vs401_untracked, healthy),
         ("VS401", "4.1", "error", vs401_contrast, vs105_behind),
@@ -261,6 +271,12 @@ def test_a_fault_is_found_where_it_is_and_only_there(code, where, severity, sick
 )
 def test_a_healthy_network_is_clean(sound):
     assert report(sound).findings == ()
+
+
+def test_a_shift_is_said_by_the_rule_about_its_noise_and_alone_by_that_about_the_norm():
+    assert codes(report(vs101)) == {"VS101"}
+    (finding,) = vs.check(vs101(), data(labels=False), select=["VS207"], max_batches=8).findings
+    assert (finding.where, finding.severity) == ("2", "error")
 
 
 def test_a_source_line_is_that_of_the_functional_noise():
@@ -295,16 +311,16 @@ def test_small_batches_are_too_few_for_a_norm_of_vectors():
 
 
 def test_recalibration_cures_what_it_claims_to():
-    model, loader = vs101(), data()
+    model, loader = vs101(), data(labels=False)
     sick = vs.check(model, loader, max_batches=8)
-    assert {"VS101", "VS207"} <= codes(sick)
+    assert codes(sick) == {"VS101"}
     vs.recalibrate(model, loader)
     assert vs.check(model, loader, max_batches=8).findings == ()
 
 
 @pytest.mark.parametrize(
     ("noise", "rate", "severity"),
-    [(nn.Dropout, 0.5, "error"), (nn.Dropout2d, 0.2, "warning"), (nn.Dropout, 0.05, "advice")],
+    [(nn.Dropout, 0.5, "warning"), (nn.Dropout2d, 0.2, "warning"), (nn.Dropout, 0.05, "advice")],
 )
 def test_without_data_the_placement_is_judged_by_its_bound(noise, rate, severity):
     (finding,) = vs.check(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from varshift.rules import run_rules
+
 
 def known(build, *layers, facts=None, train=None, **measured):
     facts = facts if facts is not None else [build.facts(layer.name) for layer in layers]
@@ -31,7 +33,7 @@ def stale(build, name="bn", **values):
 def test_statistics_that_training_does_not_produce_are_stale(build, values, severity):
     (finding,) = build.findings("VS202", known(build, stale(build, **values)))
     assert (finding.severity, finding.confidence, finding.where) == (severity, "measured", "bn")
-    assert finding.cures[0].safety == "safe"
+    assert finding.cures[0].safety == "unsafe"  # without a loss nobody knows what other statistics would do
     for key, value in values.items():
         assert finding.evidence[key] == value
 
@@ -99,47 +101,128 @@ def test_a_frozen_norm_far_from_its_statistics_is_advice(build, ratio, offset, f
     layer = build.layer(ratio=ratio, mean_offset=offset, stale_ratio=ratio)
     found = build.findings("VS202", known(build, layer, facts=[build.facts(live=False)]))
     assert [one.severity for one in found] == ["advice"] * fires
+    assert all("frozen" in one.message for one in found)
+
+
+def three(build):
+    """No norm is off beyond its error; the second is furthest off."""
+    return (
+        build.layer("stem"),
+        build.layer("body", stale_ratio=1.05),
+        build.layer("head", stale_mean=0.02),
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "severity"),
     [
-        ({"deltas": (0, 0, 0, 0.1)}, "warning"),
-        ({"deltas": (0, 0, 0, 0.04)}, "advice"),
-        ({"deltas": (0, 0, 0, -0.1)}, None),
-        ({"deltas": (0, 0, 0, 0.1), "stderr": 0.06}, None),
-        ({"deltas": (0, 0, 0, 0.1), "stderr": None}, None),
-        ({"deltas": (0, 0, 0, 0.004)}, None),
-        ({"deltas": (0, 0, 0, None)}, None),
-        ({"deltas": (0, 0, 0, 0.1), "metric": "relative_l2"}, None),
-        ({"deltas": (0, 0, 0, 0.006)}, "advice"),
-        ({"deltas": (0, 0, 0, 0.006), "accuracy": {"eval": 0.9}}, None),
-        ({"deltas": (0, 0, 0, 0.012), "accuracy": {"eval": 0.9}}, "advice"),
+        ({"statistics": 0.15}, "error"),
+        ({"statistics": 0.07}, "warning"),
+        ({"statistics": 0.04}, None),
+        ({"statistics": -0.15}, None),
+        ({"statistics": 0.15, "stderr": 0.08}, None),
+        ({"statistics": 0.15, "metric": "relative_l2"}, None),
+        ({"statistics": 0.008, "level": 0.05}, None),
+        ({"statistics": 0.008, "level": 0.05, "accuracy": None}, "error"),
+        ({"statistics": 0.15, "variance_shift": -0.15}, None),
     ],
 )
 def test_where_only_the_loss_shows_it_the_norm_furthest_off_is_named_once(build, values, severity):
-    layers = [
-        build.layer("stem"),
-        build.layer("body", stale_ratio=1.08),
-        build.layer("head", stale_mean=0.02),
-    ]
-    found = build.findings("VS202", known(build, *layers, gap=build.gap(**values)))
+    gap = build.losses(**values)
+    found = build.findings("VS202", known(build, *three(build), gap=gap))
     assert [(one.where, one.severity) for one in found] == [("body", severity)] * bool(severity)
     for finding in found:
-        assert finding.evidence["loss_step"] == values["deltas"][-1]
+        assert finding.evidence["loss_step"] == pytest.approx(values["statistics"])
+        assert (finding.cost, finding.step) == (pytest.approx(values["statistics"]), "statistics")
+        assert [one.safety for one in finding.cures] == ["safe"]
+        assert finding.cures[0].measured["change"] == pytest.approx(-values["statistics"])
 
 
-def test_the_loss_is_not_counted_twice(build):
-    gap = build.gap((0, 0, 0, 0.1))
-    (finding,) = build.findings(
-        "VS202", known(build, stale(build, stale_ratio=2.0), build.layer("two"), gap=gap)
-    )
-    assert finding.where == "bn"
-    assert "loss_step" not in finding.evidence
+def test_all_stale_norms_are_one_finding_the_worst_first_led_by_what_is_wrong(build):
+    layers = [
+        stale(build, "stem", stale_ratio=1.2),
+        build.layer("body"),
+        stale(build, "head", stale_mean=0.46),
+    ]
+    (finding,) = build.findings("VS202", known(build, *layers))
+    assert [site.id.module for site in finding.sites] == ["head", "stem"]
+    assert "a mean 0.46 standard deviations off" in finding.message
+    assert "times the variance" not in finding.message
+
+
+def test_statistics_that_never_moved_account_for_the_loss(build):
     facts = [build.facts(never_moved=True), build.facts("two")]
-    assert (
-        build.findings("VS202", known(build, build.layer(), build.layer("two"), facts=facts, gap=gap)) == ()
+    layers = build.layer(), build.layer("two")
+    gap = build.losses(statistics=0.5)
+    assert build.findings("VS202", known(build, *layers, facts=facts, gap=gap)) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "severity"),
+    [
+        ({"variance_shift": 0.15}, "error"),
+        ({"variance_shift": 0.07}, "warning"),
+        ({"variance_shift": 0.03}, None),
+        ({"variance_shift": 0.15, "statistics": -0.15}, None),  # re-estimated without noise already
+        ({"variance_shift": 0.15, "statistics": -0.08}, "warning"),
+    ],
+)
+def test_where_only_the_loss_shows_a_shift_the_norm_furthest_off_is_named_once(build, values, severity):
+    layers = [build.layer("stem"), build.shifted("body", 0.95)]
+    flow = build.flow([build.noise(reaches=("body",))], [build.norm("stem"), build.norm("body")])
+    found = build.findings("VS207", known(build, *layers, train=flow, gap=build.losses(**values)))
+    assert [(one.where, one.severity) for one in found] == [("body", severity)] * bool(severity)
+
+
+@pytest.mark.parametrize(("code", "path"), [("VS101", "direct"), ("VS102", "weight"), ("VS102", "join")])
+@pytest.mark.parametrize(
+    ("values", "ratio", "severity"),
+    [
+        ({"variance_shift": 0.15}, 0.95, "error"),
+        ({"variance_shift": 0.15}, 0.85, "error"),
+        ({"variance_shift": 0.001}, 0.4, "advice"),
+        ({"variance_shift": 0.001}, 0.95, None),
+        ({"variance_shift": 0.008, "level": 0.02}, 0.6, "warning"),  # learnt by heart: the ratio tells
+        ({"variance_shift": 0.008, "level": 0.02}, 0.95, None),
+        ({"variance_shift": 0.0001, "level": 0.02}, 0.6, "advice"),
+        ({"variance_shift": 0.15, "batches": 3}, 0.4, "error"),
+        ({"variance_shift": 0.001, "batches": 3}, 0.4, "error"),
+    ],
+)
+def test_a_placement_is_graded_by_what_its_shift_costs(build, code, path, values, ratio, severity):
+    values = {"stderr": 0.0001, **values}
+    flow = build.flow([build.feeding(path=path)], [build.norm()])
+    batches = values.get("batches", 16)
+    found = build.findings(
+        code,
+        known(build, build.shifted(ratio=ratio), train=flow, gap=build.losses(**values), batches=batches),
     )
+    assert [one.severity for one in found] == [severity] * bool(severity)
+
+
+def test_one_cause_is_said_once(build):
+    layers = [build.shifted("bn", 0.5), build.shifted("later", 0.3)]
+    site = build.feeding(reaches=("bn", "later"))
+    flow = build.flow([site], [build.norm(), build.norm("later")])
+    evidence = known(build, *layers, train=flow, gap=build.losses(variance_shift=0.3))
+    assert [one.code for one in run_rules(evidence, select=["VS1", "VS2"])] == ["VS101"]
+    assert [one.code for one in run_rules(evidence, select=["VS207"])] == ["VS207"]
+
+
+@pytest.mark.parametrize(
+    ("values", "safety"),
+    [
+        ({"variance_shift": 0.3}, "safe"),
+        ({"variance_shift": 0.3, "stderr": 0.2}, None),
+        ({"variance_shift": 0.3, "statistics": -0.4}, None),
+        ({"variance_shift": 0.3, "batches": 3}, "safe"),
+    ],
+)
+def test_recalibration_is_offered_as_far_as_it_was_measured_to_help(build, values, safety):
+    evidence = known(build, build.shifted(), gap=build.losses(**values), batches=values.get("batches", 16))
+    (finding,) = build.findings("VS207", evidence) or build.findings("VS202", evidence) or (None,)
+    cures = [one.safety for one in finding.cures if one.code == "recalibrate"] if finding else []
+    assert cures == ([safety] if safety else [])
 
 
 @pytest.mark.parametrize(
@@ -201,35 +284,34 @@ def test_without_data_nothing_is_measured(build):
     assert build.findings("VS207", build.evidence(build.facts())) == ()
 
 
+@pytest.mark.parametrize("ratio", [1.2, 2.0])
 @pytest.mark.parametrize(
     ("values", "severity"),
     [
-        ({"deltas": (0, 0, 0, 0.0)}, "advice"),
-        ({"deltas": (0, 0, 0, -0.1)}, "advice"),
-        ({"deltas": (0, 0, 0, 0.004)}, "warning"),
-        ({"deltas": (0, 0, 0, 0.0), "stderr": 0.01}, "warning"),
-        ({"deltas": (0, 0, 0, 0.0), "stderr": None}, "warning"),
-        ({"deltas": (0, 0, 0, None)}, "warning"),
-        ({"deltas": (0, 0, 0, 0.0), "metric": "relative_l2"}, "warning"),
+        ({"statistics": 0.0}, "advice"),
+        ({"statistics": -0.01}, "advice"),
+        ({"statistics": 0.07}, "warning"),
+        ({"statistics": 0.3}, "error"),
     ],
 )
-def test_where_the_loss_surely_does_not_suffer_a_warning_is_advice(build, values, severity):
-    layers = stale(build, stale_ratio=1.2), stale(build, "two", stale_ratio=2.0)
-    found = build.findings("VS202", known(build, *layers, gap=build.gap(**values)))
-    assert {one.where: one.severity for one in found} == {"bn": severity, "two": "error"}
+def test_where_a_loss_was_measured_the_ratio_does_not_matter(build, ratio, values, severity):
+    layers = stale(build, stale_ratio=ratio), stale(build, "two", stale_ratio=1.01)
+    (finding,) = build.findings("VS202", known(build, *layers, gap=build.losses(**values)))
+    assert (finding.where, finding.severity) == ("bn", severity)
 
 
 @pytest.mark.parametrize("fault", [{"nonfinite": 1}, {"negative": 1}])
 def test_broken_statistics_account_for_the_loss(build, fault):
     facts = [build.facts(**fault), build.facts("two")]
-    gap = build.gap((0, 0, 0, 0.1))
+    gap = build.losses(statistics=0.5)
     assert (
         build.findings("VS202", known(build, build.layer(), build.layer("two"), facts=facts, gap=gap)) == ()
     )
 
 
 def test_a_loss_of_batch_statistics_in_evaluation_is_not_blamed_on_running_ones(build):
-    layers, gap = (build.layer(), build.layer("two")), build.gap((0, 0, 0, 0.1))
+    layers = build.layer(), build.layer("two")
+    gap = build.losses(statistics=0.5)
     facts = {name: build.facts(name) for name in ("bn", "two")}
     measured = build.measurement(*layers, gap=gap)
     deployed = build.flow(norms=[build.norm(batch_statistics=True)], mode="eval")
@@ -240,7 +322,7 @@ def test_a_loss_of_batch_statistics_in_evaluation_is_not_blamed_on_running_ones(
         assert len(build.findings("VS202", evidence)) == count
 
 
-def test_few_batches_do_not_show_a_loss(build):
-    gap = build.gap((0, 0, 0, 0.1))
-    assert build.findings("VS202", known(build, build.layer(), gap=gap, batches=3)) == ()
-    assert len(build.findings("VS202", known(build, build.layer(), gap=gap, batches=4))) == 1
+@pytest.mark.parametrize(("batches", "fires"), [(3, False), (4, True)])
+def test_few_batches_do_not_show_a_loss(build, batches, fires):
+    gap = build.losses(statistics=0.5, batches=batches)
+    assert len(build.findings("VS202", known(build, build.layer(), gap=gap, batches=batches))) == fires

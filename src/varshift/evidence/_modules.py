@@ -29,11 +29,16 @@ class ModulesProvider(Provider):
         noises = evidence.train.noises if evidence.train else ()
         network = subject.shadow.network
         norms = find_norms(network, subject.recognised)
+        held = {norm.name for norm in norms if network.training and not norm.module.training}
         modes = mode_facts(network, norms, [noise.name for noise in noises])
         network.train(True)
         marks = origins(norms)
         facts = {
-            norm.name: norm_facts(norm, live=norm.module.training, reestimated=marks.get(norm.name))
+            norm.name: norm_facts(
+                norm,
+                live=norm.module.training and norm.name not in held,
+                reestimated=marks.get(norm.name),
+            )
             for norm in norms
         }
         return {"modes": modes, "norms": facts}

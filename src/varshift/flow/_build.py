@@ -108,7 +108,13 @@ def _build(
         written=recording.written,
         writes_input=recording.writes_input,
         by_chance=read or traced.by_chance,
+        number_types=_number_types(graph),
     )
+
+
+def _number_types(graph: Graph) -> tuple[str, ...]:
+    types = {node.dtype for node in graph.nodes if node.dtype is not None and node.dtype.is_floating_point}
+    return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in types))
 
 
 def _numbers(

@@ -179,6 +179,8 @@ class Flow:
         written: Names of the parameters, buffers and attributes of modules that the pass changed.
         writes_input: Whether it wrote to a tensor of its batch.
         by_chance: Whether random numbers that Python reads may decide what runs: a width, a skipped layer.
+        number_types: The floating-point types of its values: ``"float16"`` under autocast or after
+        ``half()``.
     """
 
     mode: Literal["train", "eval"]
@@ -190,6 +192,7 @@ class Flow:
     written: tuple[str, ...] = ()
     writes_input: bool = False
     by_chance: bool = False
+    number_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

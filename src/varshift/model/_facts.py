@@ -20,13 +20,17 @@ class NormFacts:
         never_moved: True when the running mean is exactly 0 and the running variance exactly 1.
         nonfinite: Number of channels with a NaN or infinite running mean or variance.
         negative: Number of channels with a negative running variance.
-        collapsed: Number of channels with a running variance below 100 eps.
+        collapsed: Number of channels whose signal is lost: the running variance is below a hundredth of eps,
+            so less than a tenth of a standard deviation leaves the norm, and its weight there is not zero.
         largest: Largest finite running variance (None when there is none).
-        live: True when it is in training mode after ``model.train()``.
+        live: True when it is in training mode after ``model.train()``, unless it was passed in eval mode
+            within a model in training mode: it is held there by its user.
         frozen_parameters: True when it has parameters and none of them requires a gradient.
         tracks: False when it owns running statistics that evaluation uses and training does not update.
         reestimated: ``"measured"`` or ``"predicted"`` when its statistics bear the mark of a recalibration
             without noise, None when it is not known where they come from.
+        affine_moved: Whether training has moved its weights or biases: they differ from channel to channel,
+            or the biases are not 0. None when it has neither.
     """
 
     name: str
@@ -45,3 +49,4 @@ class NormFacts:
     frozen_parameters: bool
     tracks: bool = True
     reestimated: str | None = None
+    affine_moved: bool | None = None

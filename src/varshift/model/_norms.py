@@ -21,6 +21,11 @@ TORCH_STATISTICS = ("running_mean", "running_var")
 
 Kind = Literal["batch", "instance", "custom"]
 
+# A variance of eps / 100 leaves a norm as a tenth of a standard deviation: the channel carries its bias and
+# little else. A weight of a thousandth of the largest switches the channel off on purpose.
+_LOST = 0.01
+_ZERO = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Norm:
@@ -258,10 +263,36 @@ def norm_facts(norm: Norm, *, live: bool, reestimated: str | None = None) -> Nor
         never_moved=norm.never_moved,
         nonfinite=int((~(finite & torch.isfinite(mean))).sum()) if readable else 0,
         negative=int((finite_var < 0).sum()),
-        collapsed=int(((finite_var >= 0) & (finite_var < 100 * eps)).sum()),
+        collapsed=int((_collapsed(norm, var, eps) & finite).sum()),
         largest=float(finite_var.max()) if finite_var.numel() else None,
         live=live,
         frozen_parameters=bool(parameters) and not any(p.requires_grad for p in parameters),
         tracks=norm.tracks,
         reestimated=reestimated,
+        affine_moved=_affine_moved(module),
     )
+
+
+def _collapsed(norm: Norm, var: Tensor, eps: float) -> Tensor:
+    """The channels of which no signal leaves the norm although its weight asks for one."""
+    lost = (var >= 0) & (var < _LOST * eps)
+    weight = _affine(norm.module, "weight")
+    if weight is None or weight.numel() == 0 or weight.numel() != lost.numel():
+        return lost
+    size = weight.abs()
+    return lost & (size > _ZERO * size.max())
+
+
+def _affine_moved(module: nn.Module) -> bool | None:
+    weight, bias = _affine(module, "weight"), _affine(module, "bias")
+    if weight is None and bias is None:
+        return None
+    return bool(weight is not None and (weight != weight[:1]).any()) or bool(bias is not None and bias.any())
+
+
+def _affine(module: nn.Module, name: str) -> Tensor | None:
+    """A norm's factors or terms, one per channel; None where it has none that can be read."""
+    value = getattr(module, name, None)
+    if not isinstance(value, Tensor) or value.is_meta or is_lazy(value) or not value.is_floating_point():
+        return None
+    return value.detach().reshape(-1).cpu().double()

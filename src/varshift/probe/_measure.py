@@ -174,7 +174,7 @@ class _Probe:
         self._progress = progress
         self._done = 0
         self._all = 5 * len(self._calls) + len(self._deployed)
-        self._live, self._by_hand = live_norms(shadow, self._norms, forward, self._calls[0])
+        self._live, self._by_hand = live_norms(shadow, self._norms, forward, self._calls[0], as_passed=True)
 
     def measure(self) -> Measurement:
         """Runs all states and works out the figures."""
@@ -289,7 +289,7 @@ class _Probe:
         leverage: LeverageWatch | None = None,
     ) -> _Result:
         hand_batch = self._by_hand if policy == "batch" else frozenset()
-        set_noise(self._network, self._norms, noise, hand_batch)
+        set_noise(self._network, self._norms, noise, hand_batch, as_passed=True)
         self._write_by_hand(statistics or {})
         tap = Tap(
             self._norms,

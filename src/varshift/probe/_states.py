@@ -21,8 +21,25 @@ def measurable_norms(network: nn.Module, recognised: RecognisedNorms) -> tuple[N
     return tuple(norm for norm in find_norms(network, recognised) if norm.states.unsupported is None)
 
 
+def train_as_passed(model: nn.Module) -> None:
+    """Puts a model into train mode as its user trains it: what he holds in eval mode meanwhile stays there.
+
+    Parts in eval mode within a model in training mode are held so on purpose, or by mistake: either way that
+    is how they trained.
+    """
+    held = [module for module in model.modules() if not module.training] if model.training else []
+    model.train(True)
+    for module in held:
+        module.training = False
+
+
 def set_noise(
-    model: nn.Module, norms: Sequence[Norm], on: bool, hand_batch: frozenset[str] = frozenset()
+    model: nn.Module,
+    norms: Sequence[Norm],
+    on: bool,
+    hand_batch: frozenset[str] = frozenset(),
+    *,
+    as_passed: bool = False,
 ) -> None:
     """Puts a model into train mode (noise on) or eval mode (noise off), as its own methods do it.
 
@@ -34,8 +51,12 @@ def set_noise(
         norms: Its norms.
         on: Whether noise acts.
         hand_batch: Names of the norms written by hand that normalise with batch statistics.
+        as_passed: Whether parts in eval mode within a model in training mode stay there (`train_as_passed`).
     """
-    model.train(True)
+    if as_passed:
+        train_as_passed(model)
+    else:
+        model.train(True)
     if not on:
         model.eval()  # as it follows training: a model may do as much or as little here as it likes
     for norm in norms:
@@ -68,7 +89,12 @@ def frozen_norms(network: nn.Module, norms: Sequence[Norm]) -> dict[str, str]:
 
 
 def live_norms(
-    shadow: Shadow, norms: Sequence[Norm], forward: Forward | None, call: Call
+    shadow: Shadow,
+    norms: Sequence[Norm],
+    forward: Forward | None,
+    call: Call,
+    *,
+    as_passed: bool = False,
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Finds the norms that learn statistics when the model trains.
 
@@ -76,11 +102,18 @@ def live_norms(
     anything, so they are watched: subclasses of torch's norms on a few zeros, all others during one
     train-mode pass over two samples. Those that ask for batch statistics or write to their buffers are live.
 
+    Args:
+        shadow: The model's shadow, as its user passed the model.
+        norms: Its norms.
+        forward: Runs the model.
+        call: A batch.
+        as_passed: Whether norms in eval mode within a model in training mode count as frozen.
+
     Returns:
         The names of the live norms, and of those among them that are written by hand.
     """
     model = shadow.network
-    model.train(True)
+    set_noise(model, (), True, as_passed=as_passed)
     live = {norm.name for norm in norms if norm.module.training}
     watched = [norm for norm in norms if norm.overrides_forward and norm.name in live]
     unsure = []
@@ -94,7 +127,7 @@ def live_norms(
     if not unsure:
         shadow.fresh()
         return frozenset(live), frozenset()
-    set_noise(model, norms, True)
+    set_noise(model, norms, True, as_passed=as_passed)
     before = {
         norm.name: [(state.tensor, state.tensor.detach().clone()) for state in norm.own_states]
         for norm in unsure

@@ -24,10 +24,13 @@ class StatisticsInfo:
         never_moved: Whether the running mean is exactly 0 and the running variance exactly 1.
         nonfinite: Number of channels with a NaN or infinite running mean or variance.
         negative: Number of channels with a negative running variance.
-        collapsed: Number of channels with a running variance below 100 eps.
-        live: Whether it is in training mode after train().
+        collapsed: Number of channels without signal: a running variance below a hundredth of eps, and a
+            weight that is not zero.
+        live: Whether it is in training mode after train(), and was not passed in eval mode within a model in
+            training mode.
         frozen_parameters: Whether it has parameters and none of them requires a gradient.
         tracks: False when it owns running statistics that evaluation uses and training does not update.
+        affine_moved: Whether training has moved its weights or biases, null when it has neither.
     """
 
     eps: float
@@ -42,6 +45,7 @@ class StatisticsInfo:
     live: bool = field(default=True, metadata=_SPARSE)
     frozen_parameters: bool = field(default=False, metadata=_SPARSE)
     tracks: bool = field(default=True, metadata=_SPARSE)
+    affine_moved: bool | None = field(default=None, metadata=_SPARSE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,15 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _placement_norms,
     _placement_residual,
     _statistics,
+    _statistics_broken,
     _statistics_foreign,
     _statistics_leverage,
     _statistics_output_bias,
     _statistics_per_sample,
     _statistics_settings,
     _statistics_shift,
+    _statistics_stale,
+    _statistics_stored,
 )
 from varshift.rules import _thresholds as thresholds  # noqa: F401 - read by the report
 from varshift.rules._config import Config as Config

@@ -29,17 +29,21 @@ class Explains:
     overrules: bool = False
 
 
+def _everywhere(finding: Finding) -> bool:
+    return bool(finding.evidence.get("everywhere"))
+
+
 # Owners of a rule add what it explains here. Advice explains nothing that is graver than itself, unless it
 # says that the data are not those to judge by.
 EXPLAINS: tuple[Explains, ...] = (
     Explains(
         "VS304",
-        ("VS302", "VS303", "VS202", "VS207"),
+        ("VS302", "VS303", "VS202", "VS207", "VS210"),
         "batches of one kind have statistics of that kind, and the running ones are those of the last kinds",
     ),
     Explains(
         "VS304",
-        ("VS302", "VS303", "VS202", "VS207"),
+        ("VS302", "VS303", "VS202", "VS207", "VS210"),
         "batches of one kind that the network was not trained on say nothing about its statistics",
         where=lambda finding: not finding.cures,
         overrules=True,
@@ -114,6 +118,29 @@ EXPLAINS: tuple[Explains, ...] = (
         same_sites=True,
     ),
     Explains("VS205", ("VS202",), "statistics that came with other weights are not those of these"),
+    Explains(
+        "VS201",
+        ("VS101", "VS102", "VS103", "VS104", "VS105", "VS107", "VS202", "VS204", "VS207", "VS208", "VS302"),
+        "a network without trained weights has no statistics or losses to speak of",
+        where=lambda finding: bool(finding.evidence.get("untrained")) and finding.severity != "advice",
+    ),
+    Explains(
+        "VS210",
+        ("VS101", "VS102", "VS103", "VS105", "VS107", "VS201", "VS202", "VS204", "VS207", "VS208", "VS302"),
+        "weights that fit the stored statistics are not fitted to those of training mode",
+    ),
+    Explains("VS201", ("VS202",), "statistics that never moved are not those of the data", where=_everywhere),
+    Explains("VS206", ("VS203", "VS202"), "statistics overflow or stall in half precision", same_sites=True),
+    Explains(
+        "VS204",
+        ("VS201", "VS202"),
+        "such a momentum leaves statistics of one batch, or none",
+        same_sites=True,
+    ),
+    *(
+        Explains(code, ("VS207",), "the shift at the norms is that of the noise")
+        for code in ("VS101", "VS102", "VS103")
+    ),
 )
 
 

@@ -59,6 +59,20 @@ class Cost:
         return self.delta / self.level if self.level > 0 else math.copysign(math.inf, self.delta)
 
     @property
+    def beyond_error(self) -> bool:
+        """Whether the metric rises beyond two standard errors and by a hundredth, however small it is."""
+        error = thresholds.LOSS_STANDARD_ERRORS * (self.stderr or 0.0)
+        return self.stderr is not None and self.delta > max(error, thresholds.LOSS_SHARE * self.level)
+
+    @property
+    def by_heart(self) -> bool:
+        """Whether it is a share of the loss worth a warning, of a loss too small to say so by itself."""
+        least = self.delta - thresholds.COST_STANDARD_ERRORS * (self.stderr or 0.0)
+        return (
+            self.beyond_error and self.delta <= self.scale and least >= thresholds.COST_WARNING * self.level
+        )
+
+    @property
     def decides(self) -> bool:
         """Whether it is known well enough to decide a severity: a loss, on several batches."""
         return self.metric == "loss" and self.stderr is not None and self.batches >= thresholds.FEW_BATCHES
@@ -140,6 +154,10 @@ def graded(
     """
     if cost is not None and cost.decides:
         severity = loss_severity(cost)
+        if severity == "advice" and cost.by_heart:
+            # Its share would be a warning, and only the data themselves make it small: these it has learnt by
+            # heart. What others would cost the ratios have to tell.
+            return None if by_ratio is None else milder(by_ratio, "warning")
         return None if severity == "advice" and by_ratio is None else severity
     if by_ratio == "error" and confidence in ("predicted", "suspected"):
         return "warning"

@@ -14,6 +14,8 @@ from ._finding import Cure, Safety
 CURES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "recalibrate": "Re-estimates the running statistics and leaves the weights as they are.",
+        "keep-statistics": "Leaves the running statistics as they are.",
+        "load-weights": "Loads the weights, or the statistics, that are missing.",
         "move-noise": "Moves the noise to another place of the network.",
         "lower-rate": "Lowers the rate of the noise.",
         "swap-noise": "Puts noise of another kind in the place of this one.",

@@ -2,65 +2,193 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
+from ._cost import graded
 from ._cures import cure
 from ._finding import Confidence, Cure, Finding, Severity
 from ._paths import Between, noise_delta
 from ._places import noise_place
 from ._reading import (
-    NAMED,
-    RECALIBRATE,
     Shift,
     capitalised,
     learns,
+    listed,
     measured_shift,
     noise_words,
     quoted,
     shift_severity,
 )
+from ._recalibration import cost_words, deployed_cost, recalibration
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
+    from varshift._sites import SiteId
     from varshift.flow import NoiseSite
 
 
-def _move(site: NoiseSite) -> Cure:
-    name = "move the noise after the last norm, in front of the classifier, and train again"
-    return cure("move-noise", name, "unsafe", site.id, to="head")
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """A noise site, the norm where it does most, and what was measured there."""
+
+    site: NoiseSite
+    norm: str
+    shift: Shift
 
 
-def _move_in_branch(site: NoiseSite) -> Cure:
-    name = "move it between the branch's last norm and its last weight, and train again"
-    return cure("move-noise", name, "unsafe", site.id, to="branch-slot")
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """A noise site in front of a norm that nothing was measured at.
+
+    Attributes:
+        site: The noise site.
+        norm: The nearest norm that learns.
+        ratio: Variance in evaluation over the learned one, as far as it can be told.
+        severity: By that ratio, or by the rate of the noise.
+        confidence: How it is known.
+    """
+
+    site: NoiseSite
+    norm: str
+    ratio: float | None
+    severity: Severity
+    confidence: Confidence
 
 
-def _lower(site: NoiseSite) -> Cure:
-    return cure("lower-rate", "lower its rate, and train again", "unsafe", site.id)
+class _NoiseAtNorm(Rule):
+    """What VS101 and VS102 share: they differ by the way from the noise to the norm."""
 
+    needs = ("modules", "capture.train")
+    improves_with = ("measurement",)
+    paths: ClassVar[tuple[str, ...]]
 
-def _feeding_cures(site: NoiseSite) -> tuple[Cure, ...]:
-    name = "use uniform noise (Uout) in its place, and train again"
-    swap = cure("swap-noise", name, "unsafe", site.id, to="uniform")
-    return RECALIBRATE, _move(site), _lower(site), swap
+    def applies(self, evidence: Evidence) -> Iterator[Finding]:
+        """Yields one finding for all noise sites that were measured, and one for those that could not be."""
+        flow = evidence.train
+        if flow is None:
+            return
+        reaches: list[_Reach] = []
+        unmeasured: list[tuple[NoiseSite, str]] = []
+        for site in flow.noises:
+            on_path = site.path in self.paths and site.rate != 0
+            names = _reached(evidence, site, self.paths) if on_path else ()
+            shifts = {name: shift for name in names if (shift := measured_shift(evidence, name)) is not None}
+            if shifts:
+                worst = max(shifts, key=lambda name: shifts[name].blamed)
+                reaches.append(_Reach(site, worst, shifts[worst]))
+            elif learnt := [name for name in names if not _noise_free(evidence, name)]:
+                unmeasured.append((site, learnt[0]))
+        yield from self._measured(evidence, reaches)
+        suspects = [one for site, name in unmeasured if (one := self.suspect(evidence, site, name))]
+        if suspects:
+            yield self._suspected(evidence, suspects)
+
+    @abstractmethod
+    def suspect(self, evidence: Evidence, site: NoiseSite, norm: str) -> _Suspect | None:
+        """What can be said of a noise site without a measurement."""
+
+    @abstractmethod
+    def way(self, site: NoiseSite, norm: str) -> str:
+        """How the noise comes to the norm, as a verb."""
+
+    @abstractmethod
+    def cures(self, sites: Sequence[NoiseSite]) -> tuple[Cure, ...]:
+        """What cures it besides other statistics."""
+
+    def _measured(self, evidence: Evidence, reaches: Sequence[_Reach]) -> Iterator[Finding]:
+        if not reaches:
+            return
+        reaches = sorted(reaches, key=lambda one: one.shift.blamed, reverse=True)
+        worst = reaches[0]
+        cost = deployed_cost(evidence, "variance-shift")
+        severity = graded(cost, shift_severity(worst.shift.blamed))
+        shown = [one for one in reaches if shift_severity(one.shift.blamed)]
+        if not shown and worst.norm == _worst_norm(evidence):
+            shown = [one for one in reaches if one.norm == worst.norm]
+        if severity is None or not shown:
+            return
+        noise, way = noise_words(worst.site), self.way(worst.site, worst.norm)
+        text = f"{worst.shift.words(worst.norm)}: {noise} {way} it"
+        if len(shown) > 1:
+            text += f". {len(shown) - 1} more do so: {listed(one.site.name for one in shown[1:])}"
+        certain = all(one.shift.learned for one in shown)
+        remedy = recalibration(evidence, certain=certain)
+        yield Finding(
+            code=self.code,
+            severity=severity,
+            confidence="measured",
+            sites=tuple(noise_place(one.site) for one in shown),
+            message=f"{text}{'. ' + cost_words(cost) if cost else ''}.",
+            evidence={
+                **_facts(worst.site),
+                **worst.shift.evidence(),
+                **({"worst_norm": worst.norm} if worst.norm != worst.site.nearest else {}),
+                **({"never_moved": True} if worst.shift.never_moved else {}),
+                "count": len(shown),
+            },
+            cures=(*((remedy,) if remedy else ()), *self.cures([one.site for one in shown])),
+            step="variance-shift",
+            cost=None if cost is None else cost.delta,
+        )
+
+    def _suspected(self, evidence: Evidence, suspects: Sequence[_Suspect]) -> Finding:
+        order: tuple[Severity, ...] = ("error", "warning", "advice")
+        suspects = sorted(suspects, key=lambda one: (order.index(one.severity), -fold(one.ratio or 1.0)))
+        worst = suspects[0]
+        text = f"{capitalised(noise_words(worst.site))} {self.way(worst.site, worst.norm)} the norm "
+        text += f"{quoted(worst.norm)}: {self.expectation(worst)}"
+        if len(suspects) > 1:
+            text += f". {len(suspects) - 1} more do so: {listed(one.site.name for one in suspects[1:])}"
+        remedy = recalibration(evidence)
+        return Finding(
+            code=self.code,
+            severity=graded(None, worst.severity, confidence=worst.confidence) or "advice",
+            confidence=worst.confidence,
+            sites=tuple(noise_place(one.site) for one in suspects),
+            message=f"{text}. Pass data to measure it.",
+            evidence={**_facts(worst.site), **self.figures(worst), "count": len(suspects)},
+            cures=(*((remedy,) if remedy else ()), *self.cures([one.site for one in suspects])),
+            step="variance-shift",
+        )
+
+    @abstractmethod
+    def expectation(self, suspect: _Suspect) -> str:
+        """What the norm may see in evaluation, in words."""
+
+    def figures(self, suspect: _Suspect) -> dict[str, Any]:
+        """Numbers for the finding about a suspect."""
+        return {}
 
 
 def _reached(evidence: Evidence, site: NoiseSite, paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The learning norms next behind a noise site on such paths, the nearest first."""
+    """The learning norms next downstream of a noise site on such paths, the nearest first."""
     near = dict(site.near) or ({site.nearest: site.path} if site.nearest else {})
     names = sorted(near, key=lambda name: name != site.nearest)
     return tuple(name for name in names if near[name] in paths and learns(evidence, name))
 
 
-def _worst(evidence: Evidence, names: tuple[str, ...]) -> tuple[str, Shift] | None:
-    """The norm where the noise does most, None when it was measured at none of them."""
-    shifts = [(name, shift) for name in names if (shift := measured_shift(evidence, name)) is not None]
-    return max(shifts, key=lambda item: item[1].blamed, default=None)
+def _noise_free(evidence: Evidence, name: str) -> bool:
+    """Whether the statistics of a norm bear the mark of a recalibration without noise."""
+    facts = evidence.norms.get(name)
+    return facts is not None and facts.reestimated is not None
+
+
+def _worst_norm(evidence: Evidence) -> str | None:
+    """The norm that is shifted most of those that some noise reaches next."""
+    near = {name for site in (evidence.train.noises if evidence.train else ()) for name in site.near}
+    shifts = {
+        name: shift.blamed
+        for name in evidence.norms
+        if name in near and learns(evidence, name) and (shift := measured_shift(evidence, name))
+    }
+    return max(shifts, key=lambda name: shifts[name], default=None)
 
 
 def _facts(site: NoiseSite) -> dict[str, Any]:
@@ -73,53 +201,30 @@ def _facts(site: NoiseSite) -> dict[str, Any]:
     }
 
 
-def _measured(
-    rule: Rule,
-    site: NoiseSite,
-    name: str,
-    shift: Shift,
-    way: str,
-    cures: tuple[Cure, ...],
-    shared_with: Sequence[NoiseSite] = (),
-) -> Finding:
-    evidence = {**_facts(site), **shift.evidence()}
-    if name != site.nearest:
-        evidence["worst_norm"] = name
-    if shared_with:
-        evidence["shared_with"] = [str(other.id) for other in shared_with[-NAMED:]]
-        evidence["shared_count"] = len(shared_with)
-    reference = shift.layer.control_ratio
-    if shift.never_moved:
-        evidence["never_moved"] = True
-        text = (
-            f"once the norm has learnt its statistics with this noise, in evaluation it sees "
-            f"{shift.layer.fresh_ratio:.3g} times the variance that they hold (without it: {reference:.3g})"
-        )
-    else:
-        text = (
-            f"in evaluation it sees {shift.layer.ratio:.3g} times the variance that its statistics hold "
-            f"(without the noise: {reference:.3g})"
-        )
-    return Finding(
-        code=rule.code,
-        severity=shift_severity(shift.blamed) or "advice",
-        confidence="measured",
-        sites=(noise_place(site),),
-        message=f"{capitalised(noise_words(site))} {way} the norm {quoted(name)}: {text}.",
-        evidence=evidence,
-        cures=cures,
-    )
+def _target(sites: Sequence[NoiseSite]) -> SiteId | None:
+    """What a cure changes: the noise site, or, where several are concerned, the network."""
+    return sites[0].id if len(sites) == 1 else None
+
+
+def _lower(sites: Sequence[NoiseSite]) -> Cure:
+    rates = "its rate" if len(sites) == 1 else "the rates"
+    return cure("lower-rate", f"lower {rates}, and train again", "unsafe", _target(sites))
+
+
+def _move(sites: Sequence[NoiseSite]) -> Cure:
+    name = "move the noise after the last norm, in front of the classifier, and train again"
+    return cure("move-noise", name, "unsafe", _target(sites), to="head")
 
 
 @register
-class NoiseFeedsNorm(Rule):
-    """A noise site feeds a norm directly: nothing that mixes units stands between them.
+class NoiseFeedsNorm(_NoiseAtNorm):
+    """Noise feeds a norm directly: nothing that mixes units stands between them.
 
     ## What it does
 
     Finds every dropout, drop path or other random noise whose output reaches a norm with running statistics
     without passing a weight layer or a sum: the wiring "Dropout-(a)". Activations, views, pooling and
-    concatenation may stand between.
+    concatenation may stand between. One finding lists all such sites, the one that does most first.
 
     ## Why it matters
 
@@ -135,16 +240,22 @@ class NoiseFeedsNorm(Rule):
     ## How it is measured
 
     With data: `ratio` (variance of the norm's input in evaluation over the running variance) divided by
-    `control_ratio` (the same after re-estimating the statistics without noise), folded to at least 1. A
-    warning from 1.1, an error from 1.5. The noise is blamed only for what `fresh_ratio` (statistics
-    re-estimated with the noise on) shows as well; the rest is stale statistics, which VS202 reports. Below
-    1.1 there is no finding. The figures are those of the worst norm that the noise feeds directly
-    (`worst_norm` where this is not the nearest one).
+    `control_ratio` (the same after re-estimating the statistics without noise), folded to at least 1. The
+    noise is blamed only for what `fresh_ratio` (statistics re-estimated with the noise on) shows as well; the
+    rest is stale statistics, which VS202 reports. The figures are those of the worst norm that the noise
+    feeds directly (`worst_norm` where this is not the nearest one).
+
+    Where a loss was measured on four batches or more, what the shift costs sets the severity: an error from a
+    tenth of the loss, a warning from a twentieth, else advice. The cost is the step "variance-shift" of the
+    gap, or, where that is less, what re-estimating without noise would win. Sites are listed from a folded
+    ratio of 1.1 on; where no norm reaches it and the shift costs a twentieth of the loss or more all the
+    same, those that feed the worst norm are. Without a loss a ratio of 1.1 is a warning and one of 1.5 an
+    error.
 
     Without data: the bound above. `predicted_ratio_bound` is k for Bernoulli noise, 1 / (1 + sigma^2) for
-    Gaussian and 3 / (3 + beta^2) for uniform factors. Where a concatenation, a pooling, an activation that
-    does not hand the factor on, or noise of another kind makes this a guess, the finding is "suspected" and
-    at most a warning.
+    Gaussian and 3 / (3 + beta^2) for uniform factors; from 1.1 on a warning, never more. Where a
+    concatenation, a pooling, an activation that does not hand the factor on, or noise of another kind makes
+    this a guess, the finding is "suspected".
 
     ## Known limits
 
@@ -175,9 +286,10 @@ class NoiseFeedsNorm(Rule):
 
     ## Cure safety
 
-    Recalibration is safe: the weights stay, the norms get the statistics of the signal they see when
-    deployed, and the handle can undo it. Moving or replacing the noise is unsafe: the network has to be
-    trained again.
+    Recalibration is safe where the loss was measured to fall, and without a loss where the statistics are
+    those of training with its noise: the weights stay, the norms get the statistics of the signal they see
+    when deployed, and the handle can undo it. Without data it is unsafe. Moving or replacing the noise is
+    unsafe: the network has to be trained again.
 
     ## References
 
@@ -187,63 +299,51 @@ class NoiseFeedsNorm(Rule):
 
     code = "VS101"
     name = "noise-feeds-norm"
-    needs = ("modules", "capture.train")
-    improves_with = ("measurement",)
+    paths = ("direct",)
 
-    def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields one finding per noise site."""
-        flow = evidence.train
-        if flow is None:
-            return
-        between = Between(flow)
-        for site in flow.noises:
-            names = _reached(evidence, site, ("direct",)) if site.path == "direct" and site.rate != 0 else ()
-            if not names:
-                continue
-            worst = _worst(evidence, names)
-            if worst is None:
-                yield from self._predicted(between, site, names[0])
-            elif shift_severity(worst[1].blamed):
-                yield _measured(self, site, *worst, "feeds", _feeding_cures(site))
+    def way(self, site: NoiseSite, norm: str) -> str:
+        """Directly."""
+        return "feeds"
 
-    def _predicted(self, between: Between, site: NoiseSite, name: str) -> Iterator[Finding]:
-        if site.kind == "permutation":  # it changes neither mean nor variance
-            return
+    def suspect(self, evidence: Evidence, site: NoiseSite, norm: str) -> _Suspect | None:
+        """By the bound of the closed form; certain where the factor arrives at the norm as it left."""
+        if site.kind == "permutation" or evidence.train is None:  # it changes neither mean nor variance
+            return None
         bound = noise_delta(site)
-        certain = bound is not None and between.keeps_the_factor(site, name)
+        certain = bound is not None and Between(evidence.train).keeps_the_factor(site, norm)
         severity: Severity = "advice" if bound is None else shift_severity(fold(bound)) or "advice"
-        if not certain and severity == "error":
-            severity = "warning"
-        confidence: Confidence = "predicted" if certain else "suspected"
-        start = f"{capitalised(noise_words(site))} feeds the norm {quoted(name)}"
-        if certain:
-            text = f"in evaluation it sees at most {bound:.3g} times the variance that it learns in training"
-        elif bound is not None:
-            text = (
-                f"fed by this noise alone it would see at most {bound:.3g} times the learned variance in "
-                "evaluation; what stands between changes that"
+        return _Suspect(site, norm, bound, severity, "predicted" if certain else "suspected")
+
+    def expectation(self, suspect: _Suspect) -> str:
+        """The bound, as far as it binds."""
+        if suspect.confidence == "predicted":
+            return f"in evaluation it sees at most {suspect.ratio:.3g} times the variance that it learns"
+        if suspect.ratio is not None:
+            return (
+                f"fed by this noise alone it would see at most {suspect.ratio:.3g} times the learned "
+                "variance in evaluation; what stands between changes that"
             )
-        else:
-            text = "in evaluation it may see another variance than the one it learns in training"
-        yield Finding(
-            code=self.code,
-            severity=severity,
-            confidence=confidence,
-            sites=(noise_place(site),),
-            message=f"{start}: {text}. Pass data to measure it.",
-            evidence={**_facts(site), "predicted_ratio_bound": bound},
-            cures=_feeding_cures(site),
-        )
+        return "in evaluation it may see another variance than the one that it learns"
+
+    def figures(self, suspect: _Suspect) -> dict[str, Any]:
+        """The bound."""
+        return {"predicted_ratio_bound": suspect.ratio}
+
+    def cures(self, sites: Sequence[NoiseSite]) -> tuple[Cure, ...]:
+        """Another place, rate or kind."""
+        name = "use uniform noise (Uout) in its place, and train again"
+        swap = cure("swap-noise", name, "unsafe", _target(sites), to="uniform")
+        return _move(sites), _lower(sites), swap
 
 
 @register
-class NoiseReachesNorm(Rule):
-    """A noise site reaches a norm through a weight layer, or through a sum with another signal.
+class NoiseReachesNorm(_NoiseAtNorm):
+    """Noise reaches a norm through a weight layer, or through a sum with another signal.
 
     ## What it does
 
-    Finds every random noise whose next norm lies behind a weight layer (the wiring "Dropout-(b)") or behind
-    a residual sum, and reports those that shift the norm's variance.
+    Finds every random noise whose next norm comes after a weight layer (the wiring "Dropout-(b)") or after a
+    residual sum, and reports, once and the worst first, those that shift the norm's variance.
 
     ## Why it matters
 
@@ -257,18 +357,18 @@ class NoiseReachesNorm(Rule):
 
     ## How it is measured
 
-    With data: as for VS101, at the worst of the norms that the noise reaches without passing another norm.
-    A warning from 1.1, an error from 1.5, nothing below: that noise reaches a norm is no fault. A stock
-    EfficientNet has 40 of its 49 norms behind a drop path and is not sick.
+    With data: as for VS101, at the worst of the norms that the noise reaches without passing another norm,
+    and with the same severities: that noise reaches a norm is no fault by itself. A stock EfficientNet has 40
+    of its 49 norms downstream of a drop path and is not sick.
 
-    Without data the size of the shift is not known. Noise behind a weight layer from a drop rate of 0.1 is
-    a warning, weaker noise and noise behind a sum are advice, always "suspected" and never an error.
+    Without data `varshift.predict` tells the size of the shift where its confidence is not low: a warning
+    from 1.1 on, else nothing. Where it does not, noise in front of a weight layer from a drop rate of 0.1 is
+    a warning, weaker noise and noise in front of a sum are advice, always "suspected".
 
     ## Known limits
 
-    A norm may be reached by several noise sites; the measured shift is the work of all of them, and each of
-    them is reported (`shared_with` names the last three of the others, `shared_count` is their number).
-    Norms that do not learn are left out.
+    A norm may be reached by several noise sites; the measured shift is the work of all of them. Norms that do
+    not learn are left out.
 
     ## Example
 
@@ -300,8 +400,8 @@ class NoiseReachesNorm(Rule):
 
     ## Cure safety
 
-    Recalibration is safe. Moving the noise or changing its rate is unsafe: the network has to be trained
-    again.
+    As for VS101: recalibration is safe where the loss was measured to fall. Moving the noise or changing its
+    rate is unsafe: the network has to be trained again.
 
     ## References
 
@@ -313,60 +413,43 @@ class NoiseReachesNorm(Rule):
 
     code = "VS102"
     name = "noise-reaches-norm"
-    needs = ("modules", "capture.train")
-    improves_with = ("measurement",)
+    uses = ("prediction",)
+    paths = ("weight", "join")
 
-    def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields one finding per noise site."""
-        flow = evidence.train
-        if flow is None:
-            return
-        for site in flow.noises:
-            on_path = site.path in ("weight", "join") and site.rate != 0
-            names = _reached(evidence, site, ("weight", "join")) if on_path else ()
-            if not names:
-                continue
-            worst = _worst(evidence, names)
-            if worst is None:
-                yield from self._suspected(site, names[0])
-            elif shift_severity(worst[1].blamed):
-                name, shift = worst
-                others = [other for other in flow.noises if other is not site and name in other.near]
-                yield _measured(
-                    self,
-                    site,
-                    name,
-                    shift,
-                    f"reaches, through {self._way(site, name)},",
-                    self._cures(site),
-                    others,
-                )
+    def way(self, site: NoiseSite, norm: str) -> str:
+        """Through a weight layer or a sum."""
+        joined = site.near.get(norm, site.path) == "join"
+        return f"reaches, through {'a sum with another signal' if joined else 'a weight layer'},"
 
-    def _suspected(self, site: NoiseSite, name: str) -> Iterator[Finding]:
+    def suspect(self, evidence: Evidence, site: NoiseSite, norm: str) -> _Suspect | None:
+        """By the prediction where it is sure of itself, else by the rate of the noise."""
         if site.kind == "permutation":
-            return
+            return None
+        layers = {layer.name: layer for layer in evidence.prediction.layers} if evidence.prediction else {}
+        layer = layers.get(norm)
+        if layer is not None and layer.shift is not None and layer.confidence != "low":
+            severity = shift_severity(layer.shift)
+            return None if severity is None else _Suspect(site, norm, layer.ratio, severity, "predicted")
         bound = noise_delta(site)
         strong = bound is not None and bound <= 1 - thresholds.NOTABLE_DROP_RATE + 1e-9
-        yield Finding(
-            code=self.code,
-            severity="warning" if strong and site.near.get(name, site.path) == "weight" else "advice",
-            confidence="suspected",
-            sites=(noise_place(site),),
-            message=(
-                f"{capitalised(noise_words(site))} reaches the norm {quoted(name)} through "
-                f"{self._way(site, name)}: the norm may learn a larger variance than it sees in evaluation. "
-                "Pass data to measure how much."
-            ),
-            evidence=_facts(site),
-            cures=self._cures(site),
-        )
+        weight = site.near.get(norm, site.path) == "weight"
+        return _Suspect(site, norm, None, "warning" if strong and weight else "advice", "suspected")
 
-    def _way(self, site: NoiseSite, name: str) -> str:
-        joined = site.near.get(name, site.path) == "join"
-        return "a sum with another signal" if joined else "a weight layer"
+    def expectation(self, suspect: _Suspect) -> str:
+        """The predicted ratio, where there is one."""
+        if suspect.ratio is not None:
+            return f"in evaluation it will see {suspect.ratio:.3g} times the variance that it holds"
+        return "in evaluation it may see a smaller variance than the one that it learns"
 
-    def _cures(self, site: NoiseSite) -> tuple[Cure, ...]:
-        if site.kind in ("drop_path", "drop_block"):
-            return RECALIBRATE, _lower(site)
-        move = _move_in_branch(site) if site.path == "join" else _move(site)
-        return RECALIBRATE, move, _lower(site)
+    def figures(self, suspect: _Suspect) -> dict[str, Any]:
+        """The predicted ratio, where there is one."""
+        return {} if suspect.ratio is None else {"predicted_ratio": suspect.ratio}
+
+    def cures(self, sites: Sequence[NoiseSite]) -> tuple[Cure, ...]:
+        """Another place, or a lower rate."""
+        if all(site.kind in ("drop_path", "drop_block") for site in sites):
+            return (_lower(sites),)
+        if all(site.path == "join" for site in sites):
+            name = "move it between the branch's last norm and its last weight, and train again"
+            return cure("move-noise", name, "unsafe", _target(sites), to="branch-slot"), _lower(sites)
+        return _move(sites), _lower(sites)

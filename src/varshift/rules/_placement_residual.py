@@ -15,6 +15,7 @@ from ._cures import cure
 from ._finding import Cure, Finding
 from ._places import noise_place
 from ._reading import capitalised, known, learns, noise_words, without_none
+from ._recalibration import deployed_cost
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class DropoutOutsideSlot(Rule):
             branch = branches.branch(site.node)
             if branch is not None and branch.place != "slot":
                 groups.setdefault((branch.place, branch.has_slot), []).append((site, branch))
-        severity = graded(cost_of(evidence, "variance-shift"), "advice", confidence="certain")
+        severity = graded(deployed_cost(evidence, "variance-shift"), "advice", confidence="certain")
         for (place, has_slot), found in groups.items():
             if severity is None:
                 return

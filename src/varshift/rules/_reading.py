@@ -11,19 +11,11 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cures import cure
 
 if TYPE_CHECKING:
     from varshift._sites import SiteId
     from varshift.flow import Flow, NoiseSite
     from varshift.probe import LayerMeasurement
-
-RECALIBRATE = cure(
-    "recalibrate",
-    "re-estimate the running statistics with the noise off (varshift.recalibrate)",
-    "safe",
-    noise=False,
-)
 
 _KINDS = {
     "dropout": "dropout",
@@ -88,6 +80,26 @@ class Shift:
     excess: float
     noise: float
     blamed: float
+
+    @property
+    def learned(self) -> bool:
+        """Whether the norm holds what training with its noise produces: only the noise's absence is felt."""
+        ratio, offset = positive(self.layer.stale_ratio), known(self.layer.stale_mean)
+        near = ratio is not None and fold(ratio) < thresholds.SHIFT_WARNING
+        return near and (offset or 0.0) < thresholds.OFFSET_WARNING
+
+    def words(self, name: str) -> str:
+        """What is wrong at this norm, as a sentence without its full stop."""
+        without = f"(without the noise: {self.layer.control_ratio:.3g})"
+        if self.never_moved:
+            return (
+                f"Once it has learnt its statistics with the noise on, the norm {quoted(name)} sees "
+                f"{self.layer.fresh_ratio:.3g} times the learned variance in evaluation {without}"
+            )
+        return (
+            f"In evaluation the norm {quoted(name)} sees {self.layer.ratio:.3g} times the variance that it "
+            f"holds {without}"
+        )
 
     def evidence(self) -> dict[str, float | None]:
         """The figures, as they stand in a finding."""

@@ -17,7 +17,7 @@ from ._finding import SEVERITIES, Confidence, Cure, Finding, Severity
 from ._places import norm_places
 from ._reading import known, learns, norms_in_order, positive, without_none
 from ._registry import Rule, register
-from ._statistics_shift import _staleness as staleness_of
+from ._staleness import staleness_of
 from ._upstream import parameters_upstream
 
 if TYPE_CHECKING:

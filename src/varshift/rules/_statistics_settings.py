@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
+from ._cost import cost_of, graded, graver
 from ._cures import cure
-from ._finding import Finding
-from ._places import norm_place
-from ._reading import known, norms_in_order, quoted
+from ._finding import Finding, Severity
+from ._places import norm_places
+from ._reading import capitalised, known, learns, listed, norms_in_order
 from ._registry import Rule, register
+from ._stored import worst_first
+
+if TYPE_CHECKING:
+    from varshift.model import NormFacts
 
 
 @register
@@ -32,7 +37,8 @@ class UnusualMomentum(Rule):
 
     ## How it is measured
 
-    Certain, from the module.
+    Certain, from the module. A warning; where a loss was measured and the step "statistics" of the gap costs
+    a tenth of it, an error. A momentum of 0 is graded by that step alone. Frozen norms are left out.
 
     ## Known limits
 
@@ -65,40 +71,53 @@ class UnusualMomentum(Rule):
     code = "VS204"
     name = "unusual-momentum"
     needs = ("modules",)
+    improves_with = ("measurement",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields one finding per norm."""
+        """Yields one finding for each way in which a momentum is unusual."""
+        groups: dict[str, list[str]] = {}
         for name in norms_in_order(evidence):
-            facts = evidence.norms[name]
-            momentum = facts.momentum
-            if momentum is None or 0 < momentum < thresholds.MOMENTUM_LARGE:
+            momentum = evidence.norms[name].momentum
+            if momentum is None or 0 < momentum < thresholds.MOMENTUM_LARGE or not learns(evidence, name):
                 continue
-            if momentum == 0:
-                text = "its running statistics never move"
-                right, remedy = 0.1, "set a momentum such as 0.1, or freeze the norm by eval()"
-            elif momentum == 1:
-                text = "its running statistics are those of the last batch alone"
-                right, remedy = 0.1, "set a momentum such as 0.1, and recalibrate"
-            elif 0 < momentum < 1:
-                right = 1 - momentum
-                text = (
-                    "torch's momentum is the weight of the new batch, 1 minus that of Keras: "
-                    f"this looks like a ported {momentum:.4g} and should be {right:.4g}"
-                )
-                remedy = f"set momentum={right:.4g}, and recalibrate"
-            else:
-                text = "it must be between 0 and 1"
-                right, remedy = 0.1, "set a momentum such as 0.1, and recalibrate"
-            place = norm_place(evidence, name)
-            yield Finding(
-                code=self.code,
-                severity="warning",
-                confidence="certain",
-                sites=(place,),
-                message=f"The norm {quoted(name)} has a momentum of {momentum:.4g}: {text}.",
-                evidence={"momentum": momentum},
-                cures=(cure("set-momentum", remedy, "safe", place.id, momentum=right),),
+            groups.setdefault(_convention(momentum), []).append(name)
+        for kind, names in groups.items():
+            yield self._finding(evidence, kind, worst_first(evidence, names))
+
+    def _finding(self, evidence: Evidence, kind: str, names: Sequence[str]) -> Finding:
+        momentum = evidence.norms[names[0]].momentum or 0.0
+        right = 1 - momentum if kind == "ported" else 0.1
+        if kind == "none":
+            text = "running statistics never move"
+            remedy = "set a momentum such as 0.1, or freeze the norms by eval()"
+        elif kind == "last":
+            text = "running statistics are those of the last batch alone"
+            remedy = "set a momentum such as 0.1, and recalibrate"
+        elif kind == "ported":
+            text = (
+                "torch's momentum is the weight of the new batch, 1 minus that of Keras: "
+                f"this looks like a ported {momentum:.4g} and should be {right:.4g}"
             )
+            remedy = f"set momentum={right:.4g}, and recalibrate"
+        else:
+            text = "it must be between 0 and 1"
+            remedy = "set a momentum such as 0.1, and recalibrate"
+        cost = cost_of(evidence, "statistics")
+        places = norm_places(evidence, names)
+        severity = graded(cost, "warning", confidence="certain") or "advice"
+        if kind != "none":  # a setting that nobody means, whatever the last batch happened to be like
+            severity = graver(severity, "warning")
+        return Finding(
+            code=self.code,
+            severity=severity,
+            confidence="certain",
+            sites=places,
+            message=f"A momentum of {momentum:.4g} at {listed(names)}: {text}.",
+            evidence={"momentum": momentum, "count": len(names)},
+            cures=(cure("set-momentum", remedy, "safe", places[0].id, momentum=right),),
+            step="statistics",
+            cost=None if cost is None else cost.delta,
+        )
 
 
 @register
@@ -118,8 +137,9 @@ class HalfPrecisionStatistics(Rule):
 
     ## How it is measured
 
-    Certain, from the type of the buffer. An error where a value is not finite or too large for float16,
-    else a warning.
+    Certain, from the type of the buffer. An error where a value is not finite or too large for float16, else
+    by what the step "statistics" of the gap costs where a loss was measured: an error from a tenth, a warning
+    from a twentieth, advice below. Without a loss a warning.
 
     ## Known limits
 
@@ -155,38 +175,57 @@ class HalfPrecisionStatistics(Rule):
     code = "VS206"
     name = "half-precision-statistics"
     needs = ("modules",)
+    improves_with = ("measurement",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields one finding per norm."""
-        for name in norms_in_order(evidence):
-            facts = evidence.norms[name]
-            if not self._small(facts.dtype):
-                continue
-            overflow = facts.nonfinite > 0 or (facts.largest or 0.0) > thresholds.HALF_PRECISION_LARGEST
-            text = f"keeps its running statistics in {facts.dtype}"
-            details: dict[str, Any] = {"dtype": facts.dtype, "largest": known(facts.largest)}
-            if overflow:
-                text += (
-                    ", and they overflow it" if facts.nonfinite else ", and they exceed what float16 can hold"
-                )
-                details["nonfinite"] = facts.nonfinite
-            place = norm_place(evidence, name)
-            yield Finding(
-                code=self.code,
-                severity="error" if overflow else "warning",
-                confidence="certain",
-                sites=(place,),
-                message=f"The norm {quoted(name)} {text}.",
-                evidence=details,
-                cures=(
-                    cure(
-                        "keep-float32",
-                        "keep the norm in float32, and use autocast for the rest",
-                        "safe",
-                        place.id,
-                    ),
-                ),
-            )
+        """Yields one finding for the norms that overflow, and one for the others."""
+        names = [name for name in norms_in_order(evidence) if _small(evidence.norms[name].dtype)]
+        overflowing = [name for name in names if _overflows(evidence.norms[name])]
+        for some in (overflowing, [name for name in names if name not in overflowing]):
+            if some:
+                yield self._finding(evidence, worst_first(evidence, some), overflow=some is overflowing)
 
-    def _small(self, dtype: str) -> bool:
-        return dtype in ("float16", "bfloat16", "half") or dtype.startswith(("float8", "float4"))
+    def _finding(self, evidence: Evidence, names: Sequence[str], *, overflow: bool) -> Finding:
+        facts = evidence.norms[names[0]]
+        verb = "keeps" if len(names) == 1 else "keep"
+        text = f"{capitalised(listed(names))} {verb} running statistics in {facts.dtype}"
+        details: dict[str, Any] = {
+            "dtype": facts.dtype,
+            "largest": known(facts.largest),
+            "count": len(names),
+        }
+        if overflow:
+            text += ", and they overflow it" if facts.nonfinite else ", and they exceed what float16 can hold"
+            details["nonfinite"] = facts.nonfinite
+        cost = cost_of(evidence, "statistics")
+        remedy = "keep the norms in float32, use autocast for the rest, and recalibrate"
+        severity: Severity = (
+            "error" if overflow else graded(cost, "warning", confidence="certain") or "advice"
+        )
+        return Finding(
+            code=self.code,
+            severity=severity,
+            confidence="certain",
+            sites=norm_places(evidence, names),
+            message=f"{text}.",
+            evidence=details,
+            cures=(cure("keep-float32", remedy, "safe"),),
+            step="statistics",
+            cost=None if cost is None else cost.delta,
+        )
+
+
+def _small(dtype: str) -> bool:
+    return dtype in ("float16", "bfloat16", "half") or dtype.startswith(("float8", "float4"))
+
+
+def _overflows(facts: NormFacts) -> bool:
+    return facts.nonfinite > 0 or (facts.largest or 0.0) > thresholds.HALF_PRECISION_LARGEST
+
+
+def _convention(momentum: float) -> str:
+    if momentum == 0:
+        return "none"
+    if momentum == 1:
+        return "last"
+    return "ported" if 0 < momentum < 1 else "impossible"
