@@ -11,6 +11,7 @@ from torch import nn
 
 from varshift.flow import recognise_norms
 from varshift.model import Call, Forward, Norm, Reader, Shadow, find_norms
+from varshift.moments import most_samples
 from varshift.probe import FewRunner, batch_size_of, draw_batches, model_device, try_readings
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ class Subject:
             self.progress(stage, 0, None)
 
     def _made_up(self, shape: Any) -> Any:
-        count = _EXAMPLES if self.learned else 2
         shapes = [shape] if all(isinstance(size, int) for size in shape) else list(shape)
+        count = min(_EXAMPLES, most_samples(shapes)) if self.learned else 2
         parameter = next((p for p in self.network.parameters() if p.is_floating_point()), None)
         dtype = parameter.dtype if parameter is not None else torch.float32
         examples = tuple(torch.randn(count, *sizes, device=self.device).to(dtype) for sizes in shapes)

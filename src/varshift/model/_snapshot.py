@@ -6,7 +6,7 @@ import collections
 import dis
 import types
 from collections.abc import Callable, Iterable
-from operator import is_, is_not
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ class _Walk:
     def __init__(self, copier: TensorCopier, left_alone: Iterable[Any]) -> None:
         self._copier = copier
         self.seen = {id(item): item for item in left_alone}
-        self.restores: list[_Restore] = []
+        self._containers = _Containers()
+        self.restores: list[_Restore] = [self._containers.restore]
         self.tensors: dict[int, _TensorState] = {}
         self.functions: list[Any] = []
 
@@ -97,7 +98,8 @@ class _Walk:
         """Notes what one object is, and returns what it holds."""
         if isinstance(item, Tensor):
             state = self.tensors[id(item)] = _TensorState(item, self._copier)
-            self.restores += [state.restore, _contents_of(vars(item))]
+            self.restores.append(state.restore)
+            self._containers.keep(vars(item))
             held = [*vars(item).values(), item.grad if item.is_leaf else None]
         elif isinstance(item, np.ndarray):
             self.restores.append(_array(item))
@@ -105,7 +107,7 @@ class _Walk:
         elif isinstance(item, _CONTAINERS):
             if len(item) > _LONGEST:
                 return []
-            self.restores.append(_contents_of(item))
+            self._containers.keep(item)
             held = list(item.values() if isinstance(item, dict) else item)
             held += self._attributes(item) if hasattr(item, "__dict__") else []
         elif isinstance(item, (tuple, frozenset)):
@@ -129,7 +131,7 @@ class _Walk:
         held: list[Any] = []
         attributes = getattr(item, "__dict__", None)
         if isinstance(attributes, dict):
-            self.restores.append(_contents_of(attributes))
+            self._containers.keep(attributes)
             held.extend(attributes.values())
         for cls in type(item).__mro__:
             for name in slot_names(cls):
@@ -222,38 +224,53 @@ def write(tensor: Tensor, value: Tensor) -> None:
         tensor.copy_(value)
 
 
-def _contents_of(container: Any) -> _Restore:
-    if isinstance(container, dict):
-        saved = dict(container)
+class _Containers:
+    """Containers and what they hold, in two lists: a model has thousands, and garbage collectors count objects."""
 
-        def restore_entries() -> None:
-            for key in [key for key in container if key not in saved]:
-                del container[key]
-            for key, value in saved.items():
-                if key not in container or container[key] is not value:
-                    container[key] = value
-            if not all(map(is_, container, saved)):
-                container.clear()
-                container.update(saved)
+    def __init__(self) -> None:
+        self._containers: list[Any] = []
+        self._contents: list[Any] = []
 
-        return restore_entries
+    def keep(self, container: Any) -> None:
+        """Notes what a container holds."""
+        kinds = (kind for kind in (dict, set) if isinstance(container, kind))
+        self._containers.append(container)
+        self._contents.append(next(kinds, list)(container))
+
+    def restore(self) -> None:
+        """Puts back what the containers held, each on its own; the first error is raised at the end."""
+        errors: list[Exception] = []
+        for container, contents in zip(self._containers, self._contents, strict=True):
+            try:
+                _refill(container, contents)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+def _refill(container: Any, contents: Any) -> None:
     if isinstance(container, set):
-        members = set(container)
-
-        def restore_members() -> None:
-            if container != members:
-                container.clear()
-                container.update(members)
-
-        return restore_members
-    items = list(container)
-
-    def restore_items() -> None:
-        if len(container) != len(items) or any(map(is_not, container, items)):
+        if container != contents:
             container.clear()
-            container.extend(items)
-
-    return restore_items
+            container.update(contents)
+        return
+    same = len(container) == len(contents) and all(map(is_, container, contents))
+    if not isinstance(container, dict):
+        if not same:
+            container.clear()
+            container.extend(contents)
+        return
+    if same and all(map(is_, container.values(), contents.values())):
+        return
+    for key in [key for key in container if key not in contents]:
+        del container[key]
+    for key, value in contents.items():
+        if key not in container or container[key] is not value:
+            container[key] = value
+    if not all(map(is_, container, contents)):
+        container.clear()
+        container.update(contents)
 
 
 def _array(array: np.ndarray) -> _Restore:

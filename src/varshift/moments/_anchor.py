@@ -130,7 +130,8 @@ def anchor(
     data, made.noise = gain.square() * data, loudness.square() * noise
     if mask is not None:
         target = _masked_again(x, mask, target.moved(line))
-        data, made.noise, line = channel_variance(target.mean), target.noise(), None
+        data = data * torch.as_tensor(mask.factor_mean).to(data).square()
+        made.noise, line = target.noise(), None
     if variance is None or frozen is not None or made.clean:
         made.variance = data + made.noise
     return made, target, line
@@ -190,12 +191,14 @@ def _masked_again(x: Signal, mask: Mask, target: Signal) -> Signal:
         per_channel(figure, x.mean) if isinstance(figure, Tensor) else figure
         for figure in (mask.factor_noise, mask.factor_mean)
     )
-    factor = (x.total / mask.base.total).nan_to_num_(0.0, 0.0, 0.0)
+    factor = mask.factor
+    if factor is None:
+        factor = (x.total / mask.base.total).nan_to_num_(0.0, 0.0, 0.0)
     mean = size * target.mean
     again = x.but(
         mean=mean,
         variance=product_variance(mean, target.spread(), size, nu),
-        draw=factor.mul_(target.total).sub_(mean),
+        draw=(factor * target.total).sub_(mean),
         mask=replace(mask, base=target),
         floating=False,
         unsure=SURE,

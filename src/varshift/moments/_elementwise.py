@@ -198,11 +198,17 @@ def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moment
         per_channel(figure, spread) if isinstance(figure, Tensor) else figure
         for figure in (mask.probability, mask.low, mask.high)
     )
-    whole = torch.ones((), dtype=spread.dtype, device=spread.device)
+    like: Any = {"dtype": spread.dtype, "device": spread.device}
+    whole = torch.ones((), **like)
     scale = whole if mask.scale is None else per_channel(mask.scale, spread)
     parts = []
     for factor in (small, large):
-        mean, variance = factor * scale * base.mean, (factor * scale).square() * spread
+        if factor is small and _drops_to_constants(mask):
+            # One value per channel. Where nothing is dropped it counts for nothing.
+            mean = torch.zeros((1, *base.mean.shape[1:2], *(1,) * (base.mean.dim() - 2)), **like)
+            variance = torch.zeros_like(mean)
+        else:
+            mean, variance = factor * scale * base.mean, (factor * scale).square() * spread
         if mask.shift is not None:
             mean = mean.add_(per_channel(mask.shift, mean))
         if mask.beside is not None:
@@ -214,3 +220,15 @@ def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moment
     return torch.lerp(low_mean, high_mean, share), between.add_(
         torch.lerp(low_variance, high_variance, share)
     )
+
+
+def _drops_to_constants(mask: Mask) -> bool:
+    """Whether what is dropped becomes the same everywhere in a channel."""
+    if mask.base.mean.dim() < 2 or mask.beside is not None:
+        return False
+    if mask.shift is not None and mask.shift.dim() > 1:
+        return False
+    if not isinstance(mask.low, Tensor) and not isinstance(mask.probability, Tensor):
+        return mask.low == 0
+    dropped = torch.as_tensor(mask.low == 0) | torch.as_tensor(mask.probability == 0)
+    return bool(dropped.all())

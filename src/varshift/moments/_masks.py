@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,9 @@ def side_by_side(call: Call, result: Signal) -> Mask | None:
 
     def figures(name: str, otherwise: float) -> Tensor:
         columns = [
-            torch.as_tensor(getattr(mask, name) if mask else otherwise).to(result.mean).expand(size)
+            value.to(result.mean).expand(size)
+            if isinstance(value := getattr(mask, name, otherwise), Tensor)
+            else result.mean.new_full((size,), value)
             for mask, size in zip(masks, sizes, strict=True)
         ]
         return torch.cat(columns)
@@ -40,13 +43,19 @@ def side_by_side(call: Call, result: Signal) -> Mask | None:
     mean = torch.cat([base.mean for base in bases], 1)
     base = Signal(mean, floating=result.floating, doubts=result.doubts)
     if any(base.noisy for base in bases):
-        total = torch.cat([base.total for base in bases], 1)
         base = base.but(
             variance=torch.cat([base.spread() for base in bases], 1),
-            draw=total - mean,
+            draw=torch.cat([base.deviation() for base in bases], 1),
             exact=all(base.exact or not base.noisy for base in bases),
         )
-    return Mask(figures("low", 1.0), figures("high", 1.0), figures("probability", 0.0), base)
+    ones = torch.ones((), dtype=mean.dtype, device=mean.device)
+    factors = [
+        (ones if mask is None or mask.factor is None else mask.factor).expand_as(tensor)
+        for mask, tensor in zip(masks, tensors, strict=True)
+    ]
+    known = all(mask is None or mask.factor is not None for mask in masks)
+    factor = torch.cat(factors, 1) if known else None
+    return Mask(figures("low", 1.0), figures("high", 1.0), figures("probability", 0.0), base, factor=factor)
 
 
 def of_sum(named: dict[str, Any], shape: torch.Size) -> Mask | None:
@@ -108,5 +117,5 @@ def past_linear(call: Call, apply: Callable[[Tensor], Tensor]) -> Signal:
         beside = per_channel(rest.clamp_min(0), variance).expand_as(variance)
         variance = variance + beside
     exact = not base.noisy and beside is None
-    after = Mask(mask.low, mask.high, mask.probability, base, None, shift, beside, mask.shape)
+    after = replace(mask, base=base, scale=None, shift=shift, beside=beside)
     return result.but(variance=variance, exact=exact, mask=after)

@@ -63,10 +63,12 @@ def multiply(
     """
     if rate <= 0:
         return x.but(mean=mean * x.mean, draw=None if x.draw is None else mean * x.draw, mask=None)
-    mask = Mask(0.0, mean / (1 - rate), rate, x, shape=shape) if site.kind in _TWO_POINT else None
-    factor = _factor(site.kind, rate, shape, x.mean)
-    result = _product(x, mean, noise_variance(site.kind, rate), factor, mask)
-    return result.but(independent=_own(x, shape))
+    x = x.levelled()  # once: several concatenations may read it
+    factor = mean * _factor(site.kind, rate, shape, x.mean)
+    two_point = site.kind in _TWO_POINT
+    mask = Mask(0.0, mean / (1 - rate), rate, x, shape=shape, factor=factor) if two_point else None
+    result = _product(x, mean, noise_variance(site.kind, rate), factor, mask).levelled()
+    return result.but(independent=_own(x, shape), sized=result.sized)
 
 
 def drop_blocks(x: Signal, site: NoiseSite, rate: float, drawn: Tensor, draws: Tensor) -> Signal:
@@ -94,12 +96,13 @@ def drop_blocks(x: Signal, site: NoiseSite, rate: float, drawn: Tensor, draws: T
     # One draw of few samples drops more or less than the average.
     relative = relative * (nu.mean() / relative.square().mean().clamp_min(TINY)).sqrt()
     kept = draws[draws != 0]
+    factor = mean * (1 + relative)
     mask = None
     if len(kept) and bool(kept.std() < _ALIKE * kept.mean().abs()):
         share = (draws == 0).to(mean.dtype).mean(axes, keepdim=True)
         low, high = (mean + (value - mean) * louder**0.5 for value in (0.0, kept.mean()))
-        mask = Mask(low, high, share, x)
-    return _product(x, mean, nu, 1 + relative, mask).but(independent=False)
+        mask = Mask(low, high, share, x, factor=factor)
+    return _product(x, mean, nu, factor, mask).but(independent=False)
 
 
 def _product(
@@ -109,7 +112,7 @@ def _product(
     return x.but(
         mean=middle,
         variance=product_variance(middle, x.spread(), mean, nu),
-        draw=(mean * factor * x.total).sub_(middle),
+        draw=(factor * x.total).sub_(middle),
         mask=mask,
         exact=_exact(x),
     )

@@ -148,9 +148,14 @@ def examples_for(network: nn.Module, shape: Any) -> Any:
     shapes = _shapes(shape)
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    count = min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes], gates=True))
+    count = most_samples(shapes)
     examples = tuple(torch.randn(count, *sizes, device="cpu").to(dtype) for sizes in shapes)
     return examples[0] if len(examples) == 1 else examples
+
+
+def most_samples(shapes: Sequence[Sequence[int]]) -> int:
+    """How many samples of inputs of these shapes, without the batch dimension, a prediction follows at most."""
+    return min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes], gates=True))
 
 
 def _gather(data: Any, wanted: int) -> Any:

@@ -127,15 +127,16 @@ def _concatenation(node: Node, call: Call) -> Signal:
     noisy = [signal for signal in call.signals if signal.noisy]
     own = [id(s.mask) for s in noisy if s.mask is not None and not s.mask.base.noisy and s.independent]
     independent = given.independent if given is not None else len(set(own)) == len(noisy)
-    result = call.linear(_plain_zero(call), exact=exact, independent=independent)
+    spread, draw = _alongside(call, Signal.spread), _alongside(call, Signal.deviation)
+    result = call.linear(spread, draw=draw, exact=exact, independent=independent)
     return result.but(mask=side_by_side(call, result))
 
 
-def _plain_zero(call: Call) -> Tensor | None:
-    """Noise variances side by side; what is no signal has none."""
+def _alongside(call: Call, view: Callable[[Signal], Tensor]) -> Tensor | None:
+    """Views of the noise of all parts side by side; what is no signal has none."""
     if not call.args:
         return None
-    args, kwargs = swap((call.args, call.kwargs), _spread)
+    args, kwargs = swap((call.args, call.kwargs), view)
     first = [
         torch.zeros_like(item) if isinstance(given, Tensor) else item
         for item, given in zip(args[0], call.args[0], strict=True)

@@ -31,6 +31,7 @@ class Mask:
         shift: Elementwise term since, likewise or a map.
         beside: Variance of other noise that was added since, a map.
         shape: Shape of the factor: how many elements share one.
+        factor: The factors of the draw that goes with it, to be broadcast against the signal.
     """
 
     low: Tensor | float
@@ -41,6 +42,7 @@ class Mask:
     shift: Tensor | None = None
     beside: Tensor | None = None
     shape: tuple[int, ...] | None = None
+    factor: Tensor | None = None
 
     @property
     def fresh(self) -> bool:
@@ -153,6 +155,10 @@ class Signal:
         """What one training pass computes."""
         return self.mean if self.draw is None else self.mean + self.draw
 
+    def deviation(self) -> Tensor:
+        """What the noise adds in one training pass: the draw, 0 without noise."""
+        return torch.zeros_like(self.mean) if self.draw is None else self.draw
+
     def spread(self) -> Tensor:
         """Noise variance of each element: the map of `variance`, as large as the draw is in each channel.
 
@@ -164,6 +170,12 @@ class Signal:
         if self.exact or self.sized:
             return self.variance
         return self.variance * per_channel(self.level(), self.variance)
+
+    def levelled(self) -> Signal:
+        """The same signal; its `variance` is as large as the draw in each channel, unless it is exact."""
+        if self.draw is None or self.variance is None or self.exact or self.sized:
+            return self
+        return replace(self, variance=self.spread(), sized=True)
 
     @property
     def spread_is_sized(self) -> bool:
