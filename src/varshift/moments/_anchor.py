@@ -41,6 +41,8 @@ class Anchor:
         stand_in: What stood in the place of an unknown input.
         doubts: Operations upstream whose treatment is approximate.
         clean: Whether its statistics are known to be those of the data alone, re-estimated without noise.
+        first: Whether no anchor is upstream, so that the made-up input had no scale yet.
+        eps: What the norm adds to a variance.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Anchor:
     louder: Tensor | None = None
     stand_in: Tensor | None = None
     clean: bool = False
+    first: bool = False
+    eps: float = 0.0
 
     def line(self) -> tuple[Tensor, Tensor]:
         """Factor and term per channel that put a propagated value on the scale of the data."""
@@ -124,6 +128,7 @@ def anchor(
     learned = data + noise if variance is None else variance
     made = Anchor(name, fixed_mean, learned, noise, centre, gain, mean is not None, x.doubts, scale, louder)
     made.clean = clean is not None
+    made.first = target.floating
     loudness = torch.ones_like(gain) if louder is None else louder
     line: Line | None = Line(gain, fixed_mean - centre * gain, loudness)
     target = target.but(floating=False, unsure=SURE, sized=target.sized)

@@ -148,9 +148,12 @@ def _figures(
     mean = {state: average([o.mean for o in calls]) for state, calls in seen.items()}
     # A dead channel has no deviation that its mean could be off by.
     alive = learned > _DEAD * learned.mean()
-    offset = torch.where(alive, (mean["eval"] - centre) / learned.clamp_min(1e-20).sqrt(), 0.0)
+    eps = max(anchor.eps for anchor in anchors)  # the norm adds it to every variance, so a ratio does
+    offset = torch.where(alive, (mean["eval"] - centre) / (learned + eps).clamp_min(1e-20).sqrt(), 0.0)
     training = State(float(centre.mean()), float(learned.mean()))
-    ratio, local = (float(variance[state].mean() / learned.mean()) for state in ("eval", "clean"))
+    ratio, local = (
+        float((variance[state].mean() + eps) / (learned.mean() + eps)) for state in ("eval", "clean")
+    )
     if all(anchor.clean for anchor in anchors):  # what it holds is what it sees: nothing is left to correct
         ratio, offset = 1.0, torch.zeros_like(offset)
     upstream = _upstream(site, flow)

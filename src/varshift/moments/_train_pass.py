@@ -134,13 +134,13 @@ class TrainPass(Interpreter):
             lost = any(site.name in noise.reaches for noise in self.flow.noises)
             x = Signal(stand_in, doubts=frozenset({UNKNOWN if lost else STAND_IN}))
         made, x, line = anchor(site.name, x, mean, variance, self.frozen.get(key), clean=self.clean.get(key))
-        made.stand_in = stand_in
+        made.stand_in, made.eps = stand_in, float(named["eps"])
         self.anchors[key] = made
         source = next((i for i in node.inputs if isinstance(self.values.get(i), Signal)), None)
         if source is not None and self.read_after(node, source):
             # A sum goes on with the size that the norm knows.
             self.values[source] = x if line is None else x.moved(line)
-        scale, shift = made.norm(named["weight"], named["bias"], float(named["eps"]))
+        scale, shift = made.norm(named["weight"], named["bias"], made.eps)
         result = x.moved(Line(scale, shift, scale) if line is None else line.then(scale, shift))
         return result if node.op == "batch_norm" else (result, None, None)
 
