@@ -32,6 +32,7 @@ class Recipe:
         family: The kind of block.
         place: Where in the block its noise acts.
         noise: ``"element"``, ``"channel"`` or ``"path"``.
+        steps: Steps of its training; where the learning rate `decays`, statistics catch up with the weights.
     """
 
     number: int
@@ -47,6 +48,8 @@ class Recipe:
     data: str
     size: int
     steps: int
+    batch: int
+    decays: bool
 
     @property
     def name(self) -> str:
@@ -75,14 +78,16 @@ def recipe(number: int) -> Recipe:
         place,
         noise,
         draw.choice((0.05, 0.1, 0.2, 0.3, 0.5)),
-        draw.choice((32, 64)) if flat else draw.choice((8, 12, 16)),
+        draw.choice((32, 64)) if flat else draw.choice((8, 12)),
         draw.choice((2, 3, 4, 6, 8)),
         draw.choice(("relu", "relu", *_ACTIVATIONS)),
         not flat and (family == "inverted" or draw.random() < 0.15),
         not flat and draw.random() < 0.15,
         draw.choice(("CIFAR-10", "CIFAR-10", "Fashion-MNIST")),
         draw.choice((12, 16)) if not flat else 12,
-        draw.choice((40, 100, 200)),
+        draw.choice((50, 150, 400, 1000)),
+        draw.choice((16, 32, 64)),
+        draw.random() < 0.5,
     )
 
 

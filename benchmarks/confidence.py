@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +30,27 @@ from _varied import Recipe, build, recipe
 from varshift_lab.data import cifar10, fashion_mnist
 
 STORE = Path(__file__).parent / ".trained" / "varied"
-IMAGES, TRUTH, DRAWS, BATCH = 4096, 512, 4, 32
+IMAGES, TRUTH, DRAWS, RATE = 4096, 512, 4, 0.05
 LIMITS = {"high": 0.03, "medium": 0.10}  # errors that nine of ten norms of a class are to stay under
+
+
+@cache
+def originals(data: str) -> tuple[Tensor, Tensor]:
+    """The first images of a data set, and their classes."""
+    if data == "CIFAR-10":
+        found = cifar10(folder(), batches=1)
+    else:
+        found = fashion_mnist(folder().parent / "fashion_mnist")
+    few = slice(0, IMAGES + TRUTH)
+    return found.pixels[few].float(), found.labels[few].clone()
 
 
 def images_of(given: Recipe) -> tuple[Tensor, Tensor]:
     """Images at the size of a network, standardised, and their classes."""
-    if given.data == "CIFAR-10":
-        data = cifar10(folder(), batches=1)
-    else:
-        data = fashion_mnist(folder().parent / "fashion_mnist")
-    few = slice(0, IMAGES + TRUTH)
-    pixels = data.normalised()[few] if given.data == "CIFAR-10" else data.pixels[few].float()
+    pixels, labels = originals(given.data)
     pixels = F.adaptive_avg_pool2d(pixels, given.size)
     axes = (0, 2, 3)
-    return (pixels - pixels.mean(axes, keepdim=True)) / pixels.std(axes, keepdim=True), data.labels[few]
+    return (pixels - pixels.mean(axes, keepdim=True)) / pixels.std(axes, keepdim=True), labels
 
 
 def trained(given: Recipe, images: Tensor, labels: Tensor) -> nn.Module:
@@ -50,10 +58,12 @@ def trained(given: Recipe, images: Tensor, labels: Tensor) -> nn.Module:
     net = build(given)
 
     def weights() -> dict[str, Tensor]:
-        optimiser = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        optimiser = torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
         order = torch.Generator().manual_seed(given.number)
-        for _ in range(given.steps):
-            index = torch.randint(IMAGES, (BATCH,), generator=order)
+        for step in range(given.steps):
+            if given.decays:
+                optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / given.steps))
+            index = torch.randint(IMAGES, (given.batch,), generator=order)
             loss = F.cross_entropy(net.train()(images[index]), labels[index])
             optimiser.zero_grad()
             loss.backward()
@@ -134,7 +144,8 @@ def predicted(number: int) -> dict[str, Any]:
     net = build(given)
     shape = (3 if given.data == "CIFAR-10" else 1, given.size, given.size)
     net.load_state_dict(stored(f"varied_{number}", dict))
-    row: dict[str, Any] = {"number": number, "name": given.name, "shipped": figures(net, shape)}
+    row: dict[str, Any] = {"number": number, "name": given.name, "steps": given.steps}
+    row |= {"batch": given.batch, "decays": given.decays, "shipped": figures(net, shape)}
     net.load_state_dict(truth.pop("state"))
     row["fresh"] = figures(net, shape)
     return row | {f"measured_{key}": value for key, value in truth.items()} | {"halves": truth["halves"]}

@@ -16,6 +16,9 @@ from varshift import SiteId
 from varshift.moments import predict
 
 
+EPS = 1e-5  # of torch's norms
+
+
 def net(p=0.5, norm=nn.BatchNorm2d):
     return nn.Sequential(
         nn.Conv2d(3, 8, 3),
@@ -89,13 +92,35 @@ def test_seed_decides_everything(trained):
     assert first.layer("5").ratio == pytest.approx(other.layer("5").ratio, rel=0.05)
 
 
+def test_ratios_count_eps():
+    """A signal far below eps cannot be sick: the norm divides by the root of variance and eps."""
+    ratios = {}
+    for eps in (1e-12, 1e-5, 1.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.BatchNorm2d(8, eps=eps, momentum=None))
+        with torch.no_grad():
+            model[0].weight.mul_(1e-3)
+            model[0].bias.zero_()
+        for _ in range(20):
+            model(torch.randn(32, 3, 10, 10))
+        layer = predict(model, shape=(3, 10, 10)).layer("2")
+        ratios[eps] = layer.ratio
+        learned = float(model[2].running_var.mean())
+        assert layer.ratio == pytest.approx((layer.states["eval"].variance + eps) / (learned + eps), rel=1e-4)
+    assert ratios[1e-12] == pytest.approx(0.5, abs=0.02)
+    assert ratios[1e-12] < ratios[1e-5] < ratios[1.0]
+    assert ratios[1.0] == pytest.approx(1, abs=1e-4)
+
+
 def test_all_states_are_named_and_fit_together(trained):
     for prediction in (predict(trained, shape=(3, 10, 10)), predict(trained, images())):
         for layer in prediction.layers:
             states = layer.states
             assert set(states) == {"train", "clean", "sampling", "eval"}
-            assert layer.ratio == pytest.approx(states["eval"].variance / states["train"].variance)
-            assert layer.local_ratio == pytest.approx(states["clean"].variance / states["train"].variance)
+            figures = {"eval": layer.ratio, "clean": layer.local_ratio}
+            learned = states["train"].variance + EPS
+            for state, ratio in figures.items():
+                assert ratio == pytest.approx((states[state].variance + EPS) / learned)
             assert layer.shift == max(layer.ratio, 1 / layer.ratio)
         assert prediction.layer("1").noise == ()
         assert prediction.layer("1").ratio == pytest.approx(1, abs=1e-4)

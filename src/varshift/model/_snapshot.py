@@ -225,7 +225,7 @@ def write(tensor: Tensor, value: Tensor) -> None:
 
 
 class _Containers:
-    """Containers and what they hold, in two lists: thousands in a model, and objects cost garbage collection."""
+    """Containers and what they hold, in two lists: a model has thousands, which garbage collectors count."""
 
     def __init__(self) -> None:
         self._containers: list[Any] = []

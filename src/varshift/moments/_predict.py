@@ -154,7 +154,7 @@ def examples_for(network: nn.Module, shape: Any) -> Any:
 
 
 def most_samples(shapes: Sequence[Sequence[int]]) -> int:
-    """How many samples of inputs of these shapes (without the batch dimension) a prediction follows at most."""
+    """How many samples of inputs of these shapes, without the batch axis, a prediction follows at most."""
     return min(_MANY, _fitting([math.prod(sizes[1:]) for sizes in shapes], gates=True))
 
 
