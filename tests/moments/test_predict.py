@@ -15,7 +15,6 @@ import varshift as vs
 from varshift import SiteId
 from varshift.moments import predict
 
-
 EPS = 1e-5  # of torch's norms
 
 
