@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from varshift._errors import ModelError as ModelError
     from varshift._errors import VarshiftError as VarshiftError
     from varshift._errors import VarshiftWarning as VarshiftWarning
+    from varshift._mode import mode as mode
     from varshift._sites import SiteId as SiteId
     from varshift.moments import Prediction as Prediction
     from varshift.moments import predict as predict
@@ -37,6 +38,7 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
 # Loaded on first use, so that `varshift --help`, `rules` and `explain` answer without importing torch.
 _HOME = {
     "check": "varshift._check",
+    "mode": "varshift._mode",
     "predict": "varshift.moments",
     "Prediction": "varshift.moments",
     "recalibrate": "varshift.probe",
@@ -69,6 +71,7 @@ __all__ = [
     "check",
     "data",
     "functional",
+    "mode",
     "nn",
     "optim",
     "predict",

@@ -61,6 +61,8 @@ from varshift.model._shadow import Shadow as Shadow
 from varshift.model._shadow import shadowed as shadowed
 from varshift.model._snapshot import write as write
 from varshift.model._state import State as State
+from varshift.model._switch import Switch as Switch
+from varshift.model._switch import set_flags as set_flags
 from varshift.model._unwrap import canonical_names as canonical_names
 from varshift.model._unwrap import canonical_tensor as canonical_tensor
 from varshift.model._unwrap import inside_wrapper as inside_wrapper

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from varshift.flow import RecognisedNorms
-from varshift.model import Call, Forward, Norm, Shadow, find_norms
+from varshift.model import Call, Forward, Norm, Shadow, find_norms, set_flags
 from varshift.probe._tap import Tap
 
 UNREAD = "its channels, or the row of statistics that a sample belongs to, could not be told"
@@ -19,18 +19,6 @@ UNREAD = "its channels, or the row of statistics that a sample belongs to, could
 def measurable_norms(network: nn.Module, recognised: RecognisedNorms) -> tuple[Norm, ...]:
     """The norms of a network whose statistics can be measured and replaced."""
     return tuple(norm for norm in find_norms(network, recognised) if norm.states.unsupported is None)
-
-
-def train_as_passed(model: nn.Module) -> None:
-    """Puts a model into train mode as its user trains it: what he holds in eval mode meanwhile stays there.
-
-    Parts in eval mode within a model in training mode are held so on purpose, or by mistake: either way that
-    is how they trained.
-    """
-    held = [module for module in model.modules() if not module.training] if model.training else []
-    model.train(True)
-    for module in held:
-        module.training = False
 
 
 def set_noise(
@@ -53,18 +41,14 @@ def set_noise(
         hand_batch: Names of the norms written by hand that normalise with batch statistics.
         as_passed: Whether parts in eval mode within a model in training mode stay there (`train_as_passed`).
     """
-    if as_passed:
-        train_as_passed(model)
-    else:
-        model.train(True)
-    if not on:
-        model.eval()  # as it follows training: a model may do as much or as little here as it likes
-    for norm in norms:
-        if isinstance(norm.module, nn.SyncBatchNorm):
-            norm.module.training = False
-        elif norm.kind == "custom" and norm.name in hand_batch:
-            for module in (norm.module, *(state.module for state in norm.own_states)):
-                module.training = True
+    synchronised = [norm.module for norm in norms if isinstance(norm.module, nn.SyncBatchNorm)]
+    by_hand = [
+        module
+        for norm in norms
+        if norm.kind == "custom" and norm.name in hand_batch
+        for module in (norm.module, *(state.module for state in norm.own_states))
+    ]
+    set_flags(model, on, training=by_hand, evaluation=synchronised, as_passed=as_passed)
 
 
 def frozen_norms(network: nn.Module, norms: Sequence[Norm]) -> dict[str, str]:
