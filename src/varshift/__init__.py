@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from varshift._errors import ModelError as ModelError
     from varshift._errors import VarshiftError as VarshiftError
     from varshift._errors import VarshiftWarning as VarshiftWarning
+    from varshift._mode import Mode as Mode
     from varshift._mode import mode as mode
     from varshift._sites import SiteId as SiteId
     from varshift.moments import Prediction as Prediction
@@ -39,6 +40,7 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
 _HOME = {
     "check": "varshift._check",
     "mode": "varshift._mode",
+    "Mode": "varshift._mode",
     "predict": "varshift.moments",
     "Prediction": "varshift.moments",
     "recalibrate": "varshift.probe",
@@ -60,6 +62,7 @@ __all__ = [
     "Cure",
     "DataError",
     "Finding",
+    "Mode",
     "ModelError",
     "Prediction",
     "Recalibration",
