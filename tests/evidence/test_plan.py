@@ -107,6 +107,7 @@ WITH_LOADER = {
     "VS303": MODULES | CAPTURE | {"measurement", "order"},
     "VS304": MODULES | CAPTURE | {"measurement", "order"},
     "VS401": MODULES | CAPTURE | {"trials"},
+    "VS402": MODULES | CAPTURE | {"measurement"},
     "VS403": MODULES | CAPTURE | {"measurement", "norm_calls"},
     "VS406": CAPTURE | {"trials"},
 }

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind, ModeFacts
-from varshift.model import Norm, find_norms, norm_facts, origins
+from varshift.model import Norm, canonical_names, canonical_tensor, find_norms, norm_facts, origins
 
 
 class ModulesProvider(Provider):
@@ -65,4 +65,14 @@ def mode_facts(model: nn.Module, norms: Sequence[Norm], noise_names: Sequence[st
     stuck_training = {n: type(m).__name__ for n, m in watched.items() if m.training}
     model.train(True)
     stuck_eval = {n: type(m).__name__ for n, m in watched.items() if not m.training}
-    return ModeFacts(root, as_passed, stuck_training, stuck_eval, tuple(n for n in watched if n in noisy))
+    names = canonical_names(model)
+    flags = {canonical_tensor(names, name): p.requires_grad for name, p in model.named_parameters()}
+    return ModeFacts(
+        root,
+        as_passed,
+        stuck_training,
+        stuck_eval,
+        tuple(name for name in watched if name in noisy),
+        trained=frozenset(name for name, trains in flags.items() if trains),
+        frozen=frozenset(name for name, trains in flags.items() if not trains),
+    )

@@ -95,6 +95,8 @@ class ModeFacts:
         stuck_training: Those still in training mode after ``model.eval()``, ``{name: class}``.
         stuck_eval: Those still in evaluation mode after ``model.train()``, ``{name: class}``.
         noise: Names of the noise modules among all of these.
+        trained: Names of the parameters that need a gradient.
+        frozen: Names of those that need none.
     """
 
     root_training: bool
@@ -102,6 +104,8 @@ class ModeFacts:
     stuck_training: Mapping[str, str] = field(default_factory=dict)
     stuck_eval: Mapping[str, str] = field(default_factory=dict)
     noise: tuple[str, ...] = ()
+    trained: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def hear_norm_calls(
         return ()
     shadow.run_eagerly(forward)
     norms = measurable_norms(shadow.network, recognised)
-    live, by_hand = live_norms(shadow, norms, forward, calls[0])
+    live, by_hand = live_norms(shadow, norms, forward, calls[0], as_passed=True)
     hearing = _Hearing(shadow, norms, live, by_hand, forward, flow)
     count = _BATCHES if by_batch else _FEW_BATCHES if shared else 1
     batches = [hearing.run(call, seed) for call in calls[:count]]
@@ -151,7 +151,7 @@ class _Hearing:
     def run(self, call: Call, seed: int) -> dict[str, list[_Moments]]:
         """The moments of the calls of each norm in one forward."""
         network: nn.Module = self._shadow.fresh()
-        set_noise(network, self._norms, True, self._by_hand)
+        set_noise(network, self._norms, True, self._by_hand, as_passed=True)
         seed_all(seed)
         tap = _CallTap(self._norms, self._live)
         try:

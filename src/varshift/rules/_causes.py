@@ -50,6 +50,11 @@ EXPLAINS: tuple[Explains, ...] = (
     ),
     Explains("VS303", ("VS302",), "batches learned together with their statistics are not too small"),
     Explains(
+        "VS402",
+        ("VS202", "VS205", "VS306"),
+        "statistics that follow the data of a frozen network are those of other data than its weights",
+    ),
+    Explains(
         "VS403",
         ("VS202", "VS207", "VS210", "VS302", "VS306"),
         "an average over several signals is not what any of them was trained with",

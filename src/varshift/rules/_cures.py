@@ -33,6 +33,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "reach-norm": "Checks a norm with data that reach it, or removes it.",
         "prune-channels": "Removes channels that no longer carry a signal.",
         "find-overflow": "Finds the weight or the operation from which on values are not finite.",
+        "hold-statistics": "Holds the statistics of frozen norms, whatever train() does.",
         "freeze-parameters": "Freezes the parameters of a norm together with its statistics.",
         "larger-batch": "Uses larger batches.",
         "drop-last": "Leaves out the incomplete last batch of an epoch.",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from varshift.evidence import Evidence
+from varshift.evidence import Evidence, ModeFacts
 
 from . import _thresholds as thresholds
 from ._cures import cure
@@ -18,6 +18,7 @@ from ._registry import Rule, register
 
 if TYPE_CHECKING:
     from varshift.flow import Parting
+    from varshift.model import NormFacts
     from varshift.probe import Change
 
 _EVAL = cure("set-mode", "call model.eval() before evaluation", "safe", training=False)
@@ -108,12 +109,12 @@ class WrongMode(Rule):
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding per cause: what the modules say, and what a few samples show."""
-        causes: dict[str, list[Finding]] = {}
+        causes: dict[tuple[str, Severity], list[Finding]] = {}
         for finding in self._modules(evidence):
-            causes.setdefault(str(finding.evidence["reason"]), []).append(finding)
+            causes.setdefault((str(finding.evidence["reason"]), finding.severity), []).append(finding)
         for several in causes.values():
             yield _joined(several)
-        yield from self._company(evidence, explained=bool(_BATCHED & causes.keys()))
+        yield from self._company(evidence, explained=any(reason in _BATCHED for reason, _ in causes))
 
     def _modules(self, evidence: Evidence) -> Iterator[Finding]:
         stuck = dict(evidence.modes.stuck_training) if evidence.modes else {}
@@ -164,10 +165,12 @@ class WrongMode(Rule):
             if not modes.root_training:
                 text = "was passed in training mode inside a model in evaluation mode"
                 yield self._finding(evidence, name, cls, "warning", text, "as_passed", _EVAL)
+            elif is_noise and _around_frozen(modes, name):
+                continue  # the noise of a backbone that is held in evaluation mode
             elif is_noise:
                 text = "was passed in evaluation mode inside a model in training mode: its noise is off"
                 yield self._finding(evidence, name, cls, "warning", text, "as_passed", _TRAIN)
-            elif facts is None or not facts.frozen_parameters:
+            elif _trains(modes, name, facts):
                 text = "was passed in evaluation mode inside a training model, and its parameters still train"
                 remedy = cure("freeze-parameters", "freeze its parameters too, or call model.train()", "safe")
                 yield self._finding(evidence, name, cls, "advice", text, "as_passed", remedy)
@@ -269,6 +272,23 @@ class WrongMode(Rule):
             },
             cures=(cure("separate-samples", "leave the padding out, by the lengths or a mask", "unsafe"),),
         )
+
+
+def _trains(modes: ModeFacts, name: str, facts: NormFacts | None) -> bool:
+    """Whether a norm has parameters of its own that train, as far as is known."""
+    if modes.trained or modes.frozen:
+        return any(parameter.rpartition(".")[0] == name for parameter in modes.trained)
+    return facts is None or not facts.frozen_parameters
+
+
+def _around_frozen(modes: ModeFacts, name: str) -> bool:
+    """Whether the module around another one has parameters, all of them frozen."""
+    around = name.rpartition(".")[0]
+    return (
+        bool(around)
+        and any(p.startswith(f"{around}.") for p in modes.frozen)
+        and not any(p.startswith(f"{around}.") for p in modes.trained)
+    )
 
 
 def _joined(findings: Sequence[Finding]) -> Finding:

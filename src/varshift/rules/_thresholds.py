@@ -68,6 +68,10 @@ DRIFT_ERROR: Final = 0.1
 # trials): a hundredth of the output's size is more than any fault of numerics, and visible in a prediction.
 COMPANY_ERROR: Final = 0.01
 
+# Statistics that are those of the data at hand: a moving average over the last ten batches is within some per
+# cent of the pooled variance.
+FITTING_RATIO: Final = 1.05
+
 # Signals that share a norm: variances a factor of 1.5 apart or means half a standard deviation off cost what
 # a variance shift of that size costs (SHIFT_ERROR, OFFSET_ERROR); twice as far on a log scale is a warning by
 # itself. Calls that differ less but always alike can give an answer away, which shows in the loss only; with
