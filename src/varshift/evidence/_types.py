@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import LayerMeasurement, Measurement, NoiseBias, NormCalls, References, Trials
+    from varshift.probe import Inputs, LayerMeasurement, Measurement, NoiseBias, NormCalls, References, Trials
 
 Kind = Literal[
     "modules",
@@ -28,6 +28,7 @@ Kind = Literal[
     "norm_calls",
     "order",
     "reference",
+    "inputs",
 ]
 Need = Literal[
     "modules",
@@ -42,6 +43,7 @@ Need = Literal[
     "norm_calls",
     "order",
     "reference",
+    "inputs",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -62,6 +64,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "trials": ("trials",),
     "order": ("order",),
     "reference": ("references",),
+    "inputs": ("inputs",),
 }
 
 
@@ -145,6 +148,7 @@ class Evidence:
         intended: Modules and sites whose noise is meant to act in eval mode too, by name.
         order: How samples come together in batches.
         references: How weights and statistics relate to those of the other networks.
+        inputs: The inputs, next to those that the statistics fit and to those of deployment.
     """
 
     train: Flow | None = None
@@ -160,6 +164,7 @@ class Evidence:
     intended: tuple[str, ...] = ()
     order: BatchOrder | None = None
     references: References | None = None
+    inputs: Inputs | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

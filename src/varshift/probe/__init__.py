@@ -3,6 +3,13 @@
 from varshift.probe._effect import Effect as Effect
 from varshift.probe._few import FewRun as FewRun
 from varshift.probe._few import FewRunner as FewRunner
+from varshift.probe._input_facts import DeployTrial as DeployTrial
+from varshift.probe._input_facts import InputMoments as InputMoments
+from varshift.probe._input_facts import Inputs as Inputs
+from varshift.probe._input_facts import InputTrial as InputTrial
+from varshift.probe._input_maps import compare_loaders as compare_loaders
+from varshift.probe._input_maps import input_moments as input_moments
+from varshift.probe._input_maps import try_maps as try_maps
 from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss

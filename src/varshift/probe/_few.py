@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from varshift.flow import RecognisedNorms
-from varshift.model import Call, Forward, Shadow, write
+from varshift.model import Call, Forward, Norm, Shadow, write
 from varshift.probe._layers import effective_batch
 from varshift.probe._loss import Loss, batch_loss
 from varshift.probe._pass import run_pass
@@ -36,6 +37,16 @@ class FewRun:
         """Mean loss over the batches, None where one of them has none."""
         known = [value for value in self.losses if value is not None]
         return sum(known) / len(known) if known and len(known) == len(self.losses) else None
+
+    def moments(self, norm: Norm) -> tuple[Tensor, Tensor] | None:
+        """Pooled mean and variance of what arrived at a norm; None where it was less than two values."""
+        for norms, slices, moments in self.tap.moments:
+            if norm in norms:
+                part = slices[norm.name]
+                if float(moments.pool.count[part].max()) <= 1:
+                    return None
+                return moments.pool.mean[part].cpu(), moments.pool.var[part].cpu()
+        return None
 
     @property
     def effective(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from varshift.evidence import Evidence as Evidence
 from varshift.rules import (  # noqa: F401 - importing a family registers its rules
     _batches,
+    _batches_inputs,
     _batches_order,
     _modes,
     _modes_freezing,

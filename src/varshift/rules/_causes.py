@@ -48,6 +48,11 @@ EXPLAINS: tuple[Explains, ...] = (
         where=lambda finding: not finding.cures,
         overrules=True,
     ),
+    Explains(
+        "VS306",
+        ("VS202", "VS207", "VS210"),
+        "the statistics are those of other inputs, and re-estimating them on these would ruin the network",
+    ),
     Explains("VS303", ("VS302",), "batches learned together with their statistics are not too small"),
     Explains(
         "VS402",

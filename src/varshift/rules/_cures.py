@@ -37,6 +37,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "freeze-parameters": "Freezes the parameters of a norm together with its statistics.",
         "larger-batch": "Uses larger batches.",
         "drop-last": "Leaves out the incomplete last batch of an epoch.",
+        "match-inputs": "Prepares the inputs as they were prepared in training.",
         "reshuffle": "Draws the samples of every batch at random in every epoch.",
         "set-mode": "Puts the whole model in training or in evaluation mode.",
         "follow-mode": "Lets a call follow the mode of its module.",

@@ -148,3 +148,27 @@ OWN_TRAINING: Final = 1.5
 # weights in another direction changes the variance of its outputs by about a hundredth, and every layer
 # upstream adds to it.
 FAR_WEIGHTS: Final = 0.1
+
+# Distance of a norm's input from its running statistics: offsets of the means in standard deviations and half
+# the log ratio of the variances, the root mean square over channels. Four batches of a healthy network are
+# within .02 to .06, within .13 where columns are raw. From INPUTS_OFF on other inputs come into question.
+INPUTS_OFF: Final = 0.25
+# A map of the inputs explains it where the norms then agree nearly as in a healthy network: the first one,
+# and all of them on average. Statistics of other images at another scale stay at .2 and more under any map.
+INPUTS_FIT_FIRST: Final = 0.15
+INPUTS_FIT_ALL: Final = 0.12
+INPUTS_FIT_STANDARD: Final = 0.25  # where raw inputs become standardised ones, which is no coincidence
+INPUTS_FIT_FACTOR: Final = 3.0  # by which the distance over all norms falls at least
+INPUTS_LOSS_SHARE: Final = 0.75  # of the statistics step that the map takes away at least
+
+# Difference of a channel between training and deployment: of the means in standard deviations, and of the
+# deviations as a ratio. Samples of one data set agree within a tenth.
+LOADERS_MEAN: Final = 0.25
+LOADERS_DEVIATION: Final = 1.25
+# No less than so many standard errors of a mean over the samples that were compared.
+LOADERS_ERRORS: Final = 4.0
+# The same at a norm, where crops and sizes show: batches of one distribution are within .05.
+LOADERS_NORM: Final = 0.2
+# Share of the transform step that reversed channels take away at least: pictures are no better in the wrong
+# order but by chance.
+REVERSED_SHARE: Final = 0.5
