@@ -106,6 +106,8 @@ WITH_LOADER = {
     "VS302": MODULES | CAPTURE | {"measurement", "loader"},
     "VS303": MODULES | CAPTURE | {"measurement", "order"},
     "VS304": MODULES | CAPTURE | {"measurement", "order"},
+    "VS306": MODULES | CAPTURE | {"measurement", "inputs"},
+    "VS307": MODULES | CAPTURE | {"measurement", "inputs"},
     "VS401": MODULES | CAPTURE | {"trials"},
     "VS402": MODULES | CAPTURE | {"measurement"},
     "VS403": MODULES | CAPTURE | {"measurement", "norm_calls"},
@@ -114,7 +116,7 @@ WITH_LOADER = {
 
 
 # Rules that need what is measured on data.
-WITH_DATA = ("VS202", "VS210", "VS302", "VS303", "VS304", "VS403", "VS406")
+WITH_DATA = ("VS202", "VS210", "VS302", "VS303", "VS304", "VS306", "VS307", "VS403", "VS406")
 
 
 def test_the_table_has_every_rule():
@@ -239,6 +241,8 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     assert whole.pop("noise_bias") == "no noise acts in training"
     assert whole.pop("VS205") == "needs reference (no other network was given)"
     assert whole.pop("reference") == "no other network was given"
+    assert whole.pop("VS307") == "needs deployment (no deployment data were given)"
+    assert whole.pop("deployment") == "no deployment data were given"
     assert not any(whole.values())
     without = reasons(shape=(3, 8, 8))
     assert without["VS202"] == "needs measurement (no data were given)"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 
 from varshift.evidence._capture import CaptureProvider
-from varshift.evidence._inputs import InputsProvider
+from varshift.evidence._inputs import DeploymentProvider, InputsProvider
 from varshift.evidence._loader import LoaderProvider
 from varshift.evidence._measurement import MeasurementProvider
 from varshift.evidence._modules import ModulesProvider
@@ -35,6 +35,7 @@ PROVIDERS: tuple[Provider, ...] = (
     OrderProvider(),
     ReferenceProvider(),
     InputsProvider(),
+    DeploymentProvider(),
 )
 
 

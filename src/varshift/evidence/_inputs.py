@@ -14,26 +14,20 @@ from varshift.model import Call
 from varshift.probe import Inputs, LayerMeasurement, compare_loaders, input_moments, try_maps
 
 _BATCHES = 4  # of a trial
-_OFF = (
-    0.25  # distance at the first norm from which on inputs may be others than its statistics were learned on
-)
-_GATE_SHARE, _GATE_ERRORS = (
-    0.05,
-    2.0,
-)  # of the statistics step; below these no other input has to be looked for
+# Distance at the first norm from which on inputs may be others than its statistics were learned on.
+_OFF = 0.25
+# What the statistics step costs at least, as a share of the loss and in standard errors.
+_GATE_SHARE, _GATE_ERRORS = 0.05, 2.0
 
 
 class InputsProvider(Provider):
     """Compares the inputs with those that the statistics fit, where the first norm is off and that costs."""
 
     kind = "inputs"
-    makes = (
-        "moments of the inputs, of those that the statistics fit where they are others, and of deployment's"
-    )
+    makes = "moments of the inputs, and of those that the statistics fit where the first norm is off"
     inputs = "a loader"
-    cost = "no pass; where the first norm is off some of 64 samples and four batches, likewise for deployment"
+    cost = "no pass; where the first norm is off some runs of 64 samples and of four batches"
     needs = ("measurement",)
-    deploys = True
 
     def obstacle(self, subject: Subject) -> str:
         """Without a loader there are no inputs."""
@@ -50,23 +44,52 @@ class InputsProvider(Provider):
         calls = spread(subject.calls, _BATCHES)
         moments = input_moments(calls)
         if moments is None:
-            raise NotMade("the inputs are not tensors of real numbers")
-        trial = deploy = None
+            raise NotMade("the inputs are no tensors of real numbers")
+        names = _names(evidence)
+        first = evidence.measured[names[0]] if names else None
+        trial = None
         try:
-            names = _names(evidence)
-            first = evidence.measured[names[0]] if names else None
             if first is not None and _is_off(evidence, first):
                 trial = try_maps(subject.runner(), calls, first.name, names)
-            if subject.deploy_batches:
-                deployed = spread(subject.deploy_calls, _BATCHES)
-                deploy = compare_loaders(subject.runner(), calls, deployed, names)
         except Exception as error:
-            if strict() and not isinstance(error, VarshiftError):
-                raise
-            limits.append(
-                f"Whether the inputs are prepared as in training is unknown ({type(error).__name__})."
-            )
-        return {"inputs": Inputs(moments, trial, deploy)}
+            limits.append(_failed("Whether the inputs are prepared as in training", error))
+        return {"inputs": Inputs(moments, trial)}
+
+
+class DeploymentProvider(Provider):
+    """Compares the batches of deployment with those of training."""
+
+    kind = "deployment"
+    makes = "moments of the inputs of deployment next to those of training, and of the norms' inputs"
+    inputs = "a loader, and one of deployment"
+    cost = "at most 16 batches"
+    needs = ("inputs",)
+    deploys = True
+
+    def obstacle(self, subject: Subject) -> str:
+        """Without batches of deployment there is nothing to compare."""
+        return "" if subject.deploy is not None else "no deployment data were given"
+
+    def make(
+        self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
+    ) -> Mapping[str, Any]:
+        """Compares; whatever fails on the way is a limit of the check."""
+        calls, deployed = (spread(several, _BATCHES) for several in (subject.calls, subject.deploy_calls))
+        try:
+            trial = compare_loaders(subject.runner(), calls, deployed, _names(evidence))
+        except Exception as error:
+            limits.append(_failed("Whether the loaders prepare the data alike", error))
+            trial = None
+        if trial is None:
+            raise NotMade("the inputs of the loaders could not be compared")
+        return {"deployment": trial}
+
+
+def _failed(what: str, error: Exception) -> str:
+    """The limit for a comparison that failed; an error of our own is raised where faults must not hide."""
+    if strict() and not isinstance(error, VarshiftError):
+        raise error
+    return f"{what} is unknown: the comparison failed ({type(error).__name__})."
 
 
 def spread(calls: Sequence[Call], count: int) -> list[Call]:

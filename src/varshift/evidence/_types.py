@@ -15,7 +15,16 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift.flow import Flow, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
-    from varshift.probe import Inputs, LayerMeasurement, Measurement, NoiseBias, NormCalls, References, Trials
+    from varshift.probe import (
+        DeployTrial,
+        Inputs,
+        LayerMeasurement,
+        Measurement,
+        NoiseBias,
+        NormCalls,
+        References,
+        Trials,
+    )
 
 Kind = Literal[
     "modules",
@@ -29,6 +38,7 @@ Kind = Literal[
     "order",
     "reference",
     "inputs",
+    "deployment",
 ]
 Need = Literal[
     "modules",
@@ -44,6 +54,7 @@ Need = Literal[
     "order",
     "reference",
     "inputs",
+    "deployment",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -65,6 +76,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "order": ("order",),
     "reference": ("references",),
     "inputs": ("inputs",),
+    "deployment": ("deployment",),
 }
 
 
@@ -148,7 +160,8 @@ class Evidence:
         intended: Modules and sites whose noise is meant to act in eval mode too, by name.
         order: How samples come together in batches.
         references: How weights and statistics relate to those of the other networks.
-        inputs: The inputs, next to those that the statistics fit and to those of deployment.
+        inputs: The inputs, next to those that the statistics fit.
+        deployment: The batches of deployment, next to those of training.
     """
 
     train: Flow | None = None
@@ -165,6 +178,7 @@ class Evidence:
     order: BatchOrder | None = None
     references: References | None = None
     inputs: Inputs | None = None
+    deployment: DeployTrial | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

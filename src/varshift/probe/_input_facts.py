@@ -121,14 +121,12 @@ class DeployTrial:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a network, next to those that its statistics fit and to those of deployment.
+    """The inputs of a network, next to those that its statistics fit.
 
     Attributes:
         moments: Moments of the inputs of the loader.
         trial: A map of the inputs that was tried, None where nothing called for it.
-        deploy: The batches of deployment, None without any.
     """
 
     moments: InputMoments
     trial: InputTrial | None = None
-    deploy: DeployTrial | None = None

@@ -193,13 +193,12 @@ class OtherTransform(Rule):
 
     code = "VS307"
     name = "other-transform"
-    needs = ("modules", "measurement", "inputs")
+    needs = ("modules", "measurement", "inputs", "deployment")
     uses = ("capture",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields at most one finding."""
-        inputs = evidence.inputs
-        deploy = inputs.deploy if inputs else None
+        inputs, deploy = evidence.inputs, evidence.deployment
         if inputs is None or deploy is None:
             return
         differences = _differences(inputs, deploy)
