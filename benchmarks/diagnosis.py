@@ -186,8 +186,8 @@ def page(rows: list[dict[str, Any]], command: str) -> str:
         _fault_table(kinds["fault"]),
         "## Mixtures of two",
         "What a fault costs is measured with torch alone, by taking it away: from the network with both, and "
-        "from the one with it alone. A share is attributed where the step of the gap lies between the two, give "
-        "or take two of its standard errors. The larger fault is to be named first.",
+        "from the one with it alone. A share is attributed where the step of the gap lies between the two, "
+        "give or take two of its standard errors. The larger fault is to be named first.",
         _mixture_table(kinds["mixture"]),
         "## Sound networks",
         _sound_table(kinds["sound"]),
