@@ -31,6 +31,7 @@ class StatisticsInfo:
         frozen_parameters: Whether it has parameters and none of them requires a gradient.
         tracks: False when it owns running statistics that evaluation uses and training does not update.
         affine_moved: Whether training has moved its weights or biases, null when it has neither.
+        reestimated: "measured" or "predicted" where a recalibration has marked the statistics, else null.
     """
 
     eps: float
@@ -46,6 +47,7 @@ class StatisticsInfo:
     frozen_parameters: bool = field(default=False, metadata=_SPARSE)
     tracks: bool = field(default=True, metadata=_SPARSE)
     affine_moved: bool | None = field(default=None, metadata=_SPARSE)
+    reestimated: str | None = field(default=None, metadata=_SPARSE)
 
 
 @dataclass(frozen=True, slots=True)
