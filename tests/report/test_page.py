@@ -93,7 +93,7 @@ def test_a_finding_says_what_it_costs_and_what_its_cure_gives(make, width):
 @pytest.mark.parametrize(
     ("cost", "metric", "words"),
     [
-        (0.001, "loss", "costs less than a hundredth of the loss of 0.610"),
+        (0.001, "loss", "costs next to nothing of 0.610"),
         (0.12, "relative_l2", "moves the outputs by 12.0 % (relative L2)"),
         (-0.1, "loss", ""),
         (None, "loss", ""),
@@ -101,7 +101,8 @@ def test_a_finding_says_what_it_costs_and_what_its_cure_gives(make, width):
 )
 def test_costs_in_words(make, cost, metric, words):
     gap = make.gap((0.5, 0.48, 0.48, 0.49, 0.61, 0.61), metric=metric)
-    assert cost_words(make.finding(cost=cost), gap) == words
+    assert cost_words(make.finding(cost=cost, step="variance-shift"), gap) == words
+    assert cost_words(make.finding(cost=cost, step="noise"), gap) == ""  # this step is a gain
 
 
 def test_evidence_is_in_words():

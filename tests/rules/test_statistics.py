@@ -52,7 +52,7 @@ def test_trained_weights_without_statistics_are_told_from_forgotten_ones(build):
     assert finding.cost == pytest.approx(0.5)
     assert "forget" not in finding.message
     assert [one.code for one in finding.cures] == ["recalibrate", "load-weights"]
-    assert finding.cures[0].measured["loss_after"] == pytest.approx(1.0)
+    assert finding.cures[0].measured["after"] == pytest.approx(1.0)
 
 
 def test_norms_that_never_moved_are_one_finding_the_worst_first(build):

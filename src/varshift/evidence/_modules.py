@@ -73,6 +73,6 @@ def mode_facts(model: nn.Module, norms: Sequence[Norm], noise_names: Sequence[st
         stuck_training,
         stuck_eval,
         tuple(name for name in watched if name in noisy),
-        trained=frozenset(name for name, trains in flags.items() if trains),
-        frozen=frozenset(name for name, trains in flags.items() if not trains),
+        trained=tuple(name for name, trains in flags.items() if trains),
+        frozen=tuple(name for name, trains in flags.items() if not trains),
     )

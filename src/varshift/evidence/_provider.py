@@ -39,8 +39,8 @@ class Provider(ABC):
     def obstacle(self, subject: Subject) -> str:
         """Why it cannot be made from what the user passed, in a few words; empty when it can.
 
-        Where the user did not pass what it is made from: ``"no ... was given"`` or ``"no ... were given"``, by
-        which the report tells such rules from those that failed.
+        Where the user did not pass what it is made from: ``"no ... was given"`` or ``"no ... were given"``,
+        by which the report tells such rules from those that failed.
         """
         return ""
 

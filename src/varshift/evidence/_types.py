@@ -110,8 +110,8 @@ class ModeFacts:
         stuck_training: Those still in training mode after ``model.eval()``, ``{name: class}``.
         stuck_eval: Those still in evaluation mode after ``model.train()``, ``{name: class}``.
         noise: Names of the noise modules among all of these.
-        trained: Names of the parameters that need a gradient.
-        frozen: Names of those that need none.
+        trained: Names of the parameters that need a gradient; left out of a report, which they would fill.
+        frozen: Names of those that need none; left out likewise.
     """
 
     root_training: bool
@@ -119,8 +119,8 @@ class ModeFacts:
     stuck_training: Mapping[str, str] = field(default_factory=dict)
     stuck_eval: Mapping[str, str] = field(default_factory=dict)
     noise: tuple[str, ...] = ()
-    trained: frozenset[str] = frozenset()
-    frozen: frozenset[str] = frozenset()
+    trained: tuple[str, ...] = field(default=(), metadata={"sparse": True})
+    frozen: tuple[str, ...] = field(default=(), metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from varshift import __version__
@@ -79,7 +79,7 @@ def build_report(
         rules=tuple(rules),
         evidence=tuple(provided),
         loader=evidence.loader,
-        modes=evidence.modes,
+        modes=replace(evidence.modes, trained=(), frozen=()) if evidence.modes else None,
         limits=tuple(dict.fromkeys(limits)),
     )
     return settled(report)

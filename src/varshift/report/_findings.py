@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from varshift.report._evidence import evidence_words
 from varshift.report._page import Line, Span, heading, line, paragraph, text_of
 from varshift.report._words import counted, figure, finding_name, percent, place, rule_title, site_name
-from varshift.rules import Cure, Finding, FindingSite, thresholds
+from varshift.rules import Cure, Finding, FindingSite, cost_in
 
 if TYPE_CHECKING:
     from varshift.probe import Gap
@@ -58,14 +58,16 @@ def cost_words(finding: Finding, gap: Gap | None) -> str:
     """
     cost = finding.cost
     deployed = gap.states.get(gap.last) if gap else None
-    if cost is None or gap is None or cost <= 0:
+    step = next((step for step in gap.steps if step.cause == finding.step), None) if gap else None
+    if cost is None or gap is None or cost <= 0 or (step is not None and (step.delta or 0.0) < 0):
         return ""
     if gap.metric != "loss":
         return f"moves the outputs by {percent(cost)} (relative L2)"
     if deployed is None or deployed <= 0:
         return f"costs {figure(cost)} of the loss"
-    if cost < thresholds.LOSS_SHARE * deployed:
-        return f"costs less than a hundredth of the loss of {figure(deployed)}"
+    whole = cost_in(gap, step.cause) if step else None
+    if whole is not None and cost < whole.scale:
+        return f"costs next to nothing of {figure(deployed)}"
     return f"costs {figure(cost)} of {figure(deployed)} ({100 * cost / deployed:.0f} %)"
 
 

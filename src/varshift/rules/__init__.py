@@ -29,6 +29,7 @@ from varshift.rules import _thresholds as thresholds  # noqa: F401 - read by the
 from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
 from varshift.rules._cost import Cost as Cost
+from varshift.rules._cost import cost_in as cost_in
 from varshift.rules._cost import cost_of as cost_of
 from varshift.rules._cost import costs_by_step as costs_by_step
 from varshift.rules._cost import graded as graded

@@ -150,9 +150,9 @@ def _frozen_inputs(evidence: Evidence, modes: ModeFacts) -> list[str]:
     for name in norms_in_order(evidence):
         facts = evidence.norms[name]
         module = name.partition("#")[0]
-        own = {p for p in modes.frozen | modes.trained if p.rpartition(".")[0] == module}
+        own = {p for p in (*modes.frozen, *modes.trained) if p.rpartition(".")[0] == module}
         before = upstream.get(name)
-        if before is None or not (own | before) or (own | before) & modes.trained:
+        if before is None or not (own | before) or (own | before).intersection(modes.trained):
             continue
         by_flag = modes.root_training and name in modes.as_passed
         if (learns(evidence, name) or by_flag) and not facts.never_moved and module not in modes.stuck_eval:

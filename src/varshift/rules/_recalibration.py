@@ -109,8 +109,8 @@ def _effect(evidence: Evidence, cost: Cost) -> dict[str, float | int | str | Non
     states = evidence.measurement.gap.states if evidence.measurement and evidence.measurement.gap else {}
     return {
         "metric": cost.metric,
-        "loss_before": states.get("eval"),
-        "loss_after": states.get("recalibrated"),
+        "before": states.get("eval"),
+        "after": states.get("recalibrated"),
         "change": -cost.delta,
         "stderr": cost.stderr,
         "batches": cost.batches,
