@@ -270,7 +270,7 @@ def test_a_fault_is_found_where_it_is_and_only_there(code, where, severity, sick
     "sound", [healthy, vs102_weak, vs105_behind, vs106_obeys, vs107_branch, vs204_cumulative]
 )
 def test_a_healthy_network_is_clean(sound):
-    assert report(sound).findings == ()
+    assert vs.check(sound(), data(), max_batches=8).findings == ()
 
 
 def test_a_shift_is_said_by_the_rule_about_its_noise_and_alone_by_that_about_the_norm():
@@ -304,7 +304,8 @@ def test_a_batch_of_one_stops_a_norm_of_vectors_and_only_warns_for_maps():
 
 
 def test_small_batches_are_too_few_for_a_norm_of_vectors():
-    (finding,) = of(report(vectors, samples=96, batch_size=4), "VS302")
+    small = vs.check(vectors(), data(samples=96, batch_size=4), max_batches=8)
+    (finding,) = of(small, "VS302")
     # Certain, and no error: the network was not trained, and has nothing to lose.
     assert (finding.where, finding.severity, finding.confidence) == ("2", "warning", "certain")
     assert "VS302" not in codes(report(vectors, samples=256))
