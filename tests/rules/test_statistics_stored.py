@@ -47,6 +47,12 @@ def test_no_norm_that_is_off_no_finding(build):
     assert build.findings("VS210", known(build, gap, stale_ratio=1.05, stale_mean=0.05)) == ()
 
 
+def test_training_on_mixed_inputs_is_none_of_it(build):
+    gap = build.losses(statistics=-0.3)
+    assert build.findings("VS210", known(build, gap, stale_ratio=1.5, stale_mean=0.06)) == ()
+    assert len(build.findings("VS210", known(build, gap, stale_ratio=1.5, stale_mean=0.3))) == 1
+
+
 def test_norms_that_are_held_have_their_statistics_on_purpose(build):
     facts = [build.facts("stem", live=False), build.facts("body")]
     assert build.findings("VS210", known(build, build.losses(statistics=-0.5), facts)) == ()

@@ -13,9 +13,10 @@ from varshift.evidence import Evidence
 from . import _thresholds as thresholds
 from ._cost import Cost, cost_of, graded
 from ._cures import cure
-from ._finding import Confidence, Finding, Severity
+from ._finding import Confidence, Cure, Finding, Severity
 from ._places import NETWORK, norm_places
 from ._reading import known, learns, listed, norms_in_order, positive, quoted
+from ._recalibration import measured_recalibration
 from ._registry import Rule, register
 
 if TYPE_CHECKING:
@@ -33,12 +34,6 @@ _BATCH_CURES = (
         "norms that do not look at the batch (GroupNorm), and train again",
         "unsafe",
         to="group_norm",
-    ),
-    cure(
-        "recalibrate",
-        "re-estimate the running statistics from many batches (varshift.recalibrate)",
-        "safe",
-        noise=False,
     ),
 )
 
@@ -290,7 +285,7 @@ class SmallEffectiveBatch(Rule):
                 "values_per_channel": layer.values_per_channel,
                 "effective_batch": known(layer.effective_batch),
             },
-            cures=_BATCH_CURES,
+            cures=_batch_cures(evidence),
             step="small-batch",
             cost=cost.delta,
         )
@@ -328,7 +323,7 @@ class SmallEffectiveBatch(Rule):
                 "norms": len(measurement.layers),
                 **(_loss_figures(evidence, cost) if cost is not None and cost.metric == "loss" else {}),
             },
-            cures=_BATCH_CURES,
+            cures=_batch_cures(evidence),
             step="small-batch",
             cost=cost.delta if cost is not None else None,
         )
@@ -403,3 +398,9 @@ def _values_per_sample(flow: Flow, shape: tuple[int, ...]) -> int:
     if len(shape) > 1 and batch and shape[0] % batch == 0:
         return shape[0] // batch * inner
     return inner
+
+
+def _batch_cures(evidence: Evidence) -> tuple[Cure, ...]:
+    """Larger batches or other norms; other statistics too where the loss was measured to fall with them."""
+    remedy = measured_recalibration(evidence)
+    return (*_BATCH_CURES, *((remedy,) if remedy else ()))

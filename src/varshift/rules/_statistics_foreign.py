@@ -12,10 +12,10 @@ from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cost import Cost, cost_of, graded
-from ._cures import cure
 from ._finding import SEVERITIES, Confidence, Cure, Finding, Severity
 from ._places import norm_places
 from ._reading import known, learns, norms_in_order, positive, without_none
+from ._recalibration import recalibration
 from ._registry import Rule, register
 from ._staleness import staleness_of
 from ._upstream import parameters_upstream
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from varshift.probe import NormComparison, References
 
 Form = Literal["defaults", "equal", "averaged", "neither"]
-
-_RECALIBRATE = cure(
-    "recalibrate", "re-estimate the statistics for these weights (varshift.recalibrate)", "safe", noise=False
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +148,7 @@ class ForeignStatistics(Rule):
                 ),
                 **({"shares": _shares(references)} if references.is_average else {}),
             },
-            cures=_cures(cost),
+            cures=_cures(evidence, certain=bool(certain)),
             step="statistics",
             cost=cost.delta if cost is not None and cost.decides else None,
         )
@@ -269,8 +265,7 @@ def _metric(cost: Cost) -> str:
     return "loss" if cost.metric == "loss" else "distance of the outputs"
 
 
-def _cures(cost: Cost | None) -> tuple[Cure, ...]:
-    """Recalibration, unless it was measured to help nothing."""
-    if cost is not None and cost.decides and not (cost.significant and cost.delta > 0):
-        return ()
-    return (_RECALIBRATE,)
+def _cures(evidence: Evidence, *, certain: bool) -> tuple[Cure, ...]:
+    """Recalibration, unless it was measured not to help."""
+    remedy = recalibration(evidence, certain=certain)
+    return () if remedy is None else (remedy,)

@@ -47,9 +47,10 @@ class TrainedOnStoredStatistics(Rule):
 
     The loss in `eval` as shipped is compared with that of statistics re-estimated without noise (the steps
     "variance-shift" and "statistics" of the gap together), on the same batches. It has to rise beyond three
-    standard errors and by a twentieth of the loss at least, and some norm has to hold a variance or a mean
-    that is off by more than its warning (a folded ratio of 1.1, an offset of 0.1): moving averages that are
-    merely better than the statistics of sixteen batches, and mixup, stay below. An error from a tenth of the
+    standard errors and by a twentieth of the loss at least, and some norm has to hold a mean that is a fifth
+    of a standard deviation or more from that of training mode. Moving averages that are merely better than
+    the statistics of sixteen batches stay below both. Mixup in the loop stays below the second: training mode
+    renormalises, so that it moves little but the variance at the first norm. An error from a tenth of the
     loss, else a warning.
 
     ## Known limits
@@ -143,4 +144,7 @@ def _off(evidence: Evidence) -> list[str]:
         figures = positive(layer.stale_ratio), known(layer.stale_mean)
         if ratio_severity(*figures):
             sizes[name] = size_of(*figures)
+    means = [known(evidence.measured[name].stale_mean) or 0.0 for name in sizes]
+    if max(means, default=0.0) < thresholds.STORED_OFFSET:
+        return []
     return sorted(sizes, key=lambda name: sizes[name], reverse=True)

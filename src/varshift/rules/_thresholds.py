@@ -41,6 +41,12 @@ COST_ERROR: Final = 0.1
 COST_WARNING: Final = 0.05
 COST_STANDARD_ERRORS: Final = 1.5
 
+# Weights that were trained on stored statistics leave those of training mode far behind, in depth above all:
+# 0.2 to 1 standard deviations at the worst norm. Training on other inputs than the loader's (mixup,
+# augmentation in the loop) moves the first norm by a factor and hardly anything downstream, where the batch
+# renormalises: 0.06.
+STORED_OFFSET: Final = 0.2
+
 # Without data a noise that reaches a norm through weights is worth more than advice from this drop rate on:
 # q / k = 0.11, so the shift reaches SHIFT_WARNING even for inputs without a mean.
 NOTABLE_DROP_RATE: Final = 0.1
