@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ def check(
     *,
     deploy: Iterable[Any] | None = None,
     reference: nn.Module | Sequence[nn.Module] | None = None,
+    step: Callable[[nn.Module, Any], Any] | None = None,
     example_inputs: Any = None,
     shape: Shape | Sequence[Shape] | None = None,
     forward: Forward | None = None,
@@ -61,6 +62,8 @@ def check(
         reference: The network that the weights come from, or several: the source of a moving average or of a
             copy, the networks that were averaged or merged, the clients of a federated round. Whether the
             statistics came along is then known. It is only read.
+        step: One training step, a function of model and batch with its optimiser inside. It is run twice on
+            copies of the model and of all that it holds; a step that could leave a trace is not run.
         example_inputs: Instead of a loader, one batch without targets: a tensor, or a tuple or mapping of
             tensors.
         shape: Instead of a loader, the shape of an input without the batch dimension, or several of them.
@@ -99,6 +102,8 @@ def check(
     if deploy is not None and loader is None:
         raise DataError("deploy= is compared with the training data: pass a loader too.")
     references = _references(reference, network)
+    if step is not None and not callable(step):
+        raise VarshiftError(f"step={step!r} must be a function of model and batch that does one step.")
     arguments = dict(locals())
     gathering = Gathering(
         Subject(
@@ -116,6 +121,7 @@ def check(
             deploy=deploy,
             intended=_names(intended),
             references=references,
+            step=step,
         )
     )
     findings, runs = examine(gathering, codes)

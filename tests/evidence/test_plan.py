@@ -108,6 +108,7 @@ WITH_LOADER = {
     "VS304": MODULES | CAPTURE | {"measurement", "order"},
     "VS306": MODULES | CAPTURE | {"measurement", "inputs"},
     "VS307": MODULES | CAPTURE | {"measurement", "inputs"},
+    "VS305": MODULES | CAPTURE | {"measurement"},
     "VS401": MODULES | CAPTURE | {"trials"},
     "VS402": MODULES | CAPTURE | {"measurement"},
     "VS403": MODULES | CAPTURE | {"measurement", "norm_calls"},
@@ -243,6 +244,8 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     assert whole.pop("reference") == "no other network was given"
     assert whole.pop("VS307") == "needs deployment (no deployment data were given)"
     assert whole.pop("deployment") == "no deployment data were given"
+    assert whole.pop("VS305") == "needs step (no training step was given)"
+    assert whole.pop("step") == "no training step was given"
     assert not any(whole.values())
     without = reasons(shape=(3, 8, 8))
     assert without["VS202"] == "needs measurement (no data were given)"

@@ -16,6 +16,7 @@ from varshift.evidence._order import OrderProvider
 from varshift.evidence._prediction import PredictionProvider
 from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._reference import ReferenceProvider
+from varshift.evidence._step import StepProvider
 from varshift.evidence._subject import Subject
 from varshift.evidence._trials import TrialsProvider
 from varshift.evidence._types import KINDS, NOT_NEEDED, Evidence, EvidenceRun, Kind
@@ -36,6 +37,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ReferenceProvider(),
     InputsProvider(),
     DeploymentProvider(),
+    StepProvider(),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +51,7 @@ class Subject:
     deploy: Iterable[Any] | None = None
     intended: Sequence[str] = ()
     references: tuple[nn.Module, ...] = ()
+    step: Callable[[nn.Module, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         self.device = self.device or model_device(self.network)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
         NoiseBias,
         NormCalls,
         References,
+        StepFacts,
         Trials,
     )
 
@@ -39,6 +40,7 @@ Kind = Literal[
     "reference",
     "inputs",
     "deployment",
+    "step",
 ]
 Need = Literal[
     "modules",
@@ -55,6 +57,7 @@ Need = Literal[
     "reference",
     "inputs",
     "deployment",
+    "step",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -77,6 +80,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "reference": ("references",),
     "inputs": ("inputs",),
     "deployment": ("deployment",),
+    "step": ("step",),
 }
 
 
@@ -162,6 +166,7 @@ class Evidence:
         references: How weights and statistics relate to those of the other networks.
         inputs: The inputs, next to those that the statistics fit.
         deployment: The batches of deployment, next to those of training.
+        step: What a training step of the user's does to the norms.
     """
 
     train: Flow | None = None
@@ -179,6 +184,7 @@ class Evidence:
     references: References | None = None
     inputs: Inputs | None = None
     deployment: DeployTrial | None = None
+    step: StepFacts | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

@@ -52,6 +52,7 @@ from varshift.model._random import seed_held as seed_held
 from varshift.model._reading import Reading as Reading
 from varshift.model._redraw import partition as partition
 from varshift.model._redraw import regroup as regroup
+from varshift.model._rehearsal import Rehearsal as Rehearsal
 from varshift.model._samples import batch_size as batch_size
 from varshift.model._samples import is_joinable as is_joinable
 from varshift.model._samples import is_whole as is_whole
@@ -61,6 +62,7 @@ from varshift.model._shadow import Shadow as Shadow
 from varshift.model._shadow import shadowed as shadowed
 from varshift.model._snapshot import write as write
 from varshift.model._state import State as State
+from varshift.model._step_copy import Unsafe as Unsafe
 from varshift.model._switch import Switch as Switch
 from varshift.model._switch import set_flags as set_flags
 from varshift.model._unwrap import canonical_names as canonical_names

@@ -28,6 +28,9 @@ from varshift.probe._recalibration import Recalibration as Recalibration
 from varshift.probe._reference import NormComparison as NormComparison
 from varshift.probe._reference import References as References
 from varshift.probe._reference import compare_networks as compare_networks
+from varshift.probe._step import NormUpdates as NormUpdates
+from varshift.probe._step import StepFacts as StepFacts
+from varshift.probe._step import watch_step as watch_step
 from varshift.probe._trial import Trial as Trial
 from varshift.probe._trial import try_readings as try_readings
 from varshift.probe._trial_types import Change as Change

@@ -5,6 +5,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _batches,
     _batches_inputs,
     _batches_order,
+    _batches_updates,
     _modes,
     _modes_freezing,
     _modes_shared,

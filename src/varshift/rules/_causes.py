@@ -127,6 +127,18 @@ EXPLAINS: tuple[Explains, ...] = (
         "statistics at their defaults were left behind when the weights were taken over",
         same_sites=True,
     ),
+    Explains(
+        "VS305",
+        ("VS202",),
+        "statistics that remember too few batches, or other weights, are off because of that",
+        where=lambda finding: finding.evidence.get("form") != "pieces",
+    ),
+    Explains(
+        "VS305",
+        ("VS302",),
+        "batches are small because the step cuts them",
+        where=lambda finding: finding.evidence.get("form") == "pieces",
+    ),
     Explains("VS205", ("VS202",), "statistics that came with other weights are not those of these"),
     Explains(
         "VS201",

@@ -26,6 +26,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "swap-norm": "Puts a norm that does not look at other samples in the place of this one.",
         "split-norm": "Gives each of several signals a norm of its own.",
         "sync-norm": "Takes batch statistics over all processes.",
+        "skip-update": "Leaves the statistics alone in a forward pass that only takes a look.",
         "set-momentum": "Sets the momentum of a norm.",
         "track-statistics": "Lets a norm keep running statistics.",
         "drop-statistics": "Lets a norm use the statistics of each sample in evaluation, too.",

@@ -178,3 +178,6 @@ LOADERS_NORM: Final = 0.2
 # Share of the transform step that reversed channels take away at least: pictures are no better in the wrong
 # order but by chance.
 REVERSED_SHARE: Final = 0.5
+# Share of the loss from which a cause that was seen at work, and not concluded from the loss, is a warning:
+# half of COST_WARNING. A share below a fortieth is what one seed of the training differs from the next by.
+CERTAIN_SHARE: Final = 0.025
