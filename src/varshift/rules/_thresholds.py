@@ -142,6 +142,7 @@ NOISE_SHARE: Final = 0.5
 # What one sample or batch multiplies the pooled variance of a norm by: from 4 on, every other sample is
 # divided by twice its own deviation, and a rectifier downstream sees half of what it learned.
 LEVERAGE_ERROR: Final = 4.0
+
 # Cosine between two networks' weights from which one comes from the other. Networks from different starts
 # have cosines below 0.1; clients of a round, moving averages and souped models have 0.8 and more.
 RELATED_WEIGHTS: Final = 0.5
