@@ -24,7 +24,8 @@ test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 battery: $(READY) ## Inject twenty thousand faults, and check five hundred times in two threads
-	VARSHIFT_FAULTS=20000 VARSHIFT_CHECKS=1000 $(BIN)/python -m pytest --numprocesses auto tests/battery
+	VARSHIFT_FAULTS=20000 VARSHIFT_CHECKS=1000 $(BIN)/python -m pytest --numprocesses auto \
+		-p no:unraisableexception tests/battery
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check

@@ -114,10 +114,7 @@ class Trial:
                 self.call()
         except BaseException as raised:
             outcome = type(raised).__name__
-            trace = raised.__traceback__
-            while trace is not None and trace.tb_next is not None:
-                trace = trace.tb_next
-            if trace is not None and trace.tb_frame.f_code.co_name == "call" and self.handle is None:
+            if self.handle is None and _struck_in_call(raised):
                 return "between recalibrate and the variable that takes its handle"
         if isinstance(context, TimedInterrupts):
             context.stop()
@@ -131,6 +128,22 @@ class Trial:
             left.append(f"an interrupt that came as {outcome}")
         assert not left, f"{self.door}, {self.fault}, {error.__name__}, {outcome}: {left[:5]}"
         return outcome
+
+
+def _struck_in_call(raised: BaseException | None) -> bool:
+    """Whether an interrupt, or one before it, struck in `Trial.call` itself."""
+    while raised is not None:
+        trace = raised.__traceback__
+        frames = []
+        while trace is not None:
+            frames.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        while frames and frames[-1] == "_handle":  # of the timer, whose frame comes last
+            frames.pop()
+        if frames and frames[-1] == "call":
+            return True
+        raised = raised.__context__
+    return False
 
 
 # An interrupt may strike in a finaliser of torch's, where Python can do no more than say so.

@@ -1,6 +1,7 @@
 """Whole checks on batches of unusual structure, and what a user reads when batch and model do not fit."""
 
 import collections
+import re
 import types
 
 import pytest
@@ -438,8 +439,14 @@ def test_a_loss_that_takes_the_outputs_of_one_mode_only(loss):
     message = (
         r"loss= failed.*returns an Outputs in train mode and a tensor of shape .* in eval mode: let loss="
     )
-    with pytest.raises(vs.ModelError, match=message):
-        vs.check(Auxiliary(), PAIRS, loss=loss)
+    net = Auxiliary()
+    report = vs.check(net, PAIRS, loss=loss)
+    (limit,) = [limit for limit in report.limits if "loss=" in limit]
+    assert re.search(message, limit)
+    assert "default loss of the main output" in limit
+    assert report.gap == vs.check(net, PAIRS).gap
+    with pytest.raises(vs.ModelError, match=message):  # nothing else to compare with
+        vs.check(Auxiliary(), [x for x, _ in PAIRS], loss=lambda outputs, x: loss(outputs, PAIRS[0][1]))
 
 
 def test_outputs_of_two_types_need_no_loss():

@@ -124,6 +124,8 @@ class Subject:
             compares=measures,
         )
         limits.extend(limit for limit in trial.limits if limit not in limits)
+        if trial.default_loss:
+            self.loss = None
         if trial.error is not None and measures:
             raise trial.error
 

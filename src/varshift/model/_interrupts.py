@@ -49,12 +49,18 @@ def release_signals(holder: Holder | None) -> None:
     _holders[:] = [item for item in _holders if item() not in (None, holder)]
     if _holders:
         return
-    for number, handler in list(_handlers.items()):
-        if signal.getsignal(number) is _handle:  # else the user installed another one meanwhile
-            signal.signal(number, handler)
+    handlers, struck = dict(_handlers), None
+    while _handlers:
+        try:
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is _handle:  # else the user installed another one meanwhile
+                    signal.signal(number, handler)
+            _handlers.clear()
+        except BaseException as error:  # of a handler that has just been given back: the others follow first
+            struck = error
     waiting, _pending[:] = list(_pending), []
-    handlers = dict(_handlers)
-    _handlers.clear()
+    if struck is not None:
+        raise struck
     for number in waiting:
         handlers[number](number, None)
 

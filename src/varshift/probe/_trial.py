@@ -21,6 +21,10 @@ _TIME_FIRST = (
 )
 
 
+class OneModeError(ModelError):
+    """A loss takes the outputs of one mode only."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """What a trial brought.
@@ -28,10 +32,13 @@ class Trial:
     Attributes:
         error: What is wrong with the likeliest reading where no reading runs and fits, else None.
         limits: How batches were read where another reading was likely, in plain sentences.
+        default_loss: Whether to take the default loss of the main output, since the user's takes the outputs
+            of one mode only.
     """
 
     error: VarshiftError | None = None
     limits: tuple[str, ...] = ()
+    default_loss: bool = False
 
 
 def try_readings(
@@ -92,6 +99,12 @@ def _first(
         limits = _chosen(network, reader, call, forward)
         wrong = _classes(reader, batches[1:], outputs) if compares and loss is None else None
         return Trial(wrong, limits)
+    if compares and loss is not None and isinstance(first, OneModeError):
+        # The main output has a loss in both modes: better than none.
+        other = _first(shadow, reader, calls, batches, forward, None, compares)
+        if other.error is None and reader.read(batches[0]).targets is not None:
+            text = f"{first} Until then the default loss of the main output is compared."
+            return Trial(None, (*other.limits, text), default_loss=True)
     reader.choose(calls[0])
     return Trial(first)
 
@@ -161,7 +174,7 @@ def _explained(error: VarshiftError | None, returned: Mapping[bool, Any]) -> Var
     if error is None or len(returned) < 2 or type(returned[True]) is type(returned[False]):
         return error
     train, evaluation = describe(returned[True]), describe(returned[False])
-    explained = ModelError(
+    explained = OneModeError(
         f"{str(error).rstrip('.')}. The model returns {train} in train mode and {evaluation} in eval mode: "
         "let loss= take both, as in `outputs = getattr(outputs, 'logits', outputs)`."
     )
