@@ -30,6 +30,9 @@ def try_company(runs: EvalRuns, call: Call, limits: list[str]) -> list[Change]:
     """
     if call.size < 2:
         return []
+    if call.take(min(SAMPLES, call.size)) is None:
+        limits.append(_unknown("a batch cannot be cut, since its tensors refer to one another"))
+        return []
     try:
         return _Company(runs, call).changes()
     except VarshiftError as error:  # the model's own: it need not run on a few samples
@@ -58,9 +61,7 @@ class _Company:
         call = self._call
         whole = call.take(self._size)
         output = None if whole is None else self._runs.output(whole)
-        if whole is None:
-            raise ValueError("a batch cannot be cut, since its tensors refer to one another")
-        if output is None or output.dim() == 0:
+        if whole is None or output is None or output.dim() == 0:
             return []
         subjects = range(min(_SUBJECTS, self._size))
         changes = [self._alone(whole, output, subjects)]
