@@ -108,4 +108,4 @@ def test_other_seeds_of_the_check_agree(name):
         offered = [cure for one in report.findings for cure in one.cures if cure.code == "recalibrate"]
         cured = bool(expected) and expected not in ({("VS210", "error")}, {("VS201", "warning")})
         assert {cure.safety for cure in offered} == ({"safe"} if cured else set())
-        assert all(cure.measured["loss_after"] < cure.measured["loss_before"] for cure in offered)
+        assert all(cure.measured["after"] < cure.measured["before"] for cure in offered)

@@ -37,7 +37,7 @@ def cost_words(cost: Cost) -> str:
     if cost.metric != "loss":
         return f"It changes the outputs by {abs(cost.delta):.2g} of their size"
     error = "" if cost.stderr is None else f" ± {cost.stderr:.2g}"
-    if not cost.significant:
+    if not cost.significant and not cost.by_heart:
         return (
             f"It costs nothing that could be measured: {cost.delta:+.2g}{error} of a loss of {cost.level:.3g}"
         )
