@@ -113,7 +113,7 @@ class StaleStatistics(Rule):
             if layer is None or not layer.reached:
                 continue
             if not learns(evidence, name):
-                frozen.append(name)
+                frozen += [] if facts.never_moved else [name]  # a frozen identity holds no statistics at all
             elif facts.never_moved or facts.nonfinite or facts.negative:
                 elsewhere = True  # VS201 or VS203 says it, and it accounts for the loss as well
             elif (staleness := staleness_of(facts, layer, measurement)) is not None:
