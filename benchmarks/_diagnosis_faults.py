@@ -101,7 +101,7 @@ def move_means(model: nn.Module, setting: Setting, sigmas: float = 0.7) -> None:
 
 def follow_others(model: nn.Module, setting: Setting) -> None:
     """Features of other images, extracted in training mode."""
-    for part in (setting.x.flip(2) * 0.4 + 0.5).split(128):
+    for part in (setting.x.flip(2) * 2 + 1.5).split(128):
         model.train()(part)
 
 
@@ -139,7 +139,7 @@ def _early(setting: Setting) -> Subject:
     def train(model: nn.Module) -> None:
         fit(model, setting.loader(), 1, 1e-3)
         early = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        fit(model, setting.loader(), rate=1e-2)
+        fit(model, setting.loader())
         model.load_state_dict(early, strict=False)
 
     return Subject(setting.trained("early", setting.network, train), setting.loader())
@@ -160,7 +160,7 @@ fault("average of weights without statistics", "202 205")(_average)
 fault("statistics of the first epoch", "202 205")(_early)
 
 
-@fault("parameters copied without statistics", "205")
+@fault("parameters copied without statistics", "202 205")
 def _copied(setting: Setting) -> Subject:
     source = setting.plain()
     target = setting.network()
@@ -176,7 +176,7 @@ def _copied(setting: Setting) -> Subject:
 def _momentum(setting: Setting) -> Subject:
     kind = nn.BatchNorm1d if setting.family == "dense" else nn.BatchNorm2d
     make = partial(setting.network, norm=partial(kind, momentum=0.99))
-    return trained_on(setting, "momentum", setting.loader(16), make, epochs=2)
+    return trained_on(setting, "momentum", setting.loader(16), make, epochs=4)
 
 
 @fault("one sample was never standardised", "211")
@@ -267,7 +267,7 @@ class Length(nn.Module):
 def _regression(setting: Setting) -> Subject:
     batches = loader(setting.x, 1 + setting.y.float() / 3)
     make = partial(Length, setting.x[0].numel())
-    return trained_on(setting, "length", batches, make, epochs=12, loss=F.mse_loss)
+    return trained_on(setting, "length", batches, make, epochs=12, rate=3e-3, loss=F.mse_loss)
 
 
 # ---- modes and functions ---------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def exposed(setting: Setting) -> Tensor:
     return setting.x * (0.3 + 2 * torch.rand(shape, generator=draw)) + torch.randn(shape, generator=draw)
 
 
-@fault("batches of two", "302")
+@fault("batches of two", "302", IMAGES)
 def _pairs(setting: Setting) -> Subject:
     return trained_on(setting, "pairs", loader(exposed(setting), setting.y, 2), epochs=2, rate=2e-3)
 
@@ -499,8 +499,8 @@ class Jitter(nn.Module):
 
 sound("plain")
 sound("batches of 32", size=32)
-sound("batches of 128", size=128, epochs=6)
-sound("two epochs more", epochs=6)
+sound("batches of 128", size=128, epochs=10)
+sound("more epochs", epochs=12)
 sound("dropout .5 in the head", lambda: {"head": lambda: nn.Dropout(0.5)})
 sound("dropout .2 in the head", lambda: {"head": lambda: nn.Dropout(0.2)})
 sound("a mild jitter of the features", lambda: {"head": Jitter})
@@ -509,4 +509,4 @@ sound(
     "group norms and dropout",
     lambda: {"norm": lambda width: nn.GroupNorm(4, width), "after": lambda: nn.Dropout(0.2)},
 )
-sound("small steps", rate=1e-3, epochs=6)
+sound("small steps", rate=3e-3)

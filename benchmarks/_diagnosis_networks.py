@@ -18,7 +18,7 @@ from varshift_lab.data import cifar10, digit_images, fashion_mnist
 
 FAMILIES = ("dense", "plain", "residual")
 DATA = ("digits", "fashion", "cifar10")
-SAMPLES, BATCH, EPOCHS = 1536, 64, 4
+SAMPLES, BATCH, EPOCHS = 1536, 64, 8
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
 
 Module = Callable[[], nn.Module]
@@ -112,7 +112,7 @@ def fit(
     model: nn.Module,
     batches: Any,
     epochs: int = EPOCHS,
-    rate: float = 3e-3,
+    rate: float = 1e-2,
     loss: Loss = F.cross_entropy,
     *,
     start: Callable[[nn.Module], Any] = nn.Module.train,
