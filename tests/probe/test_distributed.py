@@ -72,3 +72,20 @@ def test_a_failure_on_one_rank_changes_none(run_ranks):
     assert second["error"].startswith("DataError: batch 1")
     assert first["unchanged"]
     assert second["unchanged"]
+
+
+def test_the_effect_is_one_over_all_ranks(run_ranks):
+    first, second = run_ranks("effect")
+    assert (first["batches"], second["batches"]) == (6, 1)
+    assert first["effect"] == second["effect"]
+    assert first["effect"][3] == 16  # two batches of the first process, none of the second
+    for key, value in first["state"].items():
+        assert torch.equal(value, second["state"][key]), key
+
+
+def test_a_loss_that_fails_on_one_rank_stops_all_of_them(run_ranks):
+    first, second = run_ranks("effect fails")
+    assert "no loss here" in second["error"]
+    assert "failed on process 1" in first["error"]
+    assert first["unchanged"]
+    assert second["unchanged"]

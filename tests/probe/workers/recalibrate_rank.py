@@ -32,6 +32,18 @@ mine = batches[rank::world]  # unequal shares: 4 and 3 batches
 arguments = {"tolerance": {"tolerance": 1e-9}, "loose": {"tolerance": 10.0}, "ema": {"estimator": "ema"}}.get(
     scenario, {}
 )
+if scenario.startswith("effect"):
+    # The second process holds nothing back: it has a single batch. In the last scenario its loss fails.
+    mine = batches[: 6 if world > 1 else 7] if rank == 0 else batches[6:]
+
+    def loss(outputs, targets):
+        if scenario == "effect fails" and rank == 1:
+            raise RuntimeError("no loss here")
+        return outputs.square().mean()
+
+    arguments = {"loss": loss}
+    if scenario == "effect fails" and rank == 1:
+        mine = batches[1:3]
 wrapped = DistributedDataParallel(model) if scenario == "ddp" else model
 if scenario == "fails" and rank == 1:
     mine = [mine[0], mine[1] * float("nan")]
@@ -40,6 +52,13 @@ result = {"error": "", "batches": 0}
 try:
     handle = vs.recalibrate(wrapped, mine, **arguments)
     result["batches"] = handle.batches
+    if handle.effect is not None:
+        result["effect"] = [
+            handle.effect.before,
+            handle.effect.after,
+            handle.effect.stderr,
+            handle.effect.samples,
+        ]
 except Exception as error:  # the parent process looks at what was raised
     result["error"] = f"{type(error).__name__}: {error}"
     result["unchanged"] = all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
