@@ -154,6 +154,10 @@ def test_targets_that_fit_no_loss_leave_the_effect_unknown():
         (Effect(1.0, 1.2, 0.02, 8, 256), True),
         (Effect(1.0, 1.2, 0.11, 8, 256), False),  # within its error
         (Effect(1.0, 1.2, 0.06, 3, 96), False),  # few batches say little about their error
+        (Effect(1.0, 1.15, 0.001, 2, 64), False),
+        (Effect(1.0, 1.5, 0.01, 2, 64), True),
+        (Effect(1.0, 1.5, None, 1, 32), False),  # one says nothing
+        (Effect(1.0, 3.0, None, 1, 32), True),
         (Effect(1.0, 1.02, 0.001, 8, 256), False),  # nobody would act on it
         (Effect(1e-4, 5e-4, 1e-5, 8, 256, scale=0.01), False),
         (Effect(1.0, 0.5, 0.01, 8, 256), False),

@@ -21,11 +21,13 @@ from varshift.probe._tap import Statistics, Tap
 MOST = 16
 _STRIDE, _STRIDE_UNKNOWN = 3, 5
 _BYTES = 2**29  # that held-back batches may take
-# Standard errors that a rise of the loss has to exceed, by the number of batches that the error comes from:
-# fewer than four tell little about their own spread. And a rise below a twentieth of the loss, from which on
-# a finding is worth a warning, is none; of a single batch, whose error is not known, below a tenth.
-_ERRORS, _ERRORS_FEW, _FEW = 2.0, 4.0, 4
-_SHARE, _SHARE_ALONE = 0.05, 0.1
+# A rise of the loss counts beyond two of its standard errors and a twentieth of the loss, from which on a
+# finding is worth a warning. Fewer than four batches tell little about their own spread: for these it takes
+# four errors and a fifth. The error of a single one is not known: the loss has to double.
+_FEW = 4
+_ERRORS, _SHARE = 2.0, 0.05
+_ERRORS_FEW, _SHARE_FEW = 4.0, 0.2
+_SHARE_ALONE = 1.0
 _NATS = 0.01  # of a cross-entropy: a network that knows its data by heart has a loss near zero
 
 
@@ -59,13 +61,17 @@ class Effect:
 
     @property
     def worse(self) -> bool:
-        """Whether the loss has risen, beyond its error and by more than a twentieth; see `scale`, too."""
+        """Whether the loss has risen, beyond its error and by enough to be acted on.
+
+        That is a twentieth of the loss; a fifth where fewer than four batches were held back, and twice the
+        loss where it was only one.
+        """
         if not math.isfinite(self.before):
             return False
         if not math.isfinite(self.after):
             return True
-        share = _SHARE if self.stderr is not None else _SHARE_ALONE
-        errors = _ERRORS if self.batches >= _FEW else _ERRORS_FEW
+        errors, share = (_ERRORS, _SHARE) if self.batches >= _FEW else (_ERRORS_FEW, _SHARE_FEW)
+        share = share if self.stderr is not None else _SHARE_ALONE
         return self.delta > max(share * abs(self.before), self.scale, errors * (self.stderr or 0.0))
 
     def __str__(self) -> str:
