@@ -112,12 +112,13 @@ WITH_LOADER = {
     "VS401": MODULES | CAPTURE | {"trials"},
     "VS402": MODULES | CAPTURE | {"measurement"},
     "VS403": MODULES | CAPTURE | {"measurement", "norm_calls"},
+    "VS405": CAPTURE | {"measurement"},
     "VS406": CAPTURE | {"trials"},
 }
 
 
 # Rules that need what is measured on data.
-WITH_DATA = ("VS202", "VS210", "VS302", "VS303", "VS304", "VS306", "VS307", "VS403", "VS406")
+WITH_DATA = ("VS202", "VS210", "VS302", "VS303", "VS304", "VS306", "VS307", "VS403", "VS405", "VS406")
 
 
 def test_the_table_has_every_rule():

@@ -8,7 +8,7 @@ from typing import Any
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
-from varshift.flow import capture_in_place, recognised_norms
+from varshift.flow import capture_in_place, difference_of, recognised_norms
 from varshift.model import find_norms, norm_limit
 from varshift.moments import samples_for_prediction
 
@@ -53,4 +53,6 @@ class CaptureProvider(Provider):
         subject.norms = find_norms(subject.network, subject.recognised)
         limits.extend(captured.limits)
         limits.extend(norm_limit(norm) for norm in subject.norms if norm.states.unsupported is not None)
-        return {"train": captured.train, "eval": captured.eval}
+        both = captured.train is not None and captured.eval is not None
+        difference = difference_of(captured.train, captured.eval) if both else None
+        return {"train": captured.train, "eval": captured.eval, "difference": difference}

@@ -12,7 +12,7 @@ from varshift._sites import as_source
 if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift._sites import SiteId, Source
     from varshift.evidence._order_facts import BatchOrder
-    from varshift.flow import Flow, NormSite
+    from varshift.flow import Flow, FunctionDifference, NormSite
     from varshift.model import NormFacts
     from varshift.moments import Prediction
     from varshift.probe import (
@@ -153,6 +153,7 @@ class Evidence:
     Attributes:
         train: Flow of the network in train mode, None also when it could not be captured.
         eval: Flow in eval mode, likewise.
+        difference: Where the two flows begin to compute something else, noise and norms apart.
         norms: Facts about each norm module by name.
         modes: Training flags.
         loader: Facts about the data loader.
@@ -171,6 +172,7 @@ class Evidence:
 
     train: Flow | None = None
     eval: Flow | None = None
+    difference: FunctionDifference | None = None
     norms: Mapping[str, NormFacts] = field(default_factory=dict)
     modes: ModeFacts | None = None
     loader: LoaderFacts | None = None

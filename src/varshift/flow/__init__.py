@@ -5,6 +5,8 @@ from varshift.flow._capture import capture_in_place as capture_in_place
 from varshift.flow._difference import Parting as Parting
 from varshift.flow._difference import first_difference as first_difference
 from varshift.flow._exported import read_exported as read_exported
+from varshift.flow._functions import FunctionDifference as FunctionDifference
+from varshift.flow._functions import difference_of as difference_of
 from varshift.flow._operators import UnknownOperator as UnknownOperator
 from varshift.flow._operators import arguments_of as arguments_of
 from varshift.flow._operators import execute as execute

@@ -8,6 +8,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _batches_updates,
     _modes,
     _modes_freezing,
+    _modes_function,
     _modes_shared,
     _modes_state,
     _placement,

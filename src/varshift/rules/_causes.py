@@ -55,6 +55,18 @@ EXPLAINS: tuple[Explains, ...] = (
     ),
     Explains("VS303", ("VS302",), "batches learned together with their statistics are not too small"),
     Explains(
+        "VS403",
+        ("VS405",),
+        "a network that draws its configuration in training computes one of them in evaluation",
+        where=lambda finding: finding.evidence["way"] == "configurations",
+    ),
+    Explains(
+        "VS405",
+        ("VS202", "VS207", "VS302", "VS306"),
+        "statistics are those of the function that was trained, and evaluation computes another",
+        where=lambda finding: not finding.evidence["noisy"],
+    ),
+    Explains(
         "VS402",
         ("VS202", "VS205", "VS306"),
         "statistics that follow the data of a frozen network are those of other data than its weights",

@@ -40,6 +40,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "drop-last": "Leaves out the incomplete last batch of an epoch.",
         "match-inputs": "Prepares the inputs as they were prepared in training.",
         "reshuffle": "Draws the samples of every batch at random in every epoch.",
+        "same-function": "Lets evaluation compute what training computes, noise and norms apart.",
         "set-mode": "Puts the whole model in training or in evaluation mode.",
         "follow-mode": "Lets a call follow the mode of its module.",
         "stop-writing": "Writes state in training only.",

@@ -74,6 +74,9 @@ DRIFT_ERROR: Final = 0.1
 # trials): a hundredth of the output's size is more than any fault of numerics, and visible in a prediction.
 COMPANY_ERROR: Final = 0.01
 
+# Outputs that move by a tenth between modes, noise and norms apart: decisions change.
+FUNCTION_OUTPUTS: Final = 0.1
+
 # Statistics that are those of the data at hand: a moving average over the last ten batches is within some per
 # cent of the pooled variance.
 FITTING_RATIO: Final = 1.05
