@@ -157,6 +157,42 @@ def test_the_data_of_deployment_are_a_step_of_the_gap(run, place):
     assert (result.code, "--deploy is compared with the training data" in result.err) == (2, True)
 
 
+def test_the_weights_that_an_average_comes_from(run, place):
+    import torch
+
+    from varshift.cli._objects import resolve_object
+
+    source, average = (resolve_object("nets:trained", "--target")(p=0.0) for _ in range(2))
+    average.first.weight.data.mul_(0.1)
+    torch.save(source.state_dict(), "source.pt")
+    torch.save(average.state_dict(), "average.pt")
+    words = ("check", "nets:build", "--arg", "p=0", "--weights", "average.pt", "--data", "nets:loader")
+    result = run(*words, "--reference-weights", "source.pt", "--json", "r.json")
+    assert result.code == 1, result.err
+    findings = json.loads((place / "r.json").read_text())["findings"]
+    assert (findings[0]["code"], findings[0]["evidence"]["form"]) == ("VS205", "equal")
+    result = run(*words, "--reference-weights", "nowhere.pt")
+    assert (result.code, "--reference-weights: there is no file" in result.err) == (2, True)
+
+
+def test_a_training_step_is_run_on_copies(run, file, place):
+    file(
+        "steps.py",
+        "import torch\n"
+        "def twice(model, batch):\n"
+        "    optimizer = torch.optim.SGD(model.parameters(), 0.1)\n"
+        "    for _ in range(2):\n"
+        "        torch.nn.functional.cross_entropy(model.train()(batch[0]), batch[1]).backward()\n"
+        "    optimizer.step()\n",
+    )
+    words = ("check", "nets:trained", "--arg", "p=0", "--step", "steps:twice", "--json", "r.json")
+    run(*words, "--data", "nets:loader", "--select", "VS305")
+    (finding,) = json.loads((place / "r.json").read_text())["findings"]
+    assert (finding["code"], finding["evidence"]["form"]) == ("VS305", "again")
+    result = run(*words)
+    assert (result.code, "--step needs batches" in result.err) == (2, True)
+
+
 def test_rules_are_selected_on_the_command_line_and_in_the_configuration(run, file, place):
     def codes(*words):
         run("check", "nets:build", "--shape", "4", "--json", "r.json", *words)

@@ -14,6 +14,7 @@ import typer
 from varshift._errors import VarshiftError
 from varshift.cli._options import (
     DATA,
+    MODEL,
     OUTPUT,
     RULES,
     ArgOption,
@@ -64,6 +65,28 @@ def check(
             help="Batches as deployment prepares them, where that differs from `--data`: what the other "
             "transforms cost is measured too.",
             rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            "--step",
+            metavar="MODULE:FUNCTION",
+            help="One training step, a function of model and batch with its optimiser inside: two are run on "
+            "copies.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    reference_weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reference-weights",
+            metavar="FILE",
+            help="State dict that the weights come from, of the same network: the source of a moving "
+            "average, a client. Several times for several.",
+            rich_help_panel=MODEL,
             show_default=False,
         ),
     ] = None,
@@ -151,6 +174,8 @@ def check(
         check_writable(output)
     if deploy is not None and data is None:
         raise VarshiftError("--deploy is compared with the training data: add --data.")
+    if step is not None and data is None:
+        raise VarshiftError("--step needs batches to run on: add --data.")
     device = check_device(device)
 
     report = _measured(
@@ -164,6 +189,8 @@ def check(
         batches=batches or DEFAULT_BATCHES,
         forward=forward,
         loss=loss,
+        step=step,
+        reference_weights=reference_weights or [],
         device=device,
         estimator=estimator.value,
         select=codes,
@@ -195,6 +222,8 @@ def _measured(
     json_only: bool,
     forward: str | None,
     loss: str | None,
+    step: str | None,
+    reference_weights: list[Path],
     batches: int,
     **settings: Any,
 ) -> Report:
@@ -203,7 +232,7 @@ def _measured(
     with output:
         from varshift import check as run_check
         from varshift.cli._data import resolve_function, resolve_loader
-        from varshift.cli._network import load_network
+        from varshift.cli._network import load_network, with_weights
         from varshift.cli._progress import progress_bar
 
         network, _, _ = load_network(
@@ -217,11 +246,14 @@ def _measured(
             from varshift.cli._zoo import default_shape
 
             shapes = [known] if (known := default_shape(target, network)) else None
+        references = [with_weights(network, path) for path in reference_weights]
         with progress_bar() as progress:
             return run_check(
                 network,
                 loader,
                 deploy=deploy,
+                reference=references or None,
+                step=resolve_function(step, "--step"),
                 shape=shapes,
                 max_batches=batches,
                 forward=resolve_function(forward, "--forward"),

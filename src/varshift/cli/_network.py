@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,21 @@ def load_network(
                 f"--device: the network cannot be put on {device!r}: {described(error)}."
             ) from error
     return network, checkpoint, names
+
+
+def with_weights(network: nn.Module, path: Path) -> nn.Module:
+    """The same network with other weights, a copy: what ``--reference-weights`` names.
+
+    Raises:
+        VarshiftError: If the file cannot be read or does not fit, or the network cannot be copied.
+    """
+    option = "--reference-weights"
+    try:
+        reference = copy.deepcopy(network)
+    except Exception as error:  # whatever modules of the user's hold
+        raise VarshiftError(f"{option}: the network cannot be copied: {described(error)}.") from error
+    try:
+        load_weights(reference, read_checkpoint(path))
+    except VarshiftError as error:
+        raise VarshiftError(str(error).replace("--weights:", f"{option}:", 1)) from error
+    return reference
