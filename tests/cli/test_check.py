@@ -163,7 +163,7 @@ def test_the_weights_that_an_average_comes_from(run, place):
     from varshift.cli._objects import resolve_object
 
     source, average = (resolve_object("nets:trained", "--target")(p=0.0) for _ in range(2))
-    average.first.weight.data.mul_(0.1)
+    average.first.weight.data.mul_(3)
     torch.save(source.state_dict(), "source.pt")
     torch.save(average.state_dict(), "average.pt")
     words = ("check", "nets:build", "--arg", "p=0", "--weights", "average.pt", "--data", "nets:loader")
@@ -171,6 +171,7 @@ def test_the_weights_that_an_average_comes_from(run, place):
     assert result.code == 1, result.err
     findings = json.loads((place / "r.json").read_text())["findings"]
     assert (findings[0]["code"], findings[0]["evidence"]["form"]) == ("VS205", "equal")
+    assert not {"VS202", "VS306"} & {finding["code"] for finding in findings}
     result = run(*words, "--reference-weights", "nowhere.pt")
     assert (result.code, "--reference-weights: there is no file" in result.err) == (2, True)
 

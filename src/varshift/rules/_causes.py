@@ -153,6 +153,15 @@ EXPLAINS: tuple[Explains, ...] = (
     ),
     Explains("VS205", ("VS202",), "statistics that came with other weights are not those of these"),
     Explains(
+        "VS205",
+        ("VS306",),
+        "statistics of other weights may look like those of other inputs",
+        where=lambda finding: finding.confidence == "certain",
+    ),
+    Explains(
+        "VS210", ("VS205",), "weights that were trained on statistics belong to them, whosever they were"
+    ),
+    Explains(
         "VS201",
         ("VS101", "VS102", "VS103", "VS104", "VS105", "VS107", "VS202", "VS204", "VS207", "VS208", "VS302"),
         "a network without trained weights has no statistics or losses to speak of",
