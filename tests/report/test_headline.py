@@ -76,7 +76,7 @@ def test_same_says_both_losses():
 @pytest.mark.parametrize(
     ("verdict", "sentence"),
     [
-        (Verdict("unknown"), "Whether evaluation is worse than training is not known."),
+        (Verdict("unknown"), "Whether evaluation is worse than training was not measured."),
         (Verdict("unknown", "loss", 0.5, 0.6, 0.1, 0.2), "cannot be told from these batches"),
         (Verdict("unknown", "loss"), "The loss is not finite, neither in training nor in evaluation."),
         (Verdict("unknown", "loss", None, 0.5), "The loss in training is not finite, that in evaluation is"),

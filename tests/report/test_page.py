@@ -216,7 +216,7 @@ def test_a_gap_without_targets_is_a_distance(make):
     text = " ".join(_text.render(make.report({"a": 0.8}, gap=gap), width=140).split())
     assert "Without targets no loss is known" in text
     assert "lie 13.0 % (relative L2) from those with statistics that fit" in text
-    assert "moves the outputs by +0.120. No finding explains it" in text
+    assert "moves the outputs by 12.0 %. No finding explains it" in text
     assert "KL" in text
     assert harms(gap)["variance-shift"] == "warning"
 

@@ -37,7 +37,7 @@ def test_rules_that_did_not_run_for_one_reason_share_a_line(make):
     rules = [RuleRun(code, False, "needs measurement (no data were given)") for code in ("VS202", "VS302")]
     report = make.report(norms=["a"], rules=rules)
     assert "did not run" not in text_of(report)
-    assert "no data was given, so nothing was measured" in text_of(report)
+    assert "No data was given, so nothing was measured" in text_of(report)
     assert "VS202 and VS302 did not run: needs measurement (no data were given)." in text_of(
         report, full=True
     )

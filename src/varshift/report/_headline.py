@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from varshift.report._steps import EXPECTED_GAINS, STEP_MEANINGS
-from varshift.report._words import figure, percent, rule_title, signed, uncertain
+from varshift.report._words import figure, percent, rule_title, uncertain
 
 if TYPE_CHECKING:
     from varshift.rules import Verdict
@@ -17,7 +17,7 @@ UNEXPLAINED = 0.005
 def headline(verdict: Verdict) -> str:
     """Whether evaluation is worse than training, by how much and beyond which error, in one sentence."""
     if verdict.metric is None:
-        return "Whether evaluation is worse than training is not known."
+        return "Whether evaluation is worse than training was not measured."
     if verdict.metric != "loss":
         return _without_loss(verdict)
     train, deployed = verdict.train, verdict.deployed
@@ -81,7 +81,7 @@ def _step_sentence(verdict: Verdict, step: str, delta: float) -> str:
     meaning = f" ({STEP_MEANINGS[step]})" if step in STEP_MEANINGS else ""
     words = f'The step "{step}"{meaning}'
     if verdict.metric != "loss":
-        text = f"{words} moves the outputs by {signed(delta)}"
+        text = f"{words} moves the outputs by {percent(abs(delta))}"
     else:
         text = f"{words} {'raises' if delta > 0 else 'lowers'} the loss by {figure(abs(delta))}"
     if verdict.code is not None:

@@ -72,7 +72,7 @@ def counts(report: Report) -> str:
     if ran := ran_in_words(report):
         return f"Nothing found {ran}."
     if report.data is None:
-        return "Nothing found in how the network is built; no data was given, so nothing was measured."
+        return "Nothing found in how the network is built. No data was given, so nothing was measured."
     verdict = report.verdict
     if verdict is not None and verdict.state != "unknown" and not is_harmed(verdict):
         return "Nothing found: no step makes evaluation worse than it could be."

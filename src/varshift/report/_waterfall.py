@@ -26,19 +26,19 @@ def gap_section(report: Report, width: int) -> list[Line]:
     metric = "distance of the outputs" if gap.metric == "relative_l2" else gap.metric
     lines = heading("From training to deployment", width, f"{metric}, same batches and weights")
     lines += _rows(gap, width)
-    return lines + paragraph(" ".join(_closing(gap, noisy=bool(report.noises))), width, style="quiet")
+    return lines + paragraph(" ".join(_closing(gap, report)), width, style="quiet")
 
 
-def _closing(gap: Gap, *, noisy: bool) -> list[str]:
+def _closing(gap: Gap, report: Report) -> list[str]:
     """What the steps add up to, and how to read them."""
     sentences = []
     if change := gap.change("train", gap.last):
         sentences.append(f"In all {uncertain(*change)}.")
     sentences.append("Each step changes one thing; coloured is what makes evaluation worse beyond its error.")
-    if noisy:
+    if report.noises:
         sentences.append("Noise is meant to go.")
     finite = {step.cause for step in gap.steps if step.delta is not None and math.isfinite(step.delta)}
-    if {"variance-shift", "statistics"} <= finite:
+    if report.layers and {"variance-shift", "statistics"} <= finite:
         sentences.append(
             "Recalibrating takes away what variance-shift and statistics add together."
             if "statistics" in costs_by_step(gap)
