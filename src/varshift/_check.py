@@ -28,6 +28,7 @@ def check(
     deploy: Iterable[Any] | None = None,
     reference: nn.Module | Sequence[nn.Module] | None = None,
     step: Callable[[nn.Module, Any], Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     example_inputs: Any = None,
     shape: Shape | Sequence[Shape] | None = None,
     forward: Forward | None = None,
@@ -64,6 +65,8 @@ def check(
             statistics came along is then known. It is only read.
         step: One training step, a function of model and batch with its optimiser inside. It is run twice on
             copies of the model and of all that it holds; a step that could leave a trace is not run.
+        optimizer: The optimiser of the training: what its weight decay does to norms and to weights whose
+            scale does not matter is then looked at. It is only read.
         example_inputs: Instead of a loader, one batch without targets: a tensor, or a tuple or mapping of
             tensors.
         shape: Instead of a loader, the shape of an input without the batch dimension, or several of them.
@@ -88,7 +91,8 @@ def check(
         The report, plain data; ``print(report)`` shows it.
 
     Raises:
-        ModelError: If the model cannot be run on the inputs, or a reference is no module.
+        ModelError: If the model cannot be run on the inputs, a reference is no module, or `optimizer` no
+            optimiser.
         DataError: If the loader yields nothing, or inputs that are not finite or of an unknown structure, or
             is a single batch with targets.
         VarshiftError: If a rule code is unknown, or `intended` is no list of names.
@@ -104,6 +108,8 @@ def check(
     references = _references(reference, network)
     if step is not None and not callable(step):
         raise VarshiftError(f"step={step!r} must be a function of model and batch that does one step.")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise ModelError(f"optimizer is a {type(optimizer).__name__}: pass a torch.optim.Optimizer.")
     arguments = dict(locals())
     gathering = Gathering(
         Subject(
@@ -122,6 +128,7 @@ def check(
             intended=_names(intended),
             references=references,
             step=step,
+            optimizer=optimizer,
         )
     )
     findings, runs = examine(gathering, codes)

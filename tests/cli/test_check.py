@@ -379,7 +379,7 @@ def test_the_report_says_the_command_that_repeats_it(run, place):
         "varshift check nets:build --arg p=0.25 --shape 4 --json 'my report.json' --select VS1"
     )
     ran = [rule["code"] for rule in report["rules"] if rule["ran"]]
-    assert ran == ["VS101", "VS102", "VS105", "VS106", "VS107"]
+    assert ran == ["VS101", "VS102", "VS103", "VS104", "VS105", "VS106", "VS107"]
 
 
 def test_a_selection_on_the_command_line_runs_only_what_its_rules_need(run, refused, data, file):

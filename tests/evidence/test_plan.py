@@ -114,6 +114,7 @@ WITH_LOADER = {
     "VS403": MODULES | CAPTURE | {"measurement", "norm_calls"},
     "VS405": CAPTURE | {"measurement"},
     "VS406": CAPTURE | {"trials"},
+    "VS501": CAPTURE,
 }
 
 
@@ -247,6 +248,8 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     assert whole.pop("deployment") == "no deployment data were given"
     assert whole.pop("VS305") == "needs step (no training step was given)"
     assert whole.pop("step") == "no training step was given"
+    assert whole.pop("VS501") == "needs optimizer (no optimiser was given)"
+    assert whole.pop("optimizer") == "no optimiser was given"
     assert not any(whole.values())
     without = reasons(shape=(3, 8, 8))
     assert without["VS202"] == "needs measurement (no data were given)"

@@ -20,6 +20,7 @@ from varshift.evidence._types import Kind as Kind
 from varshift.evidence._types import LoaderFacts as LoaderFacts
 from varshift.evidence._types import ModeFacts as ModeFacts
 from varshift.evidence._types import Need as Need
+from varshift.evidence._types import OptimizerFacts as OptimizerFacts
 from varshift.evidence._types import kind_of as kind_of
 
 if TYPE_CHECKING:

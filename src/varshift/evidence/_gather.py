@@ -12,6 +12,7 @@ from varshift.evidence._measurement import MeasurementProvider
 from varshift.evidence._modules import ModulesProvider
 from varshift.evidence._noise_bias import NoiseBiasProvider
 from varshift.evidence._norm_calls import NormCallsProvider
+from varshift.evidence._optimizer import OptimizerProvider
 from varshift.evidence._order import OrderProvider
 from varshift.evidence._prediction import PredictionProvider
 from varshift.evidence._provider import NotMade, Provider
@@ -38,6 +39,7 @@ PROVIDERS: tuple[Provider, ...] = (
     InputsProvider(),
     DeploymentProvider(),
     StepProvider(),
+    OptimizerProvider(),
 )
 
 

@@ -52,6 +52,7 @@ class Subject:
     intended: Sequence[str] = ()
     references: tuple[nn.Module, ...] = ()
     step: Callable[[nn.Module, Any], Any] | None = None
+    optimizer: torch.optim.Optimizer | None = None
 
     def __post_init__(self) -> None:
         self.device = self.device or model_device(self.network)

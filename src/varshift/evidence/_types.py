@@ -41,6 +41,7 @@ Kind = Literal[
     "inputs",
     "deployment",
     "step",
+    "optimizer",
 ]
 Need = Literal[
     "modules",
@@ -58,6 +59,7 @@ Need = Literal[
     "inputs",
     "deployment",
     "step",
+    "optimizer",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -81,6 +83,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "inputs": ("inputs",),
     "deployment": ("deployment",),
     "step": ("step",),
+    "optimizer": ("optimizer",),
 }
 
 
@@ -146,6 +149,31 @@ class LoaderFacts:
     sizes: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class OptimizerFacts:
+    """What an optimiser does to the parameters of a network, which go by their names.
+
+    Attributes:
+        cls: Class name of the optimiser.
+        learning_rates: Learning rate of each parameter that it trains, None where it has none.
+        decay: Weight decay of each parameter that has some.
+        norm_parameters: Scales and shifts of norms.
+        scale_invariant: Weights whose scale does not change what the network computes in training.
+        other_weights: All other weights.
+        scheduled: Whether its learning rates have a schedule.
+        scale_aware: Whether it looks after the scale of weights, or something acts after its steps.
+    """
+
+    cls: str
+    learning_rates: Mapping[str, float | None] = field(default_factory=dict)
+    decay: Mapping[str, float] = field(default_factory=dict)
+    norm_parameters: tuple[str, ...] = ()
+    scale_invariant: tuple[str, ...] = ()
+    other_weights: tuple[str, ...] = ()
+    scheduled: bool = False
+    scale_aware: bool = False
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What is known about a network. A field is None where that evidence was not gathered.
@@ -168,6 +196,7 @@ class Evidence:
         inputs: The inputs, next to those that the statistics fit.
         deployment: The batches of deployment, next to those of training.
         step: What a training step of the user's does to the norms.
+        optimizer: What the optimiser does to norms and to weights whose scale does not matter.
     """
 
     train: Flow | None = None
@@ -187,6 +216,7 @@ class Evidence:
     inputs: Inputs | None = None
     deployment: DeployTrial | None = None
     step: StepFacts | None = None
+    optimizer: OptimizerFacts | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

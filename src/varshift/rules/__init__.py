@@ -11,6 +11,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _modes_function,
     _modes_shared,
     _modes_state,
+    _optimisation,
     _placement,
     _placement_evaluation,
     _placement_factor,
