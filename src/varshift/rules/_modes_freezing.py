@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from varshift.evidence import Evidence, ModeFacts
 
@@ -13,6 +14,9 @@ from ._places import norm_places
 from ._reading import known, learns, listed, norms_in_order, quoted
 from ._registry import Rule, register
 from ._upstream import drifted, parameters_upstream
+
+if TYPE_CHECKING:
+    from varshift.probe import StepFacts
 
 
 @register
@@ -40,6 +44,11 @@ class HalfFrozen(Rule):
     they are after training on them. With `reference=`, the network that the backbone was taken from,
     statistics that differ although all weights upstream are the same are an error. A norm that was put in
     `eval()` in a model in training mode, and that the model's `train()` would wake, is advice.
+
+    With `step=` nothing has to be concluded from flags: statistics that a training step moves while none of
+    the parameters that they depend on move, frozen or in no optimiser, are certain, and flags that the step
+    sets itself count. A step that runs every norm in evaluation mode while their parameters train is a
+    warning: nobody called `train()` again.
 
     ## Known limits
 
@@ -80,12 +89,15 @@ class HalfFrozen(Rule):
     code = "VS402"
     name = "half-frozen"
     needs = ("modules", "capture.train")
-    uses = ("measurement", "reference")
+    uses = ("measurement", "reference", "step")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding for the norms that are awake, else one for those that would be."""
         modes = evidence.modes
         if modes is None or not modes.trained:
+            return
+        if evidence.step is not None:
+            yield from self._by_step(evidence, evidence.step, modes)
             return
         frozen = _frozen_inputs(evidence, modes)
         moved = set(drifted(evidence)) & set(frozen)
@@ -98,12 +110,44 @@ class HalfFrozen(Rule):
         elif held:
             yield self._woken(evidence, held)
 
-    def _finding(self, evidence: Evidence, names: list[str], moved: bool) -> Finding:
+    def _by_step(self, evidence: Evidence, step: StepFacts, modes: ModeFacts) -> Iterator[Finding]:
+        """What a training step shows needs no flags: which parameters move, and which statistics."""
+        awake = [name for name in norms_in_order(evidence) if _drifts_in(evidence, step, name)]
+        if awake:
+            yield self._finding(evidence, awake, bool(set(drifted(evidence)) & set(awake)), seen=True)
+        asleep = [
+            name
+            for name, norm in step.norms.items()
+            if norm.training is False and norm.trainable and name not in modes.stuck_eval
+        ]
+        if asleep and step.moved and not any(norm.training is not False for norm in step.norms.values()):
+            yield self._asleep(evidence, asleep, step.quiet_noise)
+
+    def _asleep(self, evidence: Evidence, names: list[str], noise: tuple[str, ...]) -> Finding:
+        also = f", and {len(noise)} noise modules do nothing" if noise else ""
+        return Finding(
+            code=self.code,
+            severity="warning",
+            confidence="certain",
+            sites=norm_places(evidence, names),
+            message=(
+                f"The training step runs the network in evaluation mode: the norm {quoted(names[0])} trains "
+                f"its parameters on stored statistics{also}."
+                + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
+            ),
+            evidence={"reason": "asleep", "norms": len(names), "quiet_noise": len(noise)},
+            cures=(_TRAIN,),
+        )
+
+    def _finding(self, evidence: Evidence, names: list[str], moved: bool, *, seen: bool = False) -> Finding:
         severity: Severity = "error" if moved else "warning"
-        confidence: Confidence = "certain" if moved or _in_training(evidence, names) else "measured"
+        certain = moved or seen or _in_training(evidence, names)
+        confidence: Confidence = "certain" if certain else "measured"
         what = (
             "its statistics are no longer those of the network that its weights come from"
             if moved
+            else "a training step moves its statistics all the same"
+            if seen
             else "train() lets its statistics follow the data"
         )
         return Finding(
@@ -115,7 +159,7 @@ class HalfFrozen(Rule):
                 f"The norm {quoted(names[0])} is frozen with all weights upstream, and {what}."
                 + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
             ),
-            evidence={"reason": "drifted" if moved else "awake", "norms": len(names)},
+            evidence={"reason": "drifted" if moved else "awake", "norms": len(names), "seen": seen},
             cures=(_HOLD,),
             step="statistics",
         )
@@ -141,6 +185,23 @@ _HOLD = cure(
     "keep it in evaluation mode by an overridden train(), and load its statistics again",
     "unsafe",
 )
+_TRAIN = cure(
+    "set-mode", "call model.train() at the start of every training step or epoch", "unsafe", training=True
+)
+
+
+def _drifts_in(evidence: Evidence, step: StepFacts, name: str) -> bool:
+    """Whether a step moves the statistics of a norm, and none of the parameters that they depend on.
+
+    Parameters stay where they require no gradient, and where no optimiser has them.
+    """
+    norm, before = step.norms.get(name), parameters_upstream(evidence).get(name)
+    if norm is None or not norm.moved or before is None or not step.moved:
+        return False
+    module = name.partition("#")[0]
+    own = {p for p in (*step.moved, *step.trainable) if p.rpartition(".")[0] == module}
+    depends = own | before
+    return bool(depends) and not depends & step.moved
 
 
 def _frozen_inputs(evidence: Evidence, modes: ModeFacts) -> list[str]:
