@@ -192,3 +192,14 @@ def test_a_norm_that_serves_several_calls_is_left_to_its_own_rule(build):
     assert small(build, build.layer(effective_batch=None), gap=gap, train=shared) == ()
     # A norm written by hand may read its signal twice; it has a figure for its batches.
     assert len(small(build, build.layer(), gap=gap, train=shared)) == 1
+
+
+@pytest.mark.parametrize(("off", "noisy"), [(0.01, True), (0.4, False)])
+def test_small_batches_answer_for_the_noise_of_their_running_averages(build, off, noisy):
+    gap = batch_gap(build, 0.3, 0.7)
+    shipped = {name: tuple(value + 0.5 for value in gap.batches[name]) for name in ("eval",)}
+    gap = replace(gap, states={**gap.states, "eval": 1.2}, batches={**gap.batches, **shipped})
+    (finding,) = small(build, build.layer(stale_mean=off), gap=gap)
+    assert finding.evidence["noisy_averages"] == noisy
+    assert finding.cost == pytest.approx(0.9 if noisy else 0.4)
+    assert ("averages" in finding.message) == noisy

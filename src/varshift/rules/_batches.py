@@ -18,6 +18,7 @@ from ._places import NETWORK, norm_places
 from ._reading import known, learns, listed, norms_in_order, positive, quoted
 from ._recalibration import measured_recalibration
 from ._registry import Rule, register
+from ._staleness import staleness_of
 
 if TYPE_CHECKING:
     from varshift.evidence import LoaderFacts
@@ -204,8 +205,8 @@ class SmallEffectiveBatch(Rule):
 
     ## Cure safety
 
-    Unsafe: each of these needs training. For a network trained so, `varshift.recalibrate(model, loader)` is
-    safe and removes the noise of the statistics, not the mismatch.
+    Unsafe: each of these needs training. For a network trained so, `varshift.recalibrate(model, loader)`
+    removes the noise of the running averages, not the mismatch; it is offered where the loss falls.
 
     ## References
 
@@ -242,10 +243,11 @@ class SmallEffectiveBatch(Rule):
         if small:
             yield self._finding(evidence, measurement, small, cost)
         elif measured and cost is not None and _costs(measurement, cost) and not _shared(evidence):
-            severity = graded(cost, None)
+            whole = _with_averages(evidence, cost)
+            severity = graded(whole or cost, None)
             if severity is not None:
                 layer = min(measured, key=lambda item: item[0])[1]
-                yield self._loss_finding(evidence, cost, severity, layer)
+                yield self._loss_finding(evidence, cost, whole, severity, layer)
 
     def _per_sample(self, evidence: Evidence, name: str) -> bool:
         site = evidence.train_norms.get(name)
@@ -267,9 +269,20 @@ class SmallEffectiveBatch(Rule):
         return effective * (1 + thresholds.EFFECTIVE_BATCH_STANDARD_ERRORS * error)
 
     def _loss_finding(
-        self, evidence: Evidence, cost: Cost, severity: Severity, layer: LayerMeasurement
+        self,
+        evidence: Evidence,
+        cost: Cost,
+        whole: Cost | None,
+        severity: Severity,
+        layer: LayerMeasurement,
     ) -> Finding:
         batch, pooled = _around(evidence)
+        averages = ""
+        if whole is not None:
+            averages = (
+                f" The running averages of such batches add {whole.delta - cost.delta:.3g} more, though none "
+                "is further off than their noise."
+            )
         return Finding(
             code=self.code,
             severity=severity,
@@ -279,15 +292,17 @@ class SmallEffectiveBatch(Rule):
                 f"The loss is {batch:.3g} when each batch is normalised with its own statistics and "
                 f"{pooled:.3g} with those of all batches, without any noise: the network relies on the "
                 f"statistics of single batches. The norm {quoted(layer.name)} depends most on the batch."
+                f"{averages}"
             ),
             evidence={
                 **_loss_figures(evidence, cost),
+                "noisy_averages": whole is not None,
                 "values_per_channel": layer.values_per_channel,
                 "effective_batch": known(layer.effective_batch),
             },
             cures=_batch_cures(evidence),
             step="small-batch",
-            cost=cost.delta,
+            cost=(whole or cost).delta,
         )
 
     def _finding(
@@ -358,6 +373,32 @@ def _costs(measurement: Measurement, cost: Cost) -> bool:
     nats = measurement.gap is not None and measurement.gap.accuracy is not None
     floor = max(thresholds.BATCH_LOSS_SHARE * cost.level, thresholds.BATCH_LOSS_NATS if nats else 0.0)
     return cost.delta > max(floor, thresholds.STANDARD_ERRORS * (cost.stderr or 0.0))
+
+
+def _with_averages(evidence: Evidence, cost: Cost) -> Cost | None:
+    """What small batches cost with the noise that they leave in the running averages; None without any.
+
+    A moving average remembers few batches. Where no norm is beyond the noise of such an average and the
+    statistics cost all the same, that noise is what they cost.
+    """
+    whole = cost_of(evidence, "small-batch", "variance-shift", "statistics")
+    step = cost_of(evidence, "statistics")
+    if (
+        whole is None
+        or step is None
+        or step.delta <= 0
+        or not step.significant
+        or evidence.measurement is None
+    ):
+        return None
+    for name, layer in evidence.measured.items():
+        facts = evidence.norms.get(name)
+        if facts is None or not layer.reached or not learns(evidence, name):
+            continue
+        staleness = staleness_of(facts, layer, evidence.measurement)
+        if facts.never_moved or (staleness is not None and staleness.severity is not None):
+            return None
+    return whole if whole.delta > cost.delta else None
 
 
 def _shared(evidence: Evidence) -> bool:

@@ -67,6 +67,12 @@ EXPLAINS: tuple[Explains, ...] = (
         where=lambda finding: not finding.evidence["noisy"],
     ),
     Explains(
+        "VS302",
+        ("VS202",),
+        "running averages of batches so small are noisy, and no statistics are off by more than that",
+        where=lambda finding: bool(finding.evidence.get("noisy_averages")),
+    ),
+    Explains(
         "VS402",
         ("VS202", "VS205", "VS306"),
         "statistics that follow the data of a frozen network are those of other data than its weights",
