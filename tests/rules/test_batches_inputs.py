@@ -145,6 +145,19 @@ def test_statistics_of_an_earlier_epoch_are_no_matter_of_the_inputs(make):
     assert "VS306" not in loud(vs.check(net, loader(x, y)))
 
 
+@pytest.mark.parametrize("factor", [2.0, 0.4])
+@pytest.mark.parametrize("prepared", [standard, lambda x: x], ids=["standardised", "raw"])
+def test_a_scaled_first_layer_is_no_matter_of_the_inputs_either(prepared, factor):
+    x, y = pictures()
+    x = prepared(x)
+    net = learned(convnet, x, y)
+    with torch.no_grad():
+        net[0][0].weight.mul_(factor)  # exactly what inputs of another scale would do
+    report = vs.check(net, loader(x, y))
+    assert "VS306" not in {one.code for one in report.findings}
+    assert "VS202" in {one.code for one in report.findings}
+
+
 def test_without_targets_the_norms_alone_tell():
     x, y = pictures()
     net = learned(convnet, standard(x), y)

@@ -6,7 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+_RANGES = ((0.0, 1.0), (-1.0, 1.0), (-0.5, 0.5), (0.0, 255.0))  # of pixels
+
 MapKind = Literal["standardised", "affine", "reversed"]
+
+
+def _off(mean: float, deviation: float) -> float:
+    return max(abs(mean), abs(math.log(max(deviation, 1e-12))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +34,26 @@ class InputMoments:
     whole: bool
 
     @property
-    def standardised(self) -> bool:
-        """Whether they have a mean near 0 and a deviation near 1, as standardised data have.
+    def off_standard(self) -> float:
+        """Largest distance of a channel from mean 0 (in units of 1) and deviation 1 (as a log ratio).
 
-        Each channel has, or all of many columns together: pixels in a row are standardised as one.
+        Of many columns the smaller of that and the distance of all together: pixels in a row are
+        standardised as one.
         """
-        near = all(abs(mean) <= 0.3 for mean in self.mean)
-        if near and all(0.6 <= deviation <= 1.6 for deviation in self.deviation):
-            return True
-        mean, deviation = self.together
-        return len(self.mean) > 4 and abs(mean) <= 0.3 and 0.6 <= deviation <= 1.6
+        by_channel = max(_off(*pair) for pair in zip(self.mean, self.deviation, strict=True))
+        return min(by_channel, _off(*self.together)) if len(self.mean) > 4 else by_channel
+
+    @property
+    def standardised(self) -> bool:
+        """Whether they have a mean near 0 and a deviation near 1, as standardised data have."""
+        return self.off_standard <= 0.35
+
+    @property
+    def in_usual_range(self) -> bool:
+        """Whether they fill a usual range of pixels."""
+        return any(
+            max(abs(self.low - low), abs(self.high - high)) <= 0.1 * (high - low) for low, high in _RANGES
+        )
 
     @property
     def together(self) -> tuple[float, float]:

@@ -43,9 +43,9 @@ class OtherInputs(Rule):
     four batches. It counts where all norms agree as in a healthy network, and where it takes away three
     quarters of the step or more. Severity follows what the step costs.
 
-    Stale statistics are told from it by the later norms, which no map of the inputs mends, by the direction
-    (from raw to standardised inputs is no coincidence, from standardised to raw ones it may be), and by the
-    loss in training mode, which must not rise under the map.
+    Stale statistics are told from it by the later norms, which no map of the inputs mends; by what the map
+    leads to (standardised inputs or a usual range of pixels are no coincidence, and from standardised to raw
+    ones the weights have to agree); and by the loss in training mode, which must not rise under the map.
 
     ## Known limits
 
@@ -284,7 +284,9 @@ def _explains(evidence: Evidence, trial: InputTrial) -> bool:
     """Whether a map of the inputs explains what is wrong with the statistics."""
     if trial.first_before < thresholds.INPUTS_OFF or trial.first_after > thresholds.INPUTS_FIT_FIRST:
         return False
-    to_standard = trial.after.standardised and not trial.before.standardised
+    to_standard = trial.after.standardised and trial.after.off_standard < trial.before.off_standard / 2
+    if not (to_standard or trial.after.in_usual_range or trial.kind == "reversed"):
+        return False  # a first layer that is scaled looks the same as inputs that are
     enough = thresholds.INPUTS_FIT_STANDARD if to_standard else thresholds.INPUTS_FIT_ALL
     if trial.all_after > min(enough, trial.all_before / thresholds.INPUTS_FIT_FACTOR):
         return False
