@@ -125,6 +125,8 @@ def three(build):
         ({"statistics": 0.008, "level": 0.05}, None),
         ({"statistics": 0.008, "level": 0.05, "accuracy": None}, "error"),
         ({"statistics": 0.15, "variance_shift": -0.15}, None),
+        ({"statistics": 0.15, "variance_shift": 0.5}, None),  # it goes with the shift
+        ({"statistics": 0.15, "variance_shift": 0.3}, "error"),
     ],
 )
 def test_where_only_the_loss_shows_it_the_norm_furthest_off_is_named_once(build, values, severity):
@@ -135,7 +137,8 @@ def test_where_only_the_loss_shows_it_the_norm_furthest_off_is_named_once(build,
         assert finding.evidence["loss_step"] == pytest.approx(values["statistics"])
         assert (finding.cost, finding.step) == (pytest.approx(values["statistics"]), "statistics")
         assert [one.safety for one in finding.cures] == ["safe"]
-        assert finding.cures[0].measured["change"] == pytest.approx(-values["statistics"])
+        won = values["statistics"] + values.get("variance_shift", 0.0)
+        assert finding.cures[0].measured["change"] == pytest.approx(-won)
 
 
 def test_all_stale_norms_are_one_finding_the_worst_first_led_by_what_is_wrong(build):

@@ -95,8 +95,8 @@ class _NoiseAtNorm(Rule):
         """What can be said of a noise site without a measurement."""
 
     @abstractmethod
-    def way(self, site: NoiseSite, norm: str) -> str:
-        """How the noise comes to the norm, as a verb."""
+    def way(self, site: NoiseSite, norm: str, words: str) -> str:
+        """How the noise comes to the norm, with `words` for the norm: ``"feeds it"``."""
 
     @abstractmethod
     def cures(self, sites: Sequence[NoiseSite]) -> tuple[Cure, ...]:
@@ -114,8 +114,8 @@ class _NoiseAtNorm(Rule):
             shown = [one for one in reaches if one.norm == worst.norm]
         if severity is None or not shown:
             return
-        noise, way = noise_words(worst.site), self.way(worst.site, worst.norm)
-        text = f"{worst.shift.words(worst.norm)}: {noise} {way} it"
+        way = self.way(worst.site, worst.norm, "it")
+        text = f"{worst.shift.words(worst.norm)}: {noise_words(worst.site)} {way}"
         if len(shown) > 1:
             text += f". {len(shown) - 1} more do so: {listed(one.site.name for one in shown[1:])}"
         certain = all(one.shift.learned for one in shown)
@@ -142,8 +142,8 @@ class _NoiseAtNorm(Rule):
         order: tuple[Severity, ...] = ("error", "warning", "advice")
         suspects = sorted(suspects, key=lambda one: (order.index(one.severity), -fold(one.ratio or 1.0)))
         worst = suspects[0]
-        text = f"{capitalised(noise_words(worst.site))} {self.way(worst.site, worst.norm)} the norm "
-        text += f"{quoted(worst.norm)}: {self.expectation(worst)}"
+        way = self.way(worst.site, worst.norm, f"the norm {quoted(worst.norm)}")
+        text = f"{capitalised(noise_words(worst.site))} {way}: {self.expectation(worst)}"
         if len(suspects) > 1:
             text += f". {len(suspects) - 1} more do so: {listed(one.site.name for one in suspects[1:])}"
         remedy = recalibration(evidence)
@@ -301,9 +301,9 @@ class NoiseFeedsNorm(_NoiseAtNorm):
     name = "noise-feeds-norm"
     paths = ("direct",)
 
-    def way(self, site: NoiseSite, norm: str) -> str:
+    def way(self, site: NoiseSite, norm: str, words: str) -> str:
         """Directly."""
-        return "feeds"
+        return f"feeds {words}"
 
     def suspect(self, evidence: Evidence, site: NoiseSite, norm: str) -> _Suspect | None:
         """By the bound of the closed form; certain where the factor arrives at the norm as it left."""
@@ -416,10 +416,10 @@ class NoiseReachesNorm(_NoiseAtNorm):
     uses = ("prediction",)
     paths = ("weight", "join")
 
-    def way(self, site: NoiseSite, norm: str) -> str:
+    def way(self, site: NoiseSite, norm: str, words: str) -> str:
         """Through a weight layer or a sum."""
         joined = site.near.get(norm, site.path) == "join"
-        return f"reaches, through {'a sum with another signal' if joined else 'a weight layer'},"
+        return f"reaches {words} through {'a sum with another signal' if joined else 'a weight layer'}"
 
     def suspect(self, evidence: Evidence, site: NoiseSite, norm: str) -> _Suspect | None:
         """By the prediction where it is sure of itself, else by the rate of the noise."""

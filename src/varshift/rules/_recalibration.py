@@ -43,7 +43,7 @@ def cost_words(cost: Cost) -> str:
         )
     if cost.delta < 0:
         return f"It lowers the loss of {cost.level - cost.delta:.3g} by {-cost.delta:.3g}{error}"
-    share = f" ({cost.share:.1%})" if cost.share < 10 else ""
+    share = f" ({100 * cost.share:.3g} %)" if cost.share < 10 else ""
     return f"It adds {cost.delta:.3g}{error} to a loss of {cost.level:.3g}{share}"
 
 

@@ -9,7 +9,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import Cost, graded
+from ._cost import Cost, cost_of, graded
 from ._cures import cure
 from ._finding import Finding, Severity
 from ._places import norm_places
@@ -56,8 +56,9 @@ class StaleStatistics(Rule):
     Where a loss was measured on four batches or more, what the statistics cost sets the severity: an error
     from a tenth of the loss, a warning from a twentieth, else advice. The cost is the step "statistics" of
     the gap, or, where that is less, what re-estimating without noise would win. A cost of a twentieth or more
-    is reported, at the norm that is furthest off, even where every norm is within its error. Without a loss a
-    folded ratio of 1.1 or an offset of 0.1 is a warning, 1.5 or 0.5 an error.
+    is reported, at the norm that is furthest off, even where every norm is within its error (unless the
+    variance shift costs three times as much: with a shifted signal small differences cost more). Without a
+    loss a folded ratio of 1.1 or an offset of 0.1 is a warning, 1.5 or 0.5 an error.
 
     Not where evaluation does not use the statistics (VS401); never moved or broken ones (VS201, VS203)
     account for the loss where there are any. Where the loss would rise, VS210 speaks.
@@ -130,7 +131,7 @@ class StaleStatistics(Rule):
         severities = {one.severity for one in stale}
         by_ratio: Severity | None = "error" if "error" in severities else "warning" if stale else None
         severity = graded(cost, by_ratio)
-        if severity is None or not candidates:
+        if severity is None or not candidates or (not stale and _is_echo(evidence, cost)):
             return
         shown = stale or [max(candidates, key=lambda one: _nominal(evidence.measured[one.name]))]
         worst, layer = shown[0], evidence.measured[shown[0].name]
@@ -186,6 +187,14 @@ def _deployed_too(layer: LayerMeasurement) -> bool:
     ratio, control = positive(layer.ratio), positive(layer.control_ratio)
     fits = ratio is not None and control is not None and fold(ratio / control) < thresholds.SHIFT_WARNING
     return not (fits and (known(layer.mean_offset) or 0.0) < thresholds.OFFSET_WARNING)
+
+
+def _is_echo(evidence: Evidence, cost: Cost | None) -> bool:
+    """Whether a step that no norm shows is small next to a variance shift, which makes it costly."""
+    shift = cost_of(evidence, "variance-shift")
+    if cost is None or shift is None or not shift.significant:
+        return False
+    return cost.delta < thresholds.ECHO_SHARE * shift.delta
 
 
 def _nominal(layer: LayerMeasurement) -> float:

@@ -41,6 +41,10 @@ COST_ERROR: Final = 0.1
 COST_WARNING: Final = 0.05
 COST_STANDARD_ERRORS: Final = 1.5
 
+# A step "statistics" that no norm shows, next to a variance shift of three times its size or more, is that of
+# moving averages like any network's, made costly by the shifted signal. It goes with the shift.
+ECHO_SHARE: Final = 1 / 3
+
 # Weights that were trained on stored statistics leave those of training mode far behind, in depth above all:
 # 0.2 to 1 standard deviations at the worst norm. Training on other inputs than the loader's (mixup,
 # augmentation in the loop) moves the first norm by a factor and hardly anything downstream, where the batch
