@@ -99,7 +99,9 @@ class FixedComposition(Rule):
         redrawn = order.redrawn
         cost = _redraw_cost(evidence, redrawn)
         rises = redrawn is not None and _beyond_error(redrawn) and redrawn.delta > 0
-        severity: Severity | None = graded(cost, None) if rises else None
+        # Of samples learnt by heart with their batches the loss is tiny, and only its ratio tells.
+        by_ratio = "error" if cost is not None and cost.share >= thresholds.REDRAWN_BY_HEART else None
+        severity: Severity | None = graded(cost, by_ratio) if rises else None
         reshuffled_batches = bool(order.reordered)
         if severity is None and not reshuffled_batches:
             return

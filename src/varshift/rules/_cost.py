@@ -156,8 +156,8 @@ def graded(
         severity = loss_severity(cost)
         if severity == "advice" and cost.by_heart:
             # Its share would be a warning, and only the data themselves make it small: these it has learnt by
-            # heart. What others would cost the ratios have to tell.
-            return None if by_ratio is None else milder(by_ratio, "warning")
+            # heart. What others would cost the ratios have to tell, and they have to be clear.
+            return None if by_ratio is None else "warning" if by_ratio == "error" else "advice"
         return None if severity == "advice" and by_ratio is None else severity
     if by_ratio == "error" and confidence in ("predicted", "suspected"):
         return "warning"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, graver, loss_severity
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
 from ._places import norm_places
@@ -103,8 +103,7 @@ class SharedNorm(Rule):
     ) -> Finding | None:
         norms = sorted(norms, key=lambda pair: -_size(pair[1]))
         _, worst = norms[0]
-        cost = _cost(evidence)
-        severity = graded(cost, _by_ratio(worst))
+        cost, severity = _graded(evidence, _by_ratio(worst))
         if severity is None:
             return None
         names = [one.name for one, _ in norms]
@@ -154,6 +153,22 @@ def _by_ratio(spread: Distributions) -> Severity | None:
     if _size(spread) >= thresholds.DISTRIBUTIONS_WARNING:
         return "warning"
     return "advice" if _size(spread) >= 1 else None
+
+
+def _graded(evidence: Evidence, by_ratio: Severity | None) -> tuple[Cost | None, Severity | None]:
+    """What the shared norm costs, and the severity.
+
+    Where the signals are far apart statistics of all of them cost what the first step says, though the stored
+    ones, which happen to be nearer to one of them, may cost less.
+    """
+    cost = _cost(evidence)
+    severity = graded(cost, by_ratio)
+    pooled = cost_of(evidence, _CAUSES[0])
+    if by_ratio == "warning" and pooled is not None and pooled.decides:
+        alone = loss_severity(pooled)
+        if severity is None or graver(severity, alone) != severity:
+            return pooled, alone
+    return cost, severity
 
 
 def _cost(evidence: Evidence) -> Cost | None:

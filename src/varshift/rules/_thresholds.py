@@ -51,6 +51,9 @@ ECHO_SHARE: Final = 1 / 3
 # renormalises: 0.06.
 STORED_OFFSET: Final = 0.2
 
+# Share by which two losses differ that nobody would call the same, however small both are.
+APART: Final = 0.2
+
 # Without data a noise that reaches a norm through weights is worth more than advice from this drop rate on:
 # q / k = 0.11, so the shift reaches SHIFT_WARNING even for inputs without a mean.
 NOTABLE_DROP_RATE: Final = 0.1
@@ -119,6 +122,10 @@ EFFECTIVE_BATCH_STANDARD_ERRORS: Final = 2.0
 # opposite sign as a rule, and up to a tenth of a nat; the share keeps out networks far from trained.
 BATCH_LOSS_SHARE: Final = 0.25
 BATCH_LOSS_NATS: Final = 0.1
+
+# Share by which the loss of batches learnt by heart rises when the same samples come in other batches:
+# networks with other batches in every epoch do not rise at all.
+REDRAWN_BY_HEART: Final = 0.5
 
 # Share of batches that two epochs have in common from which their composition is fixed: a partition of more
 # than a few dozen samples never comes twice by chance.

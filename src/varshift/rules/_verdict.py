@@ -136,7 +136,9 @@ def _state(gap: Gap, delta: float | None, stderr: float | None) -> VerdictState:
     if deployed is None or train is None or delta is None:
         return "worse" if train is not None and deployed is None else "unknown"
     level = min(abs(train), abs(deployed))
-    floor = max(thresholds.LOSS_SHARE * level, thresholds.LOSS_NATS if gap.accuracy is not None else 0.0)
+    floor = thresholds.LOSS_SHARE * level
+    if gap.accuracy is not None and abs(delta) <= thresholds.APART * level:
+        floor = max(floor, thresholds.LOSS_NATS)  # of data learnt by heart only a large share counts
     if abs(delta) <= floor:
         return "same"
     if stderr is None:
