@@ -40,6 +40,13 @@ def test_a_cost_that_no_operation_explains_is_a_finding_of_the_network(build):
     assert found(build, difference=None, function=0.02) == ()
 
 
+def test_noise_that_evaluation_keeps_comes_first(build):
+    measurement = build.measurement(gap=build.gap_of(spread=1e-3, function=0.3))
+    evaluation = build.flow([build.noise()], mode="eval")
+    known = build.evidence(train=build.flow(), eval=evaluation, measurement=measurement)
+    assert build.findings("VS405", known) == ()
+
+
 def test_a_difference_that_costs_nothing_is_no_finding(build):
     assert found(build) == ()
     assert found(build, statistics=0.5) == ()

@@ -39,6 +39,14 @@ def test_the_cost_decides_where_there_is_a_loss(build, kind, cost, severity):
     assert "0.3" in finding.message
 
 
+@pytest.mark.parametrize(("spread", "severity"), [(None, "advice"), (0.1, "advice"), (0.5, "warning")])
+@pytest.mark.parametrize("values", [{"kind": "gaussian", "additive": True}, {"kind": "sampling"}])
+def test_a_sampler_is_meant(build, values, spread, severity):
+    trials = build.trials(random=0.3, spread=None if spread is None else build.spread(spread))
+    (finding,) = found(build, build.noise(rate=None, **values), trials=trials)
+    assert finding.severity == severity
+
+
 def test_an_uncertain_cost_counts_at_its_lower_end(build):
     trials = build.trials(random=0.3, spread=build.spread(0.12, stderr=0.03))
     (finding,) = found(build, build.noise(kind="gaussian"), trials=trials)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -39,8 +40,16 @@ def try_padding(runs: EvalRuns, calls: Sequence[Call], limits: list[str]) -> lis
         return []
 
 
-def _whole(one: Tensor, other: Tensor) -> float | None:
-    return overlap_distance(one, other) if one.shape == other.shape else None
+def _against(difference: float, one: Tensor, other: Tensor) -> float | None:
+    """Distance of two results in units of what counts.
+
+    Where the steps are gone, all of it has entered. Before that convolutions see the edge of the padding: a
+    result with steps counts where it differs half as much as the output does.
+    """
+    distance = overlap_distance(one, other)
+    if distance is None:
+        return None
+    return distance / (_LIMIT if one.shape == other.shape else max(_LIMIT, difference / 2))
 
 
 def _try(runs: EvalRuns, call: Call, lengths: Lengths) -> list[Change]:
@@ -70,10 +79,7 @@ def _try(runs: EvalRuns, call: Call, lengths: Lengths) -> list[Change]:
     difference, own, padded = worst
     parting = None
     if difference > _LIMIT:
-        # Where steps are gone, the padding has entered what stays; before that, convolutions see its edge.
-        parting = runs.parting(own, padded, _whole, _LIMIT) or runs.parting(
-            own, padded, overlap_distance, max(_LIMIT, difference / 4)
-        )
+        parting = runs.parting(own, padded, partial(_against, difference), 1.0)
     means = None
     if losses and len(losses) == len(rows):
         first, second = zip(*losses, strict=True)

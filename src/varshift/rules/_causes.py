@@ -55,6 +55,11 @@ EXPLAINS: tuple[Explains, ...] = (
     ),
     Explains("VS303", ("VS302",), "batches learned together with their statistics are not too small"),
     Explains(
+        "VS106",
+        ("VS405",),
+        "noise that evaluation does not switch off is a part of what changes between the modes",
+    ),
+    Explains(
         "VS403",
         ("VS405",),
         "a network that draws its configuration in training computes one of them in evaluation",

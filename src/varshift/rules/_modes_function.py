@@ -49,7 +49,8 @@ class OtherFunction(Rule):
     ## Known limits
 
     A second head, or outputs that exist in training only, are no fault and no finding. A loss that a network
-    returns itself and computes otherwise in training (with auxiliary terms) is compared as it is. Where the
+    returns itself and computes otherwise in training (with auxiliary terms) is compared as it is. Where noise
+    acts in evaluation too nothing is said: VS106 comes first. Where the
     cost is there and the captured operations are the same, what differs depends on the data or on state: the
     finding then names no operation.
 
@@ -85,6 +86,8 @@ class OtherFunction(Rule):
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding for the network."""
         difference = evidence.difference
+        if evidence.eval is not None and any(site.rate != 0 for site in evidence.eval.noises):
+            return  # noise that evaluation does not switch off is a part of the step: VS106
         noisy = evidence.train is None or any(site.rate != 0 for site in evidence.train.noises)
         cost = cost_of(evidence, "function")
         if difference is not None and not noisy:

@@ -108,6 +108,8 @@ class WrittenInEvaluation(Rule):
                 "losses": [known(value) for value in losses] if losses else None,
             },
             cures=(cure("stop-writing", "write it in training only (if self.training)", "safe"),),
+            step="function",
+            cost=known(losses[1] - losses[0]) if losses else None,
         )
 
 

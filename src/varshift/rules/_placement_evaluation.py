@@ -65,7 +65,8 @@ class NoiseInEvaluation(Rule):
     The cost decides the severity: an error from 10 % of the loss, a warning from 5 %, else advice; dropout
     and its kin, which nobody draws to get a prediction, are a warning wherever outputs differ by .01. Without
     a loss the outputs decide: an error from .1, a warning from .01. Without data dropout and its kin are an
-    error, other randomness, which may be meant, a warning.
+    error, other randomness, which may be meant, a warning. Sampling, and noise whose size the signal sets (a
+    variational autoencoder), is meant: advice, and a warning from a quarter of the loss.
 
     ## Known limits
 
@@ -129,11 +130,15 @@ class NoiseInEvaluation(Rule):
         subject = capitalised(noise_words(first))
         if len(sites) > 1:
             subject += f" (and in {listed(site.name for site in sites[1:])})"
-        meant = first.kind not in _REGULARISERS
+        sampler = first.kind == "sampling" or (first.rate is None and first.additive)
+        unknown: Severity = "advice" if sampler else "error" if first.kind in _REGULARISERS else "warning"
+        severity = _severity(repeats, unknown, forgotten=first.kind in _REGULARISERS)
+        if sampler:
+            severity = _of_sampler(repeats)
         verb = "acts in evaluation too"
         return Finding(
             code=self.code,
-            severity=_severity(repeats, "warning" if meant else "error", forgotten=not meant),
+            severity=severity,
             confidence="certain" if repeats is None or not repeats.differs else "measured",
             sites=tuple(noise_place(site) for site in sites),
             message=f"{subject} {verb}{_effect(repeats)}.",
@@ -147,6 +152,8 @@ class NoiseInEvaluation(Rule):
                     first.id,
                 ),
             ),
+            step="noise",
+            cost=_cost(repeats),
         )
 
     def _unseen(self, evidence: Evidence, repeats: Repeats) -> Iterator[Finding]:
@@ -172,6 +179,8 @@ class NoiseInEvaluation(Rule):
             cures=(
                 cure("follow-mode", "switch it off in evaluation, or declare it where it is meant", "safe"),
             ),
+            step="noise",
+            cost=_cost(repeats),
         )
 
 
@@ -196,6 +205,20 @@ def _severity(repeats: Repeats | None, unknown: Severity, *, forgotten: bool) ->
     if repeats.random >= thresholds.NOISE_OUTPUT_ERROR:
         return "error"
     return "warning" if repeats.random >= thresholds.NOISE_OUTPUT_WARNING else "advice"
+
+
+def _of_sampler(repeats: Repeats | None) -> Severity:
+    """Noise whose size the signal sets, as in a variational autoencoder, is meant: advice, unless dear."""
+    spread = repeats.spread if repeats is not None else None
+    if spread is None or spread.batches < thresholds.FEW_BATCHES or spread.loss <= 0:
+        return "advice"
+    least = spread.cost - thresholds.COST_STANDARD_ERRORS * (spread.stderr or 0.0)
+    return "warning" if least >= thresholds.SAMPLER_COST * spread.loss else "advice"
+
+
+def _cost(repeats: Repeats | None) -> float | None:
+    """What it costs in the loss, where that is known."""
+    return known(repeats.spread.cost) if repeats is not None and repeats.spread is not None else None
 
 
 def _effect(repeats: Repeats | None) -> str:

@@ -67,6 +67,10 @@ MAX_POOL_BIAS: Final = 1.02
 REPEAT_DIFFERENCE: Final = 1e-6
 REPEAT_DIFFERENCE_UNSEEN: Final = 1e-4
 
+# Sampling that a network learned costs what its spread costs, some per cent of the loss of a variational
+# autoencoder; a quarter is worth a look.
+SAMPLER_COST: Final = 0.25
+
 # Randomness in evaluation where there is no loss: a tenth of the output's size changes decisions, a
 # hundredth is seen in a metric.
 NOISE_OUTPUT_WARNING: Final = 0.01
