@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -11,21 +10,15 @@ from torch import Tensor
 
 from varshift.flow import Capture, Flow, NoiseSite, NormSite, Ref, UnknownOperator, arguments_of
 
-from ._anchor import Anchor
+from ._confidence import confidence, few_updates
 from ._outcome import Key, Outcome
-from ._prediction import Confidence, LayerPrediction, State
-from ._train_pass import ONE_DRAW, UNKNOWN
+from ._prediction import LayerPrediction, State
+from ._train_pass import UNKNOWN
 
 _GATED_FEW = 16  # samples below which what gates do is not known
 _IMPLAUSIBLE = 1.3  # times the learned variance: without its noise a signal has less, and hardly ever more
 _IMPOSSIBLE = 3.0  # times the learned variance: nothing is left of such a prediction
 _DEAD = 1e-6  # of the average variance: channels below are no signal
-_FEW_VALUES = 256  # values per channel below which an estimate is called uncertain
-# Operations that no average over draws settles: a noisy denominator, as in a norm per sample written by hand.
-_WEAK = frozenset(["div", "reciprocal", "pow", "sqrt", "rsqrt", "log", "log2", "log10", "log1p"]) | {ONE_DRAW}
-# Which tokens attend to which, made-up inputs do not tell.
-_ATTENTION = frozenset(["matmul", "bmm", "baddbmm", "scaled_dot_product_attention"])
-_SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout")
 
 
 def learned_norms(flow: Flow, tensors: Mapping[str, Tensor]) -> frozenset[str]:
@@ -57,7 +50,9 @@ def _statistic(flow: Flow, site: NormSite, argument: str, tensors: Mapping[str, 
     return tensors.get(f"{site.name}.{argument}" if site.name else argument)
 
 
-def norm_figures(flow: Flow, found: Outcome, *, real: bool, gates: bool) -> tuple[LayerPrediction, ...]:
+def norm_figures(
+    flow: Flow, found: Outcome, *, real: bool, gates: bool, windows: Mapping[str, float]
+) -> tuple[LayerPrediction, ...]:
     """The figures of all norms with running statistics; those that are not known have none.
 
     Args:
@@ -65,6 +60,7 @@ def norm_figures(flow: Flow, found: Outcome, *, real: bool, gates: bool) -> tupl
         found: What the passes found.
         real: Whether they followed real data.
         gates: Whether the network has gates.
+        windows: Updates of a norm's statistics over the length of their moving average, where known.
     """
     layers: list[LayerPrediction] = []
     most = 0.0  # of what has been predicted at norms after operations without a rule
@@ -75,7 +71,7 @@ def norm_figures(flow: Flow, found: Outcome, *, real: bool, gates: bool) -> tupl
         if reason is not None:
             layers.append(_without_figures(site, flow, reason))
             continue
-        layer, unruled = _figures(site, flow, found, real=real, gates=gates)
+        layer, unruled = _figures(site, flow, found, real=real, gates=gates, windows=windows)
         if unruled:
             most = max(most, layer.ratio or 0.0, layer.local_ratio or 0.0)
         # What is wrong at one norm is so at all downstream.
@@ -135,7 +131,7 @@ def _without_figures(site: NormSite, flow: Flow, reason: str) -> LayerPrediction
 
 
 def _figures(
-    site: NormSite, flow: Flow, found: Outcome, *, real: bool, gates: bool
+    site: NormSite, flow: Flow, found: Outcome, *, real: bool, gates: bool, windows: Mapping[str, float]
 ) -> tuple[LayerPrediction, bool]:
     """The figures of one norm, and whether its noise went through operations without a rule."""
     keys, observed = _keys(site, found), found.observed
@@ -161,13 +157,24 @@ def _figures(
     unruled = bool(upstream) and any(anchor.doubts for anchor in anchors)
     samples = site.shapes[0][0] if site.shapes and site.shapes[0] else 0
     few = bool(upstream) and gates and samples < _GATED_FEW
+    mean_offset = float(offset.square().mean().sqrt())
+    sure = confidence(
+        site,
+        [noise for _, noise in upstream],
+        anchors,
+        ratio=ratio,
+        local_ratio=local,
+        mean_offset=mean_offset,
+        windows=windows.get(site.name),
+        real=real,
+    )
     layer = LayerPrediction(
         name=site.name,
         cls=site.cls,
         source=None if site.source is None else str(site.source),
         ratio=ratio,
         local_ratio=local,
-        mean_offset=float(offset.square().mean().sqrt()),
+        mean_offset=mean_offset,
         noise_share=float(noise.mean() / learned.mean()),
         states={
             "train": training,
@@ -175,7 +182,7 @@ def _figures(
             "sampling": training,
             "eval": State(float(mean["eval"].mean()), float(variance["eval"].mean())),
         },
-        confidence="low" if few else _confidence(site, upstream, anchors, real=real),
+        confidence="low" if few else sure,
         noise=tuple(noise.id for _, noise in upstream),
     )
     return layer, unruled
@@ -189,30 +196,19 @@ def _values(key: Key, found: Outcome) -> list[Tensor]:
     return figures
 
 
-def _confidence(
-    site: NormSite, upstream: Sequence[tuple[int, NoiseSite]], anchors: Sequence[Anchor], *, real: bool
-) -> Confidence:
-    if not upstream:
-        return "high"
-    weak = _WEAK if real else _WEAK | _ATTENTION
-    # A frozen norm holds what was learned in another training.
-    unknown = not site.batch_statistics or any(anchor.doubts & weak for anchor in anchors)
-    if unknown or not (real or all(a.anchored for a in anchors)):
-        return "low"
-    shape = site.shapes[0] if site.shapes else ()
-    values = math.prod(shape) // max(shape[1], 1) if len(shape) > 1 else 0
-    shared = any(noise.kind in _SHARED for _, noise in upstream)
-    doubts = any(anchor.doubts for anchor in anchors)
-    return "medium" if shared or doubts or values < _FEW_VALUES else "high"
-
-
 def average(values: Sequence[Tensor]) -> Tensor:
     """Mean of figures per channel over the calls of a norm."""
     return torch.stack([value.double() for value in values]).mean(0)
 
 
 def prediction_limits(
-    captured: Capture, flow: Flow, found: Outcome, layers: Sequence[LayerPrediction], *, real: bool
+    captured: Capture,
+    flow: Flow,
+    found: Outcome,
+    layers: Sequence[LayerPrediction],
+    *,
+    real: bool,
+    windows: Mapping[str, float],
 ) -> tuple[str, ...]:
     """What could not be seen or followed, in plain sentences."""
     limits = list(captured.limits)
@@ -235,6 +231,14 @@ def prediction_limits(
     if clean:
         limits.append(
             f"{_counted(clean)} statistics that were re-estimated without noise: nothing is left to correct."
+        )
+    reached = [layer.name for layer in layers if layer.noise and layer.ratio is not None]
+    lagging = [name for name in reached if few_updates(windows.get(name))]
+    if lagging and not real:
+        limits.append(
+            f"{_counted(lagging)} statistics of few updates: while weights move, these lag behind, and what "
+            "is measured with them as they are may be far from the predicted ratios. Those are of statistics "
+            "that fit the weights."
         )
     missing = [layer.name for layer in layers if layer.ratio is None]
     if missing:

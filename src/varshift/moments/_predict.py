@@ -80,7 +80,7 @@ def predict(
         >>> prediction = vs.predict(net, shape=(3, 8, 8))
         >>> layer = prediction.layer("3")
         >>> 0.3 < layer.ratio < 0.45, layer.confidence
-        (True, 'high')
+        (True, 'medium')
         >>> prediction.what_if({"2": 0.1}).layer("3").ratio > layer.ratio
         True
 

@@ -42,9 +42,9 @@ class LayerPrediction:
         mean_offset: Root mean square over channels of the shift of the mean, in standard deviations.
         noise_share: Share of the variance in training that is noise.
         states: Mean and variance in ``"train"``, ``"clean"``, ``"sampling"`` and ``"eval"``.
-        confidence: ``"high"``; ``"medium"`` where an operation upstream was treated approximately or the
-            noise is shared by many units; ``"low"`` where the norm's statistics have not been learned and the
-            data are made up, or noise was divided by; ``"none"`` where there are no figures.
+        confidence: How far `ratio` may be off in nine norms of ten: ``"high"`` 3 %, ``"medium"`` 10 %;
+            ``"low"`` where more, or where its error is not known; ``"none"`` where there are no figures.
+            Measured ratios are meant whose statistics fit the weights (`fresh_ratio` of a report).
         noise: The noise sites upstream.
         reason: Why there are no figures; None where there are.
     """

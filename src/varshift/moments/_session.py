@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -21,6 +21,7 @@ from ._anchor import Anchor
 from ._answers import Answers
 from ._by_site import BySite
 from ._clean_pass import CleanPass
+from ._confidence import windows_of
 from ._fields import made_up_input
 from ._figures import average, learned_norms, norm_figures, prediction_limits
 from ._interpreter import wide
@@ -51,6 +52,7 @@ class Session:
     base: Outcome | None = None
     answers: Answers | None = None
     clean: frozenset[str] = frozenset()  # norms whose statistics were re-estimated without noise
+    windows: Mapping[str, float] = field(default_factory=dict)  # see `windows_of`
 
     @classmethod
     def of(
@@ -64,8 +66,11 @@ class Session:
         train, evaluation = captured.train, captured.eval
         if train is None or evaluation is None:
             raise ModelError(f"both modes of the network are needed: {' '.join(captured.failures)}")
-        clean = frozenset(origins(find_norms(network)))
-        return cls(Weights(network), captured, train, evaluation, inputs, real, seed, clean=clean)
+        norms = find_norms(network)
+        session = cls(Weights(network), captured, train, evaluation, inputs, real, seed)
+        session.clean = frozenset(origins(norms))
+        session.windows = windows_of(norm for norm in norms if norm.name not in session.clean)
+        return session
 
     @cached_property
     def gates(self) -> bool:
@@ -163,7 +168,7 @@ class Session:
             yield tensors, inputs if self.real else [made_up_input(x) for x in inputs]
 
     def _prediction(self, found: Outcome, changed: Mapping[int, float]) -> Prediction:
-        layers = norm_figures(self.train, found, real=self.real, gates=self.gates)
+        layers = norm_figures(self.train, found, real=self.real, gates=self.gates, windows=self.windows)
         rates = BySite(
             {
                 site.id: changed.get(place, site.rate)
@@ -171,7 +176,9 @@ class Session:
                 if site.rate is not None
             }
         )
-        limits = prediction_limits(self.captured, self.train, found, layers, real=self.real)
+        limits = prediction_limits(
+            self.captured, self.train, found, layers, real=self.real, windows=self.windows
+        )
         method: Method = "hybrid" if self.real else "anchored"
         predicted = {layer.name for layer in layers if layer.ratio is not None}
         clean = found.observed["clean"]
