@@ -55,6 +55,17 @@ def test_trained_weights_without_statistics_are_told_from_forgotten_ones(build):
     assert finding.cures[0].measured["after"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("accuracy", "untrained"), [(0.9, False), (0.1, True), (None, False)])
+def test_without_weights_in_the_norms_the_answers_tell_whether_it_was_trained(build, accuracy, untrained):
+    rates = None if accuracy is None else {"recalibrated": accuracy}
+    gap = build.losses(statistics=0.5, accuracy=rates)
+    layers = [build.layer(name, ratio=0.2) for name in NAMES]
+    known = build.evidence(*fresh(build, affine_moved=None), measurement=build.measurement(*layers, gap=gap))
+    (finding,) = build.findings("VS201", known)
+    assert finding.evidence["untrained"] is untrained
+    assert ("recalibrate" in [one.code for one in finding.cures]) is not untrained
+
+
 def test_norms_that_never_moved_are_one_finding_the_worst_first(build):
     layers = [
         build.layer("stem", ratio=1.2),

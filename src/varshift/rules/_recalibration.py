@@ -59,7 +59,7 @@ def measured_recalibration(evidence: Evidence) -> Cure | None:
     cost = removed_by_recalibration(evidence)
     if cost is None or not cost.decides or not cost.beyond_error:
         return None
-    return replace(_safe(), measured=_effect(evidence, cost))
+    return replace(_safe(evidence), measured=_effect(evidence, cost))
 
 
 def recalibration(evidence: Evidence, *, certain: bool = False) -> Cure | None:
@@ -80,14 +80,9 @@ def recalibration(evidence: Evidence, *, certain: bool = False) -> Cure | None:
     if not _finite_afterwards(evidence):
         return None
     if certain:
-        return _safe()
-    return cure(
-        "recalibrate",
-        "re-estimate the running statistics with the noise off (varshift.recalibrate), and compare the loss: "
-        "what it does was not measured",
-        "unsafe",
-        noise=False,
-    )
+        return _safe(evidence)
+    name = f"{_name(evidence)}, and compare the loss: what it does was not measured"
+    return cure("recalibrate", name, "unsafe", noise=False)
 
 
 def _finite_afterwards(evidence: Evidence) -> bool:
@@ -96,12 +91,14 @@ def _finite_afterwards(evidence: Evidence) -> bool:
     return gap is None or gap.states.get("recalibrated", 0.0) is not None
 
 
-def _safe() -> Cure:
-    return cure(
-        "recalibrate",
-        "re-estimate the running statistics with the noise off (varshift.recalibrate)",
-        "safe",
-        noise=False,
+def _safe(evidence: Evidence) -> Cure:
+    return cure("recalibrate", _name(evidence), "safe", noise=False)
+
+
+def _name(evidence: Evidence) -> str:
+    noisy = evidence.train is None or evidence.train.noises
+    return (
+        f"re-estimate the running statistics{' with the noise off' if noisy else ''} (varshift.recalibrate)"
     )
 
 

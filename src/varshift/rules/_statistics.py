@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from varshift.evidence import Evidence
 
+from . import _thresholds as thresholds
 from ._cost import cost_of, graded, graver
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
@@ -14,6 +16,9 @@ from ._reading import known, learns, listed, norms_in_order, positive, quoted, w
 from ._recalibration import recalibration
 from ._registry import Rule, register
 from ._stored import deviation, deviation_words, ratio_severity, worst_first
+
+if TYPE_CHECKING:
+    from varshift.model import NormFacts
 
 _LOAD_WEIGHTS = cure("load-weights", "load the trained weights", "safe")
 _LOAD_STATISTICS = cure(
@@ -42,9 +47,10 @@ class StatisticsNeverMoved(Rule):
     ## How it is measured
 
     Certain, from the buffers; no statistics of real data are exactly 0 and 1. Weights that are the same in
-    every channel, biases of exactly 0 and no batch counted mean that nothing was ever trained. Where a loss
-    was measured, the step "statistics" of the gap sets the severity: an error from a tenth of the loss, a
-    warning from a twentieth. Elsewhere the input in evaluation is compared with the statistics: a folded
+    every channel, biases of exactly 0 and no batch counted mean that nothing was ever trained; of norms
+    without weights and biases, that less than half of the answers are right with fresh statistics. Where a
+    loss was measured, the step "statistics" of the gap sets the severity: an error from a tenth of the loss,
+    a warning from a twentieth. Elsewhere the input in evaluation is compared with the statistics: a folded
     variance ratio of 1.5 or a mean half a standard deviation off makes it an error, otherwise it is a
     warning. An untrained network is at least a warning where data were passed, and advice without. A norm
     that the data do not reach costs nothing on them: advice.
@@ -98,7 +104,7 @@ class StatisticsNeverMoved(Rule):
 
     def _never_moved(self, evidence: Evidence, names: Sequence[str], *, everywhere: bool) -> Finding:
         facts = [evidence.norms[name] for name in names]
-        untrained = everywhere and not any(one.affine_moved or one.batches_tracked for one in facts)
+        untrained = everywhere and _untrained(evidence, facts)
         cost = cost_of(evidence, "statistics")
         severity = graded(cost, self._by_ratio(evidence, names), confidence="certain") or "advice"
         if untrained:
@@ -169,3 +175,15 @@ class StatisticsNeverMoved(Rule):
             },
             cures=(cure("reach-norm", remedy, "safe", places[0].id),),
         )
+
+
+def _untrained(evidence: Evidence, facts: Sequence[NormFacts]) -> bool:
+    """Whether norms that never moved have weights that never moved, too."""
+    moved = [one.affine_moved for one in facts]
+    if any(one.batches_tracked for one in facts) or True in moved:
+        return False
+    if False in moved or evidence.measurement is None:
+        return True
+    # Norms without weights tell nothing: a network that answers most samples right was trained.
+    accuracy = evidence.measurement.gap.accuracy if evidence.measurement.gap else None
+    return accuracy is not None and accuracy.get("recalibrated", 1.0) < thresholds.TRAINED_ACCURACY

@@ -41,6 +41,9 @@ COST_ERROR: Final = 0.1
 COST_WARNING: Final = 0.05
 COST_STANDARD_ERRORS: Final = 1.5
 
+# Share of right answers from which a network was trained, whatever its norms say.
+TRAINED_ACCURACY: Final = 0.5
+
 # A step "statistics" that no norm shows, next to a variance shift of three times its size or more, is that of
 # moving averages like any network's, made costly by the shifted signal. It goes with the shift.
 ECHO_SHARE: Final = 1 / 3
