@@ -67,10 +67,13 @@ class Cost:
     @property
     def by_heart(self) -> bool:
         """Whether it is a share of the loss worth a warning, of a loss too small to say so by itself."""
-        least = self.delta - thresholds.COST_STANDARD_ERRORS * (self.stderr or 0.0)
-        return (
-            self.beyond_error and self.delta <= self.scale and least >= thresholds.COST_WARNING * self.level
-        )
+        enough = self.least >= thresholds.COST_WARNING * self.level
+        return self.beyond_error and self.delta <= self.scale and enough
+
+    @property
+    def least(self) -> float:
+        """The change less one and a half standard errors: what it surely is."""
+        return self.delta - thresholds.COST_STANDARD_ERRORS * (self.stderr or 0.0)
 
     @property
     def decides(self) -> bool:
@@ -156,8 +159,9 @@ def graded(
         severity = loss_severity(cost)
         if severity == "advice" and cost.by_heart:
             # Its share would be a warning, and only the data themselves make it small: these it has learnt by
-            # heart. What others would cost the ratios have to tell, and they have to be clear.
-            return None if by_ratio is None else "warning" if by_ratio == "error" else "advice"
+            # heart. What others would cost the ratios have to tell, and they or the share have to be clear.
+            clear = by_ratio == "error" or cost.least >= thresholds.APART * cost.level
+            return None if by_ratio is None else "warning" if clear else "advice"
         return None if severity == "advice" and by_ratio is None else severity
     if by_ratio == "error" and confidence in ("predicted", "suspected"):
         return "warning"
@@ -166,12 +170,11 @@ def graded(
 
 def loss_severity(cost: Cost) -> Severity:
     """The severity that a change of the loss has by itself."""
-    least = cost.delta - thresholds.COST_STANDARD_ERRORS * (cost.stderr or 0.0)
-    if not cost.significant or least <= 0:
+    if not cost.significant or cost.least <= 0:
         return "advice"
-    if least >= thresholds.COST_ERROR * cost.level:
+    if cost.least >= thresholds.COST_ERROR * cost.level:
         return "error"
-    return "warning" if least >= thresholds.COST_WARNING * cost.level else "advice"
+    return "warning" if cost.least >= thresholds.COST_WARNING * cost.level else "advice"
 
 
 def milder(one: Severity, other: Severity) -> Severity:
