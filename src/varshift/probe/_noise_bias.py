@@ -215,11 +215,14 @@ def _summary(groups: Sequence[_Group], draws: int) -> NoiseBias:
 
 def _is_notable(found: NoiseBias, gains: bool) -> bool:
     """Whether a few draws show something that more of them should settle."""
+    bias = found.bias + (found.bias_error or 0.0)
+    if found.offset_error is not None and abs(found.offset) > 2 * found.offset_error:
+        bias = max(bias, abs(found.offset))  # better known than the bias of every output
     if found.fits_numbers and found.residual:
-        return found.bias**2 > _NOTABLE_SHARE * found.residual**2
+        return bias**2 > _NOTABLE_SHARE * found.residual**2
     if found.loss is not None and found.loss_step is not None:
         return not gains and found.loss_step > _NOTABLE_SHARE * max(found.loss - found.loss_step, 0.0)
-    return found.bias > _NOTABLE_BIAS * found.spread
+    return bias > _NOTABLE_BIAS * found.spread
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:

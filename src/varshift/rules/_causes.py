@@ -116,6 +116,17 @@ EXPLAINS: tuple[Explains, ...] = (
         where=lambda finding: "drops" in finding.evidence,
     ),
     Explains(
+        "VS107",
+        ("VS208",),
+        "samples that lose their signal as a whole have other outputs, and those are part of the mean",
+        where=lambda finding: "drops" in finding.evidence,
+    ),
+    Explains(
+        "VS405",
+        ("VS208",),
+        "outputs that are computed otherwise in evaluation differ from their mean over the noise, too",
+    ),
+    Explains(
         "VS101",
         ("VS103",),
         "where noise in front of a norm costs something, its place in the branch is what the cure says",
