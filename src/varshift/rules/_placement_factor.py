@@ -38,9 +38,9 @@ class DropPathOnWrongTensor(Rule):
 
     ## Why it matters
 
-    A gate on the identity path, or behind the sum, removes a sample's whole signal: with L such blocks of
+    A gate on the identity path, or after the sum, removes a sample's whole signal: with L such blocks of
     keep probability k the variance grows by k^-L in training and the gradient with it (67 times at k = 0.9
-    and L = 40), and every norm behind learns it. A gate whose result is not used regularises nothing,
+    and L = 40), and every norm downstream learns it. A gate whose result is not used regularises nothing,
     although the configuration says so.
 
     Dropout that is not divided by its keep probability k passes on k times the signal in training and all
@@ -49,7 +49,7 @@ class DropPathOnWrongTensor(Rule):
 
     ## How it is measured
 
-    Certain, from the captured network in training mode: whether there is a sum behind the gate, and whether
+    Certain, from the captured network in training mode: whether there is a sum after the gate, and whether
     the other side of that sum carries the weights.
 
     `mean_factor` is the mean over the noise of what a signal is multiplied with, whichever way it is
