@@ -1,6 +1,7 @@
 """What a cause costs, the severity that follows, what explains what, and the verdict."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -141,3 +142,11 @@ def test_statistics_that_undo_the_variance_shift_cost_nothing():
 def test_without_a_loss_a_few_per_cent_of_the_outputs_are_nothing():
     cost = cost_of(evidence(0, 0, 0, 0.04, 0, train=0.0, spread=1e-5, metric="relative_l2"), "variance-shift")
     assert not cost.significant
+
+
+def test_another_function_in_evaluation_does_not_explain_statistics_that_training_contradicts():
+    other = replace(finding("VS405", "error"), evidence={"noisy": False})
+    stale = replace(finding("VS202", "error"), evidence={"stale_ratio": 2.0, "stale_mean": 0.02})
+    fitting = replace(finding("VS202", "error"), evidence={"stale_ratio": 1.01, "stale_mean": 0.02})
+    assert settle([other, stale]) == (other, stale)
+    assert settle([other, fitting]) == (other,)

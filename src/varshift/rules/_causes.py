@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from . import _thresholds as thresholds
 from ._finding import SEVERITIES, Finding
+from ._reading import shift_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class Explains:
         same_sites: Whether only the sites that it names too are left out.
         where: Further condition on the explaining finding, None for none.
         overrules: Whether it explains findings that are graver than itself, too.
+        unless: Condition on a finding under which it is kept all the same, None for none.
     """
 
     code: str
@@ -27,10 +30,18 @@ class Explains:
     same_sites: bool = False
     where: Callable[[Finding], bool] | None = None
     overrules: bool = False
+    unless: Callable[[Finding], bool] | None = None
 
 
 def _everywhere(finding: Finding) -> bool:
     return bool(finding.evidence.get("everywhere"))
+
+
+def _stale_in_training(finding: Finding) -> bool:
+    """Whether training itself contradicts the statistics, which no other function in evaluation explains."""
+    ratio, offset = shift_of(finding.evidence.get("stale_ratio")), finding.evidence.get("stale_mean")
+    shifted = ratio is not None and ratio >= thresholds.SHIFT_WARNING
+    return shifted or (offset is not None and offset >= thresholds.OFFSET_WARNING)
 
 
 # Owners of a rule add what it explains here. Advice explains nothing that is graver than itself, unless it
@@ -70,6 +81,7 @@ EXPLAINS: tuple[Explains, ...] = (
         ("VS202", "VS207", "VS302", "VS306"),
         "statistics are those of the function that was trained, and evaluation computes another",
         where=lambda finding: not finding.evidence["noisy"],
+        unless=_stale_in_training,
     ),
     Explains(
         "VS302",
@@ -226,7 +238,7 @@ def settle(findings: Sequence[Finding], table: Sequence[Explains] = EXPLAINS) ->
 
 def _without(finding: Finding, cause: Finding, line: Explains) -> Finding | None:
     """A finding without what its cause explains; None where nothing is left."""
-    if finding.code not in line.others or finding is cause:
+    if finding.code not in line.others or finding is cause or (line.unless and line.unless(finding)):
         return finding
     if SEVERITIES.index(finding.severity) < SEVERITIES.index(cause.severity) and not line.overrules:
         return finding
