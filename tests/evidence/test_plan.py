@@ -199,7 +199,7 @@ def test_what_noise_does_is_measured_once_noise_was_found(captures):
 
 
 def test_a_batch_of_one_is_located_once_it_was_found():
-    assert gathered("VS301", network(), loader=loader(65)) == MODULES | CAPTURE | {"loader"}
+    assert gathered("VS301", network(), loader=loader(65)) == MODULES | CAPTURE | {"loader", "single"}
 
 
 @pytest.mark.parametrize("noise", ["nowhere", "before a norm", "at the end"])
@@ -244,6 +244,7 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     assert whole.pop("noise_bias") == "no noise acts in training"
     assert whole.pop("VS205") == "needs reference (no other network was given)"
     assert whole.pop("reference") == "no other network was given"
+    assert whole.pop("single") == "no rule that was asked for needs it"
     assert whole.pop("VS307") == "needs deployment (no deployment data were given)"
     assert whole.pop("deployment") == "no deployment data were given"
     assert whole.pop("VS305") == "needs step (no training step was given)"
@@ -305,7 +306,7 @@ def test_a_rule_that_needs_what_nobody_makes_is_refused():
 def test_a_plan_is_made_from_what_rules_say():
     wanted = plan([get_rule("VS101"), get_rule("VS301")])
     assert wanted.first == {"modules", "capture", "loader"}
-    assert wanted.later == {"measurement", "capture"}
+    assert wanted.later == {"measurement", "capture", "single"}
 
 
 def test_the_page_on_what_a_check_runs_is_that_of_the_code():

@@ -17,6 +17,7 @@ from varshift.evidence._order import OrderProvider
 from varshift.evidence._prediction import PredictionProvider
 from varshift.evidence._provider import NotMade, Provider
 from varshift.evidence._reference import ReferenceProvider
+from varshift.evidence._single import SingleProvider
 from varshift.evidence._step import StepProvider
 from varshift.evidence._subject import Subject
 from varshift.evidence._trials import TrialsProvider
@@ -38,6 +39,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ReferenceProvider(),
     InputsProvider(),
     DeploymentProvider(),
+    SingleProvider(),
     StepProvider(),
     OptimizerProvider(),
 )

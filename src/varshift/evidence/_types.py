@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # rules are listed and explained without importing torch
         NoiseBias,
         NormCalls,
         References,
+        SingleRun,
         StepFacts,
         Trials,
     )
@@ -42,6 +43,7 @@ Kind = Literal[
     "deployment",
     "step",
     "optimizer",
+    "single",
 ]
 Need = Literal[
     "modules",
@@ -60,6 +62,7 @@ Need = Literal[
     "deployment",
     "step",
     "optimizer",
+    "single",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -82,6 +85,7 @@ _FIELDS: dict[Need, tuple[str, ...]] = {
     "reference": ("references",),
     "inputs": ("inputs",),
     "deployment": ("deployment",),
+    "single": ("single",),
     "step": ("step",),
     "optimizer": ("optimizer",),
 }
@@ -195,6 +199,7 @@ class Evidence:
         references: How weights and statistics relate to those of the other networks.
         inputs: The inputs, next to those that the statistics fit.
         deployment: The batches of deployment, next to those of training.
+        single: What a batch of one sample does in training mode.
         step: What a training step of the user's does to the norms.
         optimizer: What the optimiser does to norms and to weights whose scale does not matter.
     """
@@ -215,6 +220,7 @@ class Evidence:
     references: References | None = None
     inputs: Inputs | None = None
     deployment: DeployTrial | None = None
+    single: SingleRun | None = None
     step: StepFacts | None = None
     optimizer: OptimizerFacts | None = None
 

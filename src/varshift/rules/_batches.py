@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from ._staleness import staleness_of
 if TYPE_CHECKING:
     from varshift.evidence import LoaderFacts
     from varshift.flow import Flow, NormSite
-    from varshift.probe import LayerMeasurement, Measurement
+    from varshift.probe import LayerMeasurement, Measurement, SingleRun
 
 
 _BATCH_CURES = (
@@ -46,7 +46,7 @@ class BatchOfOne(Rule):
     ## What it does
 
     Reads batch size, number of samples and `drop_last` from the data loader, and finds out whether some
-    batch of an epoch will hold a single sample.
+    batch of an epoch will hold a single sample. If so, it runs one, as training would.
 
     ## Why it matters
 
@@ -58,8 +58,10 @@ class BatchOfOne(Rule):
     ## How it is measured
 
     Certain, from the loader: the samples modulo the batch size are 1 and the last batch is kept, the batch
-    size is 1, or such a batch was drawn. An error where a norm of the network, captured in training mode,
-    then sees one value per channel, otherwise a warning.
+    size is 1, or such a batch was drawn. One sample then goes through a copy of the network in training
+    mode. An error where that raises, or leaves outputs, a loss or statistics that are not finite (a variance
+    of one value is 0 / 0); otherwise a warning. Where it cannot be run, an error where a norm of the network,
+    captured in training mode, sees one value per channel.
 
     ## Known limits
 
@@ -90,7 +92,7 @@ class BatchOfOne(Rule):
     code = "VS301"
     name = "batch-of-one"
     needs = ("modules", "loader")
-    improves_with = ("capture",)
+    improves_with = ("capture", "single")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields at most one finding."""
@@ -108,14 +110,14 @@ class BatchOfOne(Rule):
             return
         if flow is None and not any(facts.live for facts in evidence.norms.values()):
             return
-        hits = [site for site in sites if flow and _one_value(flow, site)]
-        hit = hits[0] if hits else None
-        places = norm_places(evidence, [site.name for site in hits or sites])
-        text = (
-            f"the norm {quoted(hit.name)} then sees one value per channel, and training stops with an error"
-            if hit
-            else "the norms then take their statistics from a single sample"
-        )
+        hits = [site.name for site in sites if flow and _one_value(flow, site)]
+        single = evidence.single
+        if single is not None:
+            # What one sample does says more than the shapes: a norm may look after itself, or another breaks.
+            hits = (hits or list(single.broken)) if single.fails else []
+        fails = bool(hits) or (single is not None and single.fails)
+        places = norm_places(evidence, hits or [site.name for site in sites])
+        text = self._text(single, hits, fails=fails)
         remedy = (
             cure("larger-batch", "use a larger batch size", "safe")
             if loader.batch_size == 1
@@ -123,7 +125,7 @@ class BatchOfOne(Rule):
         )
         yield Finding(
             code=self.code,
-            severity="error" if hit else "warning",
+            severity="error" if fails else "warning",
             confidence="certain",
             sites=places or (NETWORK,),
             message=f"{reason}: {text}.",
@@ -132,10 +134,24 @@ class BatchOfOne(Rule):
                 "batch_size": loader.batch_size,
                 "drop_last": loader.drop_last,
                 "last_batch": loader.last_batch,
-                "one_value_per_channel": hit is not None,
+                "one_value_per_channel": bool(hits),
+                **(
+                    {"raises": single.error or None, "finite": not single.fails} if single is not None else {}
+                ),
             },
             cures=(remedy,),
         )
+
+    def _text(self, single: SingleRun | None, hits: Sequence[str], *, fails: bool) -> str:
+        if not fails:
+            return "the norms then take their statistics from a single sample"
+        if single is not None and single.broken:
+            return f"the statistics of {listed(single.broken)} are then no longer finite"
+        if single is not None and not single.finite:
+            return "the outputs or the loss of a single sample are not finite in training mode"
+        where = f"the norm {quoted(hits[0])} then sees one value per channel, and " if hits else ""
+        stops = f"{where}training stops with an error"
+        return f"{stops} ({single.error})" if single is not None and single.error else stops
 
     def _reason(self, loader: LoaderFacts) -> str | None:
         if loader.batch_size == 1:
