@@ -117,7 +117,7 @@ class BatchOfOne(Rule):
             hits = (hits or list(single.broken)) if single.fails else []
         fails = bool(hits) or (single is not None and single.fails)
         places = norm_places(evidence, hits or [site.name for site in sites])
-        text = self._text(single, hits, fails=fails)
+        text = self._effect(single, hits, fails=fails)
         remedy = (
             cure("larger-batch", "use a larger batch size", "safe")
             if loader.batch_size == 1
@@ -142,7 +142,7 @@ class BatchOfOne(Rule):
             cures=(remedy,),
         )
 
-    def _text(self, single: SingleRun | None, hits: Sequence[str], *, fails: bool) -> str:
+    def _effect(self, single: SingleRun | None, hits: Sequence[str], *, fails: bool) -> str:
         if not fails:
             return "the norms then take their statistics from a single sample"
         if single is not None and single.broken:
