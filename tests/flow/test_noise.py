@@ -10,7 +10,7 @@ from exported_flows import captured_by
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
-from varshift.flow import NoiseSite
+from varshift.flow import NoiseSite, capture
 
 
 class Gate(nn.Module):
@@ -347,3 +347,25 @@ def test_locked_mask_of_a_recurrence_is_noise_from_the_second_step(captured, met
     sites = captured(Recurrence(), 2, 3, 4, method=method).train.noises
     found = [(site.name, site.kind, site.rate, site.nearest) for site in sites]
     assert found == [("", "dropout", 0.5, "norm")] * 2
+
+
+class Drawn(nn.Module):
+    """Takes one of two ways by chance, or never."""
+
+    def __init__(self, draw: str) -> None:
+        super().__init__()
+        self.draw, self.one, self.other = draw, nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = True
+        if self.draw == "python":
+            first = random.random() < 0.5
+        elif self.draw == "torch":
+            first = torch.rand(()).item() < 0.5
+        return F.dropout(self.one(x) if first else self.other(x), 0.1, self.training)
+
+
+@pytest.mark.parametrize(("draw", "by_chance"), [("python", True), ("torch", True), ("never", False)])
+def test_a_flow_says_whether_chance_decides_what_runs(draw, by_chance):
+    captured = capture(Drawn(draw), torch.randn(2, 4))
+    assert captured.train.by_chance is captured.eval.by_chance is by_chance

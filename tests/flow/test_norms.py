@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varshift.flow import capture
+
 METHODS = ["exported", "recorded"]
 
 
@@ -247,3 +249,21 @@ def test_norms_that_average_over_all_batches_are_captured(captured) -> None:
     assert model[2].momentum is None
     assert model[4].momentum is None
     assert model[2].num_batches_tracked == 0
+
+
+class Standardised(nn.Conv2d):
+    """Standardises its weights with the kernel of batch norm, as timm's networks without norms do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_a_norm_over_parameters_alone_is_no_norm_of_a_signal():
+    torch.manual_seed(0)
+    network = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 8, 3))
+    captured = capture(network, torch.randn(2, 3, 10, 10))
+    assert captured.train.norms == captured.eval.norms == ()
+    signal = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
+    assert [site.tracked for site in capture(signal, torch.randn(2, 3, 10, 10)).eval.norms] == [False]

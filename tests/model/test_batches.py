@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import varshift as vs
-from varshift.model import batch_size, map_tensors, primary_output, read_call, take_samples
+from varshift.model import batch_size, map_tensors, pick_samples, primary_output, read_call, take_samples
 
 X, Y, Z = torch.zeros(6, 3), torch.ones(6, dtype=torch.long), torch.full((6, 2), 2.0)
 
@@ -160,3 +160,25 @@ def test_map_tensors_keeps_the_structure():
     assert mapped["a"][1][1] == "text"
     assert isinstance(mapped["b"], UserDict)
     assert torch.equal(mapped["b"]["c"], Y + 1)
+
+
+def test_samples_are_picked_in_any_order_and_several_times():
+    x, y = torch.arange(12.0).reshape(6, 2), torch.arange(6)
+    picked = pick_samples((x, {"y": y, "name": "a"}), [4, 0, 4])
+    assert torch.equal(picked[0], x[[4, 0, 4]])
+    assert torch.equal(picked[1]["y"], y[[4, 0, 4]])
+    assert picked[1]["name"] == "a"
+    steps = torch.arange(30.0).reshape(5, 6)[..., None]
+    assert torch.equal(pick_samples(steps, [3, 1], size=6, axis=1), steps[:, [3, 1]])
+    images = [torch.zeros(3, n) for n in range(1, 5)]
+    assert [t.shape[1] for t in pick_samples((images, list("abcd")), [2, 0])[0]] == [3, 1]
+    packed = nn.utils.rnn.pack_sequence([torch.ones(n, 1) * n for n in (4, 2, 3)], enforce_sorted=False)
+    padded, lengths = nn.utils.rnn.pad_packed_sequence(pick_samples(packed, [1, 2]), batch_first=True)
+    assert lengths.tolist() == [2, 3]
+    assert padded[1, 0, 0] == 3
+
+
+def test_positions_and_graphs_are_not_picked_from_the_middle():
+    rows, edges = torch.randn(6, 2), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+    assert pick_samples((rows, edges), [4, 0], size=6) is None
+    assert pick_samples((rows, torch.arange(6)), [1], size=6) is not None

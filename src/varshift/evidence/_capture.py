@@ -53,6 +53,8 @@ class CaptureProvider(Provider):
         subject.norms = find_norms(subject.network, subject.recognised)
         limits.extend(captured.limits)
         limits.extend(norm_limit(norm) for norm in subject.norms if norm.states.unsupported is not None)
-        both = captured.train is not None and captured.eval is not None
-        difference = difference_of(captured.train, captured.eval) if both else None
-        return {"train": captured.train, "eval": captured.eval, "difference": difference}
+        train, evaluation = captured.train, captured.eval
+        difference = (
+            difference_of(train, evaluation) if train is not None and evaluation is not None else None
+        )
+        return {"train": train, "eval": evaluation, "difference": difference}

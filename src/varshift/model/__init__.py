@@ -56,6 +56,7 @@ from varshift.model._rehearsal import Rehearsal as Rehearsal
 from varshift.model._samples import batch_size as batch_size
 from varshift.model._samples import is_joinable as is_joinable
 from varshift.model._samples import is_whole as is_whole
+from varshift.model._samples import pick_samples as pick_samples
 from varshift.model._samples import samples_in_lists as samples_in_lists
 from varshift.model._samples import take_samples as take_samples
 from varshift.model._shadow import Shadow as Shadow
