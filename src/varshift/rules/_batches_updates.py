@@ -75,9 +75,10 @@ class SeveralUpdates(Rule):
     The severity is the gravest of three. The step "statistics" of the loss, as for other rules; and a
     warning from a share of a fortieth of the loss, since here the cause is certain. The standard error of
     the running mean, sqrt(M / (2 - M) / n) standard deviations for an effective momentum M and n values in
-    an update: a warning from 0.1. For perturbed weights the moments of the batch there against those at the
-    step's own weights, with the share that such updates have: 1.1 or 0.1 a warning. For pieces the values
-    per channel of one piece, as for VS302: below 16 a warning, below 8 an error.
+    an update: a warning from 0.1, and below 0.03 no loss is put down to it. For perturbed weights the
+    moments of the batch there against those at the step's own weights, with the share that such updates
+    have: 1.1 or 0.1 a warning. For pieces the values per channel of one piece, as for VS302: below 16 a
+    warning, below 8 an error.
 
     What costs nothing is advice; accumulation over large pieces and several passes over different batches
     are let pass.
@@ -139,7 +140,9 @@ class SeveralUpdates(Rule):
             return
         form = _leading(found)
         sites = sorted((site for site in found if site.form == form), key=lambda site: -site.figure)
-        cost = cost_of(evidence, "statistics") if form != "pieces" else None
+        cost = cost_of(evidence, "statistics")
+        if form in ("recomputed", "again") and sites[0].figure < thresholds.REMEMBERED_ERROR:
+            cost = None  # statistics that remember enough are off for another reason
         grades = {site.severity for site in sites} | {_by_loss(cost)}
         severity: Severity | None = next((one for one in SEVERITIES if one in grades), None)
         if severity is None and form == "pieces":
@@ -172,7 +175,7 @@ class SeveralUpdates(Rule):
                 ),
             },
             cures=_cures(evidence, form, worst),
-            step="small-batch" if form == "pieces" else "statistics",
+            step="statistics" if cost is not None else None,
             cost=cost.delta if cost is not None and cost.decides else None,
         )
 

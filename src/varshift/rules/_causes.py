@@ -176,8 +176,7 @@ EXPLAINS: tuple[Explains, ...] = (
     Explains(
         "VS305",
         ("VS202",),
-        "statistics that remember too few batches, or other weights, are off because of that",
-        where=lambda finding: finding.evidence.get("form") != "pieces",
+        "statistics that remember too few samples, or other weights, are off because of that",
     ),
     Explains(
         "VS305",

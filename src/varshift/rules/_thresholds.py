@@ -203,3 +203,7 @@ REVERSED_SHARE: Final = 0.5
 # Share of the loss from which a cause that was seen at work, and not concluded from the loss, is a warning:
 # half of COST_WARNING. A share below a fortieth is what one seed of the training differs from the next by.
 CERTAIN_SHARE: Final = 0.025
+
+# Standard error of the running mean, in standard deviations, below which no loss is put down to it: what one
+# update a step leaves with a momentum of 0.1 and 64 independent values, which is no fault.
+REMEMBERED_ERROR: Final = 0.03
