@@ -177,3 +177,22 @@ def test_the_sample_is_found_at_a_later_norm():
     leverage_of = vs.check(TwoInputs(), list(x.split(32)), select=["VS211"]).findings[0]
     assert leverage_of.where == "second"
     assert (leverage_of.evidence["batch"], leverage_of.evidence["sample"]) == (1, 13)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["data set", "list"])
+def test_a_sample_that_was_not_drawn_is_found_in_the_data(listed):
+    x, y = digits(lambda image: image * 10 + 40)
+    model = trained(convolutional, x, y, epochs=2).train()
+    with torch.no_grad():
+        for part, _ in batches(x, y)[:4]:
+            model(part)
+    order = torch.arange(len(x)).roll(-48)  # the raw image comes in the last batch
+    x, y = x[order], y[order]
+    loader = batches(x, y) if listed else DataLoader(TensorDataset(x, y), 48)
+    (finding,) = vs.check(model, loader, max_batches=8, select=["VS211"]).findings
+    place = {"batch": 15, "sample": 7} if listed else {"sample": 727}
+    assert {key: finding.evidence[key] for key in ("batch", "sample") if key in finding.evidence} == place
+    assert [cure.code for cure in finding.cures] == ["mend-sample"]
+    clean = loader[:8] if listed else DataLoader(TensorDataset(x[:720], y[:720]), 48)
+    findings = vs.check(model, clean, max_batches=8, select=["VS211"]).findings
+    assert all("sample" not in finding.evidence for finding in findings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from varshift.evidence._outlier import with_outlier
 from varshift.evidence._provider import Provider
 from varshift.evidence._subject import Subject
 from varshift.evidence._types import Evidence, Kind
@@ -48,6 +50,7 @@ class MeasurementProvider(Provider):
     ) -> Mapping[str, Any]:
         """Measures."""
         subject.settle(limits, measures=True)
+        start = time.perf_counter()
         measurement = measure_shadow(
             subject.shadow,
             subject.calls,
@@ -60,6 +63,7 @@ class MeasurementProvider(Provider):
             flow=evidence.train,
             deploy=subject.deploy_calls,
         )
+        measurement = with_outlier(measurement, subject, time.perf_counter() - start)
         limits.extend(limit for limit in measurement.limits if limit not in limits)
         unmeasured = _unmeasured(subject.norms, evidence, measurement)
         names = "\n".join(limits)

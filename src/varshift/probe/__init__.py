@@ -10,6 +10,8 @@ from varshift.probe._input_facts import InputTrial as InputTrial
 from varshift.probe._input_maps import compare_loaders as compare_loaders
 from varshift.probe._input_maps import input_moments as input_moments
 from varshift.probe._input_maps import try_maps as try_maps
+from varshift.probe._leverage import largest_sample as largest_sample
+from varshift.probe._leverage import sample_sizes as sample_sizes
 from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss

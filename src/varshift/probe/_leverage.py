@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varshift.model import Norm
+from varshift.model import Call, Norm, tensors
 from varshift.probe._bank import Bank
 from varshift.probe._types import Leverage
 
@@ -31,6 +31,9 @@ _FEWEST = 3  # batches that tell which of them is the odd one
 # channels would be another scale of the data; and what moves the mean as well, other data altogether.
 _POLLUTED, _UNEVEN, _RELATED = 4.0, 0.4, 0.7
 _FEWEST_CHANNELS = 4
+# Twice the variance and a mean that moved by less than half of what was added to the deviation: worth looking
+# for the sample in the rest of the data.
+_SUSPECT, _SUSPECT_MEAN = 2.0, 0.25
 # A sample is named when it holds half of the sum of squares of its batch and is three times the usual size.
 _SAMPLE_SHARE, _SAMPLE_SIZE = 0.5, 3.0
 
@@ -201,7 +204,9 @@ def _dominating(counts: np.ndarray, means: np.ndarray, variances: np.ndarray, ep
     return Leverage((), inflation, share, int(numbers[top]), None, int(odd.sum()) - 1)
 
 
-def polluted(norm: Norm, mean: Tensor, var: Tensor, mean_error: Tensor, samples: int) -> Leverage | None:
+def polluted(
+    norm: Norm, mean: Tensor, var: Tensor, mean_error: Tensor, samples: int
+) -> tuple[Leverage, bool] | None:
     """An outlier in the stored statistics of the first norm that the batches at hand do not hold.
 
     One sample at a distance d from the mean, in a batch of n that entered a moving average with weight w,
@@ -214,6 +219,9 @@ def polluted(norm: Norm, mean: Tensor, var: Tensor, mean_error: Tensor, samples:
         var: Variance of its input.
         mean_error: Standard error of the mean over batches, in standard deviations.
         samples: Number of samples of a batch.
+
+    Returns:
+        What the outlier does, and whether the statistics alone prove it; None where nothing hints at one.
     """
     if norm.rows > 1 or not norm.centred or norm.size < _FEWEST_CHANNELS:
         return None
@@ -230,19 +238,43 @@ def polluted(norm: Norm, mean: Tensor, var: Tensor, mean_error: Tensor, samples:
     )
     ratio, excess = (own_var + eps) / (its_var + eps), own_var - its_var
     larger = excess > 0
-    if np.median(ratio) < _POLLUTED or larger.mean() < 1 - _MOST or np.log(ratio).std() < _UNEVEN:
+    if np.median(ratio) < _SUSPECT or larger.mean() < 1 - _MOST:
         return None
     moved, excess = np.square(own_mean - its_mean)[larger], excess[larger]
+    pull = float(np.median(moved / excess))
+    if pull > _SUSPECT_MEAN:
+        return None
     noise = np.square(error * np.sqrt(its_var))[larger]
     weight = norm.momentum if norm.momentum is not None and 0 < norm.momentum <= 1 else 1.0
-    beyond = np.median(moved / excess) > 4 * weight / max(samples, 1)
-    unseen = np.median(moved / np.maximum(noise, np.finfo(float).tiny)) < 4
-    if beyond or unseen or _correlation(np.log(moved + 1e-300), np.log(excess)) < _RELATED:
-        return None
+    proven = (
+        np.median(ratio) >= _POLLUTED
+        and np.log(ratio).std() >= _UNEVEN
+        and pull <= 4 * weight / max(samples, 1)
+        and np.median(moved / np.maximum(noise, np.finfo(float).tiny)) >= 4
+        and _correlation(np.log(moved + 1e-300), np.log(excess)) >= _RELATED
+    )
     inflation = float(np.median(ratio))
-    return Leverage((norm.name,), inflation, 1 - 1 / inflation)
+    return Leverage((norm.name,), inflation, 1 - 1 / inflation), bool(proven)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     deviations = float(x.std() * y.std())
     return float(((x - x.mean()) * (y - y.mean())).mean() / deviations) if deviations > 0 else 0.0
+
+
+def largest_sample(sizes: np.ndarray) -> int | None:
+    """The place of a sample that is many times as large as all others, from their norms; None if none is."""
+    known = np.where(np.isfinite(sizes), sizes, 0.0)
+    if len(known) < _FEWEST:
+        return None
+    place = int(known.argmax())
+    others = np.delete(known, place)
+    return place if known[place] >= _OUTSTANDING * max(float(others.max()), np.finfo(float).tiny) else None
+
+
+def sample_sizes(call: Call) -> np.ndarray | None:
+    """Norms of the samples of a batch, of their first input of real numbers; None where they have none."""
+    inputs = [value for value in tensors((call.args, call.kwargs)) if value.is_floating_point()]
+    if not inputs or inputs[0].dim() < 2 or len(inputs[0]) != call.size:
+        return None
+    return torch.linalg.vector_norm(inputs[0].detach().flatten(1).double(), dim=1).cpu().numpy()

@@ -215,6 +215,7 @@ class _Probe:
         limits = self._unsupported + [norm_limit(n, UNREAD) for n in self._norms if n.name in unread]
         limits.extend(compared.limits)
         limits.extend(_not_finite(gap, layers))
+        leverage, suspected = self._leverage(watch, train.tap, sizes)
         return Measurement(
             layers=layers,
             gap=gap,
@@ -223,27 +224,33 @@ class _Probe:
             eval_repeat_difference=compared.repeat,
             batch_mate_difference=compared.mates,
             limits=tuple(limits),
-            leverage=self._leverage(watch, train.tap, sizes),
+            leverage=leverage,
+            suspected=suspected,
         )
 
-    def _leverage(self, watch: LeverageWatch, train: Tap, sizes: Sequence[int]) -> Leverage | None:
-        """The sample or batch that dominates the statistics of these batches, or the stored ones."""
+    def _leverage(
+        self, watch: LeverageWatch, train: Tap, sizes: Sequence[int]
+    ) -> tuple[Leverage | None, Leverage | None]:
+        """The sample or batch that dominates the statistics, and what hints at one that is not here."""
         eps = {norm.name: float(getattr(norm.module, "eps", 0.0) or 0.0) for norm in self._norms}
         found = watch.leverage(sizes, self._live, eps)
         if found is not None and found.batch is not None and found.sample is None:
             closer = LeverageWatch(found.norms[0])
             call = self._calls[found.batch]
             self._run("train", noise=True, policy="batch", calls=[call], leverage=closer)
-            return replace(found, sample=closer.sample(0, [call.size]))
+            return replace(found, sample=closer.sample(0, [call.size])), None
         if found is not None or watch.first not in self._live:
-            return found
+            return found, None
         norm = next(norm for norm in self._norms if norm.name == watch.first)
         moments, part = next((m, slices[norm.name]) for norms, slices, m in train.moments if norm in norms)
         if float(moments.batches[part].max()) < 2 or float(moments.pool.count[part].min()) < 2:
-            return None
+            return None, None
         error, _ = moments.errors()
         pool = moments.pool
-        return polluted(norm, pool.mean[part], pool.var[part], error[part], min(sizes))
+        stored = polluted(norm, pool.mean[part], pool.var[part], error[part], min(sizes))
+        if stored is None:
+            return None, None
+        return (stored[0] if stored[1] else None), stored[0]
 
     def _statistics(self, source: _Result) -> Statistics:
         """Statistics that a state would have left behind, for the norms that learn."""

@@ -168,9 +168,9 @@ class Leverage:
         norms: The norms that it dominates, in order of execution; the first is where it enters.
         inflation: Pooled variance of the first over the same without it; median over channels.
         share: Its share of the sum of squared deviations; median over channels.
-        batch: Number of its batch among those that were drawn; None where none of them holds it and only the
-            stored statistics do.
-        sample: Its place in the batch; None where it is the batch as a whole, or the place is not known.
+        batch: Number of its batch among those of the loader; None where none that was drawn holds it.
+        sample: Its place in the batch, or without one in the data set; None where it is the batch as a whole,
+            or the place is not known.
         others: Number of further batches like it.
     """
 
@@ -184,8 +184,10 @@ class Leverage:
     @property
     def words(self) -> str:
         """Which sample or batch it is, ``"sample 7 of batch 2"``."""
-        if self.batch is None:
+        if self.batch is None and self.sample is None:
             return "something that these batches do not hold"
+        if self.batch is None:
+            return f"sample {self.sample} of the data set"
         if self.sample is None:
             return f"batch {self.batch}"
         return f"sample {self.sample} of batch {self.batch}"
@@ -205,6 +207,8 @@ class Measurement:
             with half of them, in ``eval``; None when it could not be compared.
         limits: What could not be measured, in plain sentences.
         leverage: The sample or batch that dominates the statistics, None where none does.
+        suspected: What the stored statistics show where a sample may dominate them that these batches do not
+            hold; `leverage` is the same where they prove it.
     """
 
     layers: tuple[LayerMeasurement, ...]
@@ -215,6 +219,7 @@ class Measurement:
     batch_mate_difference: float | None = None
     limits: tuple[str, ...] = ()
     leverage: Leverage | None = None
+    suspected: Leverage | None = None
 
     def layer(self, name: str) -> LayerMeasurement | None:
         """The entry of one norm, or None."""
