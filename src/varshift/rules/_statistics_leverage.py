@@ -61,9 +61,10 @@ class DominatingSample(Rule):
 
     In the stored statistics of the first norm an outlier shows by a variance of at least four times that of
     the batches, in most channels and by a different factor in each, while the mean has moved only as a single
-    sample moves it: channel by channel its square is the excess of the variance times one small number. Where the stored
-    variance hints at one less clearly, the inputs of the other data are read (a list, or the data set of a
-    DataLoader, for no longer than the check measured), and a sample six times as large as all others is named.
+    sample moves it: channel by channel its square is the excess of the variance times one small number. Then,
+    and where the stored variance hints at one less clearly, the inputs of the other data are read (a list, or
+    the data set of a DataLoader, for no longer than the check measured), and a sample six times as large as
+    all others is named.
 
     The severity follows from what the steps "small-batch" to "statistics" cost. Without a loss an inflation
     of 1.5 is a warning, and one of 4 an error.
