@@ -64,7 +64,8 @@ def test_what_is_predicted_for_training_agrees_with_what_is_measured(network, da
 
 def test_a_check_without_data_finds_no_shift_in_a_cured_network(network):
     sick = vs.check(network, shape=(3, 8, 8))
-    assert "VS207" in {finding.code for finding in sick.findings}
+    shift = {"VS102", "VS207"}  # the cause, or the shift itself where no cause is named
+    assert shift & {finding.code for finding in sick.findings}
     assert any("mark of varshift.recalibrate" in limit for limit in sick.limits)
     for settings in ({"loader": batches()}, {"shape": (3, 8, 8)}):
         cured = vs.check(recalibrated(network, **settings), shape=(3, 8, 8))
