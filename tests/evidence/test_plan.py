@@ -98,7 +98,7 @@ WITH_LOADER = {
     "VS205": MODULES | CAPTURE | {"measurement"},
     "VS206": MODULES,
     "VS207": MODULES | CAPTURE | {"measurement"},
-    "VS208": CAPTURE,
+    "VS208": CAPTURE | {"measurement"},
     "VS209": MODULES | CAPTURE,
     "VS210": MODULES | CAPTURE | {"measurement"},
     "VS211": MODULES | CAPTURE | {"measurement"},

@@ -180,6 +180,13 @@ def test_noise_that_stays_on_is_of_another_rule():
     assert biased(vs.check(model, batches)) == []
 
 
+def test_it_finds_alone_what_it_finds_among_all():
+    batches, model = numbers(), at_half(length)
+    (among,) = biased(vs.check(model, batches))
+    (alone,) = vs.check(model, batches, select=["VS208"]).findings
+    assert (alone.severity, alone.message, alone.evidence) == (among.severity, among.message, among.evidence)
+
+
 def test_without_targets_the_spread_of_the_outputs_is_the_unit():
     torch.manual_seed(0)
     batches = numbers()

@@ -98,8 +98,7 @@ class BiasedOutputs(Rule):
     code = "VS208"
     name = "biased-outputs"
     needs = ("capture.train",)
-    uses = ("noise_bias",)
-    improves_with = ("measurement",)
+    uses = ("noise_bias", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields at most one finding, with all noise sites that act in training only."""
