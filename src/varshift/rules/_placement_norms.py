@@ -20,9 +20,9 @@ from ._reading import (
     Shift,
     capitalised,
     learns,
-    listed,
     measured_shift,
     noise_words,
+    others,
     quoted,
     shift_severity,
 )
@@ -117,7 +117,7 @@ class _NoiseAtNorm(Rule):
         way = self.way(worst.site, worst.norm, "it")
         text = f"{worst.shift.words(worst.norm)}: {noise_words(worst.site)} {way}"
         if len(shown) > 1:
-            text += f". {len(shown) - 1} more do so: {listed(one.site.name for one in shown[1:])}"
+            text += f". {others((one.site.name for one in shown[1:]), 'does so', 'do so')}"
         certain = all(one.shift.learned for one in shown)
         remedy = recalibration(evidence, certain=certain)
         yield Finding(
@@ -145,7 +145,7 @@ class _NoiseAtNorm(Rule):
         way = self.way(worst.site, worst.norm, f"the norm {quoted(worst.norm)}")
         text = f"{capitalised(noise_words(worst.site))} {way}: {self.expectation(worst)}"
         if len(suspects) > 1:
-            text += f". {len(suspects) - 1} more do so: {listed(one.site.name for one in suspects[1:])}"
+            text += f". {others((one.site.name for one in suspects[1:]), 'does so', 'do so')}"
         remedy = recalibration(evidence)
         return Finding(
             code=self.code,

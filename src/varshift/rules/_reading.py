@@ -169,6 +169,12 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
+def others(names: Iterable[str], one: str, several: str) -> str:
+    """How many more there are, with what they do: ``"2 more are stale: 'a', 'b'"``."""
+    names = list(names)
+    return f"{len(names)} more {one if len(names) == 1 else several}: {listed(names)}"
+
+
 def noise_words(site: NoiseSite) -> str:
     """A noise site in words: ``dropout at rate 0.5 in 'block.drop'``."""
     words = _KINDS.get(site.kind, "random noise")

@@ -35,7 +35,7 @@ def deployed_cost(evidence: Evidence, cause: str) -> Cost | None:
 def cost_words(cost: Cost) -> str:
     """What a cause costs, as a sentence without its full stop."""
     if cost.metric != "loss":
-        return f"It changes the outputs by {abs(cost.delta):.2g} of their size"
+        return f"It changes the outputs by {100 * abs(cost.delta):.3g} % of their size"
     error = "" if cost.stderr is None else f" ± {cost.stderr:.2g}"
     if not cost.significant and not cost.by_heart:
         return (

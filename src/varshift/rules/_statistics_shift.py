@@ -20,6 +20,7 @@ from ._reading import (
     measured_shift,
     noise_upstream,
     norms_in_order,
+    others,
     quoted,
     shift_severity,
     without_none,
@@ -172,7 +173,7 @@ class VarianceShift(Rule):
         layer, cost = shift.layer, deployed_cost(evidence, "variance-shift")
         text = shift.words(names[0])
         if len(names) > 1:
-            text += f"; {len(names) - 1} more are shifted: {listed(names[1:])}"
+            text += f"; {others(names[1:], 'is shifted', 'are shifted')}"
         remedies: tuple[Cure | None, ...] = (recalibration(evidence, certain=shift.learned), _MOVE_NOISE)
         return Finding(
             code=self.code,

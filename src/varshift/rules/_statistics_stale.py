@@ -13,7 +13,7 @@ from ._cost import Cost, cost_of, graded
 from ._cures import cure
 from ._finding import Finding, Severity
 from ._places import norm_places
-from ._reading import known, learns, listed, norms_in_order, positive, quoted
+from ._reading import known, learns, norms_in_order, others, positive, quoted
 from ._recalibration import cost_words, deployed_cost, recalibration
 from ._registry import Rule, register
 from ._staleness import Staleness, staleness_of
@@ -138,7 +138,7 @@ class StaleStatistics(Rule):
         words = deviation_words(layer.stale_ratio, known(layer.stale_mean))
         text = f"Training on these data gives the norm {quoted(worst.name)} {words}"
         if len(shown) > 1:
-            text += f"; {len(shown) - 1} more are stale: {listed(one.name for one in shown[1:])}"
+            text += f"; {others((one.name for one in shown[1:]), 'is stale', 'are stale')}"
         if cost is not None:
             text += f". {cost_words(cost)}"
         remedy = recalibration(evidence)
@@ -168,7 +168,7 @@ class StaleStatistics(Rule):
             return
         far = worst_first(evidence, far)
         ratio, offset = deviation(evidence, far[0])
-        more = f", and {len(far) - 1} more are far off: {listed(far[1:])}" if len(far) > 1 else ""
+        more = f", and {others(far[1:], 'is far off', 'are far off')}" if len(far) > 1 else ""
         yield Finding(
             code=self.code,
             severity="advice",

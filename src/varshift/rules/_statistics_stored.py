@@ -12,7 +12,7 @@ from ._cost import Cost, loss_severity
 from ._cures import cure
 from ._finding import Finding
 from ._places import norm_places
-from ._reading import known, learns, listed, norms_in_order, positive, quoted, without_none
+from ._reading import known, learns, norms_in_order, others, positive, quoted, without_none
 from ._recalibration import removed_by_recalibration
 from ._registry import Rule, register
 from ._stored import deviation_words, ratio_severity, size_of
@@ -98,7 +98,7 @@ class TrainedOnStoredStatistics(Rule):
         before, after = states.get("eval"), states.get("recalibrated")
         layer = evidence.measured[names[0]]
         ratio, offset = positive(layer.stale_ratio), known(layer.stale_mean)
-        more = f", and {len(names) - 1} more are off: {listed(names[1:])}" if len(names) > 1 else ""
+        more = f", and {others(names[1:], 'is off', 'are off')}" if len(names) > 1 else ""
         yield Finding(
             code=self.code,
             severity=loss_severity(harm),
