@@ -150,6 +150,9 @@ def predicted(number: int) -> dict[str, Any]:
     row: dict[str, Any] = {"number": number, "name": given.name, "steps": given.steps}
     row |= {"batch": given.batch, "decays": given.decays, "shipped": figures(net, shape)}
     net.load_state_dict(truth.pop("state"))
+    for name, count in net.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            count.zero_()  # they were pooled: how long the training was says nothing of them
     row["fresh"] = figures(net, shape)
     return row | {f"measured_{key}": value for key, value in truth.items()} | {"halves": truth["halves"]}
 
