@@ -70,6 +70,33 @@ class AttributeNorm(HandNorm):
         return (x - self.ema_mean) / (self.ema_var + 1e-5).sqrt()
 
 
+class AliasedNorm(HandNorm):
+    """Writes into its statistics by another name."""
+
+    def forward(self, x):
+        mean, var = self.ema_mean, self.ema_var
+        if self.training:
+            mean.lerp_(x.mean(0).detach(), 0.1)
+            var.lerp_(x.var(0).detach(), 0.1)
+            mean, var = x.mean(0), x.var(0)
+        return (x - mean) / (var + 1e-5).sqrt()
+
+
+class DictionaryNorm(nn.Module):
+    """Statistics in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = {"mean": torch.zeros(6), "var": torch.ones(6)}
+
+    def forward(self, x):
+        if not self.training:
+            return (x - self.held["mean"]) / (self.held["var"] + 1e-5).sqrt()
+        self.held["mean"].lerp_(x.mean(0).detach(), 0.1)
+        self.held["var"].lerp_(x.var(0).detach(), 0.1)
+        return (x - x.mean(0)) / (x.var(0) + 1e-5).sqrt()
+
+
 class GaussianNoise(nn.Module):
     """Noise with a buffer, which is no statistic."""
 
@@ -78,7 +105,7 @@ class GaussianNoise(nn.Module):
         self.register_buffer("sigma", torch.tensor([0.5]))
 
     def forward(self, x):
-        return x + self.sigma * torch.randn_like(x) if self.training else x
+        return x.clone().add_(self.sigma * torch.randn_like(x)) if self.training else x
 
 
 class NormAndNoise(nn.Module):
@@ -134,6 +161,8 @@ NETWORKS = {
     "drop path": lambda: sequential(nn.BatchNorm1d(6), DropPath()),
     "hand norm": lambda: sequential(HandNorm(), nn.Dropout(0.5)),
     "attribute norm": lambda: sequential(AttributeNorm(), nn.Dropout(0.5)),
+    "aliased norm": lambda: sequential(AliasedNorm(), nn.Dropout(0.5)),
+    "dictionary norm": lambda: sequential(DictionaryNorm(), nn.Dropout(0.5)),
     "gaussian": lambda: sequential(nn.BatchNorm1d(6), GaussianNoise()),
     "one flag": lambda: sequential(NormAndNoise()),
     "subclass": lambda: sequential(NoisyBatchNorm(6)),
@@ -157,7 +186,7 @@ def state(model):
     attributes = {
         f"{name}.{key}": value.clone()
         for name, module in model.named_modules()
-        for key, value in vars(module).items()
+        for key, value in {**vars(module), **vars(module).get("held", {})}.items()
         if isinstance(value, torch.Tensor)
     }
     return {**{name: value.clone() for name, value in model.state_dict().items()}, **attributes}

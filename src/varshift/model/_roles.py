@@ -40,17 +40,36 @@ def writes_statistics(module: nn.Module) -> bool:
     A plain attribute that its code writes and never reads is a result kept for others.
     """
     written = _written(type(module))
-    if not written:
-        return False
-    states = [*module._buffers.items(), *module._parameters.items()]
-    attributes = [(name, value) for name, value in vars(module).items() if name in _read(type(module))]
-    return any(
-        name in written
-        and isinstance(value, Tensor)
-        and value.is_floating_point()
-        and not value.requires_grad
-        for name, value in (*states, *attributes)
-    )
+    return bool(written) and any(name in written for name in _untrained(module))
+
+
+def may_write_statistics(module: nn.Module) -> bool:
+    """Whether code of a module writes in place, and reads tensors of its own that no optimiser trains.
+
+    Whether it writes into these, by another name or as an item of a container, is not known.
+    """
+    cls = type(module)
+    return _in_place(cls) and any(True for _ in _untrained(module, containers=True))
+
+
+def _untrained(module: nn.Module, *, containers: bool = False) -> Iterator[str]:
+    """Names of the real-valued tensors that a module holds and its code reads, and no optimiser trains."""
+    for name, value in (*module._buffers.items(), *module._parameters.items()):
+        if _is_untrained(value):
+            yield name
+    read = _read(type(module))
+    for name, value in vars(module).items():
+        if name not in read:
+            continue
+        items = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        )
+        if _is_untrained(value) or (containers and any(map(_is_untrained, items))):
+            yield name
+
+
+def _is_untrained(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
 
 
 def _is_called(module: nn.Module, name: str) -> bool:
@@ -102,6 +121,17 @@ def _read(cls: type[nn.Module]) -> frozenset[str]:
         for code in _codes(function.__code__)
         for instruction in dis.get_instructions(code)
         if instruction.opname == "LOAD_ATTR"
+    )
+
+
+@cache
+def _in_place(cls: type[nn.Module]) -> bool:
+    """Whether code of a class writes into any tensor in place."""
+    return any(
+        _writes(instruction)
+        for function in _own_functions(cls)
+        for code in _codes(function.__code__)
+        for instruction in dis.get_instructions(code)
     )
 
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from varshift._errors import ModelError
 from varshift.model._norms import find_norms
-from varshift.model._roles import calls_norm, makes_noise, writes_statistics
+from varshift.model._roles import calls_norm, makes_noise, may_write_statistics, writes_statistics
 from varshift.model._unwrap import inside_wrapper
 
 _lock = threading.RLock()  # flags change together
@@ -124,14 +124,15 @@ class Switch:
     def _apply(self) -> None:
         network = self._network
         norms = [norm.module for norm in find_norms(network) if norm.states.unsupported is None]
-        # Those that are in eval mode while the model trains, and those that its own train() holds there.
-        frozen = {id(module) for module in norms if network.training and not module.training}
-        network.train(True)
         keepers = [*norms]
         for module in network.modules():
-            if calls_norm(module) or writes_statistics(module):
+            sure = calls_norm(module) or writes_statistics(module)
+            if sure or (may_write_statistics(module) and not makes_noise(module)):
                 keepers.append(module)
         keepers = list({id(module): module for module in keepers}.values())
+        # Those that are in eval mode while the model trains, and those that its own train() holds there.
+        frozen = {id(module) for module in keepers if network.training and not module.training}
+        network.train(True)
         live = [module for module in keepers if module.training and id(module) not in frozen]
         ruled = live if self._batch else keepers
         both: list[nn.Module] = []
