@@ -80,6 +80,14 @@ def test_batch_mates_count_by_their_labels_and_by_what_they_cost(build, order, e
     assert [(one.severity, one.confidence) for one in findings] == ([expected] if expected else [])
 
 
+@pytest.mark.parametrize(
+    ("share", "chance", "one_kind"),
+    [(1.0, 0.57, True), (0.75, 0.2, True), (0.25, 0.2, False), (0.6, 0.3, False), (0.99, 0.95, False)],
+)
+def test_batches_of_one_kind_are_told_from_chance_and_from_batches_of_a_few_classes(share, chance, one_kind):
+    assert Purity("label", share, chance, 0.01, 10).one_kind == one_kind
+
+
 def test_a_network_that_never_looks_at_the_batch_does_not_mind(build):
     sorted_batches = BatchOrder(shuffles=False, labels=PURE, redrawn=redrawn())
     assert found(build, "VS304", sorted_batches, live=False) == ()

@@ -11,7 +11,7 @@ import torch
 
 from varshift._errors import VarshiftError, strict
 from varshift.evidence._composition import epochs, is_map_style, shuffles
-from varshift.evidence._order_facts import PURE, BatchOrder, Purity, Redrawn
+from varshift.evidence._order_facts import BatchOrder, Purity, Redrawn
 from varshift.evidence._provider import Provider
 from varshift.evidence._purity import classes, groups, purity_of
 from varshift.evidence._subject import Subject
@@ -19,6 +19,7 @@ from varshift.evidence._types import Evidence, Kind
 from varshift.model import Call, move, partition, regroup
 
 _FIXED = 0.9  # share of batches that two epochs have in common from which their composition is fixed
+_ALL = 0.9  # share of one label from which the drawn batches may be those of one class of the data set
 REDRAWN = 16  # batches; a few hard ones carry much of a small loss
 _FROM_DATA_SET = 256  # samples that are loaded at random places
 _GATE_SHARE, _GATE_ERRORS = 0.05, 2.0  # of the small-batch step; below these redrawing has nothing to explain
@@ -82,7 +83,7 @@ class _Order:
         """Purity of the labels; drawn in order, the batches may all be of the first class of the data set."""
         batches = [column for call in self._calls if (column := classes(call)) is not None]
         labels = purity_of("label", batches) if len(batches) == len(self._calls) else None
-        if labels is None or labels.share < PURE or labels.one_kind or random_order is not False:
+        if labels is None or labels.share < _ALL or labels.one_kind or random_order is not False:
             return labels
         elsewhere = [column for call in self._at_random() if (column := classes(call)) is not None]
         values = [value for column in elsewhere for value in column]

@@ -149,7 +149,7 @@ class BatchMates(Rule):
     Purity is the share of the commonest label (or of another field with one name or whole number per
     sample) in a batch, next to that of random batches of the same samples. A loader that does not shuffle
     may show samples of one class only: then samples at random places of its data set say what random
-    batches would show. Batches are of one kind from a purity of .9, where random ones stay below .6.
+    batches would show. Batches are of one kind where purity is six tenths of the way from chance to 1.
 
     Where batches are of one kind, or where the loss with batch statistics is lower than with pooled ones,
     up to 16 batches are redrawn at random, and the loss with batch statistics, without noise, is compared
@@ -248,8 +248,8 @@ class BatchMates(Rule):
         if kind is not None:
             what = "class" if kind.name == "label" else f"value of '{kind.name}'"
             text = (
-                f"Batches are of one {what} each: {kind.share:.0%} of a batch on average, where batches "
-                f"drawn at random have {kind.chance:.0%}"
+                f"{kind.share:.0%} of a batch are of one {what} on average, where batches drawn at random have "
+                f"{kind.chance:.0%}"
             )
             if order.shuffles is False:
                 text += ", and the loader does not shuffle"

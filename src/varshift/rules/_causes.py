@@ -51,6 +51,8 @@ EXPLAINS: tuple[Explains, ...] = (
         "VS304",
         ("VS302", "VS303", "VS202", "VS207", "VS210"),
         "batches of one kind have statistics of that kind, and the running ones are those of the last kinds",
+        where=lambda finding: "purity" in finding.evidence and finding.severity != "advice",
+        overrules=True,
     ),
     Explains(
         "VS304",
