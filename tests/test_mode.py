@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import varshift as vs
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+from hand_norms import NORMS, batch_for
 
 NAMES = {
     (True, "batch"): "train",
@@ -415,3 +420,39 @@ def test_wrong_arguments_are_named(arguments, text):
 def test_what_is_no_model_is_refused():
     with pytest.raises(vs.ModelError, match=r"expected a torch\.nn\.Module"):
         vs.mode("resnet50", noise=True, norms="running")
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_no_norm_written_by_hand_writes_while_it_is_sampled(name):
+    torch.manual_seed(0)
+    build, shape, *_ = NORMS[name]
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.drop = build(), nn.Dropout(0.5)
+
+        def forward(self, *inputs):
+            return self.drop(self.inner(*inputs))
+
+    model, batch = Noisy(), batch_for(shape)
+    batch = batch if isinstance(batch, tuple) else (batch,)
+    with torch.no_grad():
+        model.train()(*batch)
+        model.eval()
+        before = everything(model)
+        with vs.mode(model, noise=True, norms="running"):
+            draws = [model(*batch) for _ in range(3)]
+    assert same(before, everything(model))
+    assert not torch.equal(draws[0], draws[1])
+
+
+def everything(model):
+    """All tensors that modules hold, in containers, too."""
+    held = {}
+    for path, module in model.named_modules():
+        for key, value in {**vars(module), **module._buffers, **module._parameters}.items():
+            for item, tensor in value.items() if isinstance(value, dict) else ((None, value),):
+                if isinstance(tensor, torch.Tensor):
+                    held[path, key, item] = tensor.detach().clone()
+    return held
