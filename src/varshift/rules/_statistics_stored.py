@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from varshift.evidence import Evidence
+from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cost import Cost, loss_severity
@@ -16,6 +18,9 @@ from ._reading import known, learns, norms_in_order, others, positive, quoted, w
 from ._recalibration import removed_by_recalibration
 from ._registry import Rule, register
 from ._stored import deviation_words, ratio_severity, size_of
+
+if TYPE_CHECKING:
+    from varshift.probe import LayerMeasurement
 
 _KEEP = cure(
     "keep-statistics", "deploy in eval() with the statistics as they are; do not recalibrate", "safe"
@@ -48,10 +53,10 @@ class TrainedOnStoredStatistics(Rule):
     The loss in `eval` as shipped is compared with that of statistics re-estimated without noise (the steps
     "variance-shift" and "statistics" of the gap together), on the same batches. It has to rise beyond three
     standard errors and by a twentieth of the loss at least, and some norm has to hold a mean that is a fifth
-    of a standard deviation or more from that of training mode. Moving averages that are merely better than
-    the statistics of sixteen batches stay below both. Mixup in the loop stays below the second: training mode
-    renormalises, so that it moves little but the variance at the first norm. An error from a tenth of the
-    loss, else a warning.
+    of a standard deviation or more from that of training mode, or a third or three times its variance. Moving
+    averages that are merely better than the statistics of sixteen batches stay below both. Mixup in the loop
+    stays below the second: training mode renormalises, so that it moves little but the variance at the first
+    norm. An error from a tenth of the loss, else a warning.
 
     ## Known limits
 
@@ -144,7 +149,12 @@ def _off(evidence: Evidence) -> list[str]:
         figures = positive(layer.stale_ratio), known(layer.stale_mean)
         if ratio_severity(*figures):
             sizes[name] = size_of(*figures)
-    means = [known(evidence.measured[name].stale_mean) or 0.0 for name in sizes]
-    if max(means, default=0.0) < thresholds.STORED_OFFSET:
+    if not any(_beyond_mixing(evidence.measured[name]) for name in sizes):
         return []
     return sorted(sizes, key=lambda name: sizes[name], reverse=True)
+
+
+def _beyond_mixing(layer: LayerMeasurement) -> bool:
+    """Whether a norm is further off than mixed inputs explain: they halve a variance at most."""
+    offset, shift = known(layer.stale_mean) or 0.0, fold(positive(layer.stale_ratio) or 1.0)
+    return offset >= thresholds.STORED_OFFSET or shift >= thresholds.STORED_SHIFT

@@ -51,8 +51,10 @@ ECHO_SHARE: Final = 1 / 3
 # Weights that were trained on stored statistics leave those of training mode far behind, in depth above all:
 # 0.2 to 1 standard deviations at the worst norm. Training on other inputs than the loader's (mixup,
 # augmentation in the loop) moves the first norm by a factor and hardly anything downstream, where the batch
-# renormalises: 0.06.
+# renormalises: 0.06. A mixture of two samples has half of their variance at the least; three times is another
+# matter, also where a network has a single norm, of centred inputs, whose mean cannot move.
 STORED_OFFSET: Final = 0.2
+STORED_SHIFT: Final = 3.0
 
 # Share by which two losses differ that nobody would call the same, however small both are.
 APART: Final = 0.2
