@@ -58,9 +58,10 @@ class ForeignStatistics(Rule):
 
     Certain, from the tensors, in three forms: statistics are those of a new norm while the reference's have
     moved; they are the reference's to the bit although weights upstream of the norm differ; they are the
-    average of those of several references, taken with the same weights as the parameters, and their pooled
-    variance is larger by a tenth. Measured: the weights come from the reference (cosine above 0.5, no longer
-    training of their own), the statistics are neither the reference's nor those that training produces.
+    average of those of several references, taken with the same weights as the parameters (without data only
+    where their pooled variance is larger by a tenth). Measured: the weights come from the reference (cosine
+    above 0.5, no longer training of their own), the statistics are neither the reference's nor those that
+    training produces.
 
     What it costs decides: an error from a tenth of the loss in the step "statistics" of the gap, a warning
     from a twentieth. Without a loss it is the running variance against that of the data, 1.1 a warning and
@@ -185,7 +186,7 @@ def _form(evidence: Evidence, references: References, norm: NormComparison) -> F
         return "equal"
     if norm.averaged and references.is_average:
         spread = norm.pooled_ratio is not None and fold(norm.pooled_ratio) >= thresholds.SHIFT_WARNING
-        return "averaged" if spread else None
+        return "averaged" if spread or evidence.measurement is not None else None
     if not all(differing) or max(references.similarity) < thresholds.RELATED_WEIGHTS:
         return None
     trained_on = None not in (norm.counter, norm.reference_counter) and (norm.counter or 0) > (
@@ -245,11 +246,12 @@ def _message(form: Form, sites: list[_Site], references: References, cost: Cost 
             f"not: they are {distance:.2g} of their size away"
         )
     elif form == "averaged":
-        text = (
-            f"The statistics of {whose} are averages over the references: an average of variances leaves "
-            "out the spread of the means, and is "
-            f"{sites[0].comparison.pooled_ratio:.2g} times the pooled variance"
-        )
+        ratio = sites[0].comparison.pooled_ratio or 1.0
+        text = f"The statistics of {whose} are averages over the references, as the weights are"
+        if fold(ratio) >= thresholds.SHIFT_WARNING:
+            text += f": without the spread of the means, {ratio:.2g} times the pooled variance"
+        else:
+            text += ": averaged weights see other signals than any of these"
     else:
         origin = "are an average of the references" if references.is_average else f"come from {reference}"
         text = (
