@@ -189,9 +189,9 @@ def page(rows: list[dict[str, Any]], command: str) -> str:
         "Faults are planted in small networks (dense, plain convolutions, residual) on digits, Fashion-MNIST "
         "and CIFAR-10 of at most 16 pixels a side, trained for a few epochs, each in another family and data "
         "set for each seed. They are of the kinds that the rules are made for: what no rule knows is not "
-        "counted here. A cause is named first where the first error or warning has one of its codes; where no "
-        "step of the gap costs a twentieth of the loss, so that nothing should be more than advice, where the "
-        "first finding has.",
+        "counted here. A cause is named first where the first error or warning has one of its codes; where "
+        "no step of the gap costs a twentieth of the loss, so that nothing should be more than advice, "
+        "where the first finding has.",
         _totals(kinds, crashes, len(rows)),
         "## Planted faults",
         _fault_table(kinds["fault"]),
