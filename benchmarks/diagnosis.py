@@ -33,6 +33,7 @@ from _diagnosis_faults import FAULTS, SOUND, Fault, Subject
 from _diagnosis_mixtures import MIXTURES, Ingredient, Truth, mixture
 from _diagnosis_networks import DATA, FAMILIES, Setting
 from _timing import RESULTS, table
+from varshift.rules import thresholds
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -148,7 +149,10 @@ def first(row: dict[str, Any]) -> str | None:
 
 def _costly(row: dict[str, Any]) -> bool:
     costs = [delta for delta, _ in row["steps"].values()]
-    return None in costs or row["deployed"] is None or max(costs, default=0.0) > 0.05 * row["deployed"]
+    if None in costs or row["deployed"] is None:
+        return True
+    floor = max(thresholds.COST_WARNING * row["deployed"], thresholds.LOSS_NATS)
+    return max(costs, default=0.0) > floor
 
 
 def _judged(trial: Trial, report: vs.Report, truths: dict[str, Truth]) -> dict[str, Any]:
@@ -190,8 +194,8 @@ def page(rows: list[dict[str, Any]], command: str) -> str:
         "and CIFAR-10 of at most 16 pixels a side, trained for a few epochs, each in another family and data "
         "set for each seed. They are of the kinds that the rules are made for: what no rule knows is not "
         "counted here. A cause is named first where the first error or warning has one of its codes; where "
-        "no step of the gap costs a twentieth of the loss, so that nothing should be more than advice, "
-        "where the first finding has.",
+        "no step of the gap costs a twentieth of the loss or a hundredth of a nat, so that nothing should be "
+        "more than advice, where the first finding has.",
         _totals(kinds, crashes, len(rows)),
         "## Planted faults",
         _fault_table(kinds["fault"]),
