@@ -94,6 +94,7 @@ def test_a_finding_says_what_it_costs_and_what_its_cure_gives(make, width):
     ("cost", "metric", "words"),
     [
         (0.001, "loss", "costs next to nothing of 0.610"),
+        (0.7, "loss", "costs 0.700, all of the loss of 0.610"),
         (0.12, "relative_l2", "moves the outputs by 12.0 % (relative L2)"),
         (-0.1, "loss", ""),
         (None, "loss", ""),

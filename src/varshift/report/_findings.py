@@ -68,6 +68,8 @@ def cost_words(finding: Finding, gap: Gap | None) -> str:
     whole = cost_in(gap, step.cause) if step else None
     if whole is not None and cost < whole.scale:
         return f"costs next to nothing of {figure(deployed)}"
+    if cost >= deployed:  # the network was better still before, by a step that is a gain
+        return f"costs {figure(cost)}, all of the loss of {figure(deployed)}"
     return f"costs {figure(cost)} of {figure(deployed)} ({100 * cost / deployed:.0f} %)"
 
 
