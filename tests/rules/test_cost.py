@@ -119,6 +119,14 @@ def test_a_finding_explains_the_step_that_it_answers_for():
     assert verdict.experiments == ()
 
 
+def test_a_finding_that_costs_more_than_its_step_explains_another_one():
+    steps = evidence(0, 0, 0.3, 0, 1.0)
+    assert judge(steps, (finding("VS302", step="small-batch", cost=1.3),)).unexplained == 0
+    apart = judge(steps, (finding("VS302", step="small-batch", cost=0.3),))
+    assert apart.unexplained == pytest.approx(1.0 / 1.3)
+    assert (apart.step, apart.code) == ("statistics", None)
+
+
 def test_without_a_measurement_or_a_loss_nothing_is_claimed():
     assert judge(Evidence(), ()).state == "unknown"
     apart = evidence(0, 0, 0, 0, 0.2, train=0.1, metric="relative_l2", accuracy=False)

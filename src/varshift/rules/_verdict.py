@@ -100,10 +100,7 @@ def judge(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
         return Verdict("unknown")
     costs = costs_by_step(gap)
     harmful = {cause: cost for cause, cost in costs.items() if cost.significant and cost.delta > 0}
-    by_step: dict[str, str] = {}
-    for finding in findings:
-        if finding.step is not None:
-            by_step.setdefault(finding.step, finding.code)
+    by_step = _explained(findings, harmful)
     change = gap.change("train", gap.last)
     delta, stderr = change or (None, None)
     state = _state(gap, delta, stderr)
@@ -125,6 +122,28 @@ def judge(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
         good_mode=_good_mode(evidence, gap),
         experiments=EXPERIMENTS[step] if step in harmful and code is None else (),
     )
+
+
+def _explained(findings: Sequence[Finding], harmful: Mapping[str, Cost]) -> dict[str, str]:
+    """The steps that findings answer for, each with the code of the first one.
+
+    A finding that costs more than its own step answers for others too: small batches for what their statistics
+    add in the next step, say.
+    """
+    by_step: dict[str, str] = {}
+    for finding in findings:
+        if finding.step is not None:
+            by_step.setdefault(finding.step, finding.code)
+    for finding in findings:
+        if finding.step is None or finding.cost is None:
+            continue
+        own = harmful.get(finding.step)
+        rest = finding.cost - (own.delta if own is not None else 0.0)
+        for cause, cost in harmful.items():
+            if cause not in by_step and rest >= cost.delta / 2:
+                by_step[cause] = finding.code
+                rest -= cost.delta
+    return by_step
 
 
 def _state(gap: Gap, delta: float | None, stderr: float | None) -> VerdictState:
