@@ -16,6 +16,7 @@ RANKS = {
     "_threads": 0,
     "_sites": 1,
     "model": 2,
+    "_mode": 3,
     "theory": 1,
     "functional": 2,
     "nn": 3,

@@ -1,6 +1,6 @@
 """One plain-data `Report` and one file per format that renders it."""
 
-from varshift.report import _html, _json, _svg, _terminal, _text
+from varshift.report import _html, _json, _svg, _terminal, _text, _why
 from varshift.report._build import build_report as build_report
 from varshift.report._files import check_writable as check_writable
 from varshift.report._files import write_atomically as write_atomically
@@ -34,3 +34,4 @@ register("svg", _svg.render, ".svg")
 register("brief", _text.brief)
 register("notebook", _html.fragment)
 register("rich", _terminal.renderables)
+register("why", _why.why)

@@ -14,7 +14,6 @@ from varshift.report._files import write_text
 from varshift.report._formats import FORMATS, format_for
 from varshift.report._read import SCHEMA, content_of, current
 from varshift.report._rows import LayerRow, NoiseRow
-from varshift.report._why import Why, why
 from varshift.rules import SEVERITIES, Finding, RuleRun, Severity, Verdict, by_severity
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class Report:
         text = str(site)
         return next((layer for layer in self.layers if text in (str(layer.id), layer.name)), None)
 
-    def why(self, layer: SiteId | str) -> Why:
+    def why(self, layer: SiteId | str) -> str:
         """Why a norm is off, as text: the number that is wrong first, then findings and noise upstream.
 
         It has the findings that name the norm, what their cures were measured to give, and what was predicted
@@ -155,7 +154,7 @@ class Report:
             >>> print(report.why("1").splitlines()[1])
               Its statistics are those of a new norm: mean 0 and variance 1.
         """
-        return why(self, layer)
+        return FORMATS["why"].render(self, layer)
 
     def reached_by(self, noise: NoiseRow) -> tuple[LayerRow, ...]:
         """The rows of all norms downstream of a noise site."""

@@ -127,8 +127,8 @@ def judge(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
 def _explained(findings: Sequence[Finding], harmful: Mapping[str, Cost]) -> dict[str, str]:
     """The steps that findings answer for, each with the code of the first one.
 
-    A finding that costs more than its own step answers for others too: small batches for what their statistics
-    add in the next step, say.
+    A finding that costs more than its own step answers for others too: small batches, say, for what their
+    statistics add in the next step.
     """
     by_step: dict[str, str] = {}
     for finding in findings:
