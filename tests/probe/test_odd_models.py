@@ -133,8 +133,8 @@ def test_norms_that_stopped_tracking_are_measured_in_every_state(net, batches):
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False
     assert measure(net, batches) == reference
-    findings = [finding for finding in vs.check(net, batches).findings if finding.code == "VS401"]
-    assert [finding.where for finding in findings] == ["2", "5"]
+    (finding,) = [finding for finding in vs.check(net, batches).findings if finding.code == "VS401"]
+    assert [site.id.module for site in finding.sites] == ["2", "5"]
     assert "track_running_stats=False" in findings[0].message
 
 
