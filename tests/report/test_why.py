@@ -137,3 +137,9 @@ def test_an_unknown_norm_names_the_nearest(make):
         report.why("body.0.drop:dropout")
     with pytest.raises(VarshiftError, match="it has none"):
         make.report({}).why("a")
+
+
+def test_without_a_name_it_is_the_norm_that_is_most_off(make):
+    report = make.report({"a": 1.0, "b": 0.4, "c": 0.9})
+    assert report.why() == report.why("b")
+    assert "no norm" in replace(report, layers=()).why()

@@ -135,14 +135,15 @@ class Report:
         text = str(site)
         return next((layer for layer in self.layers if text in (str(layer.id), layer.name)), None)
 
-    def why(self, layer: SiteId | str) -> str:
+    def why(self, layer: SiteId | str | None = None) -> str:
         """Why a norm is off, as text: the number that is wrong first, then findings and noise upstream.
 
         It has the findings that name the norm, what their cures were measured to give, and what was predicted
         against what was measured. Of noise it speaks only where some reaches the norm.
 
         Args:
-            layer: The norm: its `SiteId`, the text of it, or its module path.
+            layer: The norm: its `SiteId`, the text of it, or its module path; by default the one that is most
+                off.
 
         Raises:
             VarshiftError: If the report has no such norm; it names the nearest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from varshift._errors import VarshiftError
@@ -39,9 +40,11 @@ class Why(str):
         return str(self)
 
 
-def why(report: Report, layer: SiteId | str) -> Why:
+def why(report: Report, layer: SiteId | str | None = None) -> Why:
     """The text about one norm; see `Report.why`."""
-    row = report.layer(layer)
+    if layer is None and not report.layers:
+        return Why("The network has no norm with running statistics.")
+    row = _worst(report.layers) if layer is None else report.layer(layer)
     if row is None:
         raise VarshiftError(f"layer={str(layer)!r} is no norm of this report{_near(report, str(layer))}")
     kind = " ".join(filter(None, (row.cls, place(row.source))))
@@ -53,6 +56,10 @@ def why(report: Report, layer: SiteId | str) -> Why:
     lines = [line(f"{module_name(row.name)} ({kind})" if kind else module_name(row.name))]
     lines += [piece for text in sentences for piece in paragraph(text, WIDTH, hang=2)]
     return Why("\n".join(map(text_of, lines)))
+
+
+def _worst(rows: Sequence[LayerRow]) -> LayerRow:
+    return max(rows, key=lambda row: max((one.size for one in deviations(row)), default=0.0))
 
 
 def _near(report: Report, name: str) -> str:
