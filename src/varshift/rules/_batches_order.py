@@ -248,8 +248,8 @@ class BatchMates(Rule):
         if kind is not None:
             what = "class" if kind.name == "label" else f"value of '{kind.name}'"
             text = (
-                f"{kind.share:.0%} of a batch are of one {what} on average, where batches drawn at random have "
-                f"{kind.chance:.0%}"
+                f"{kind.share:.0%} of a batch are of one {what} on average, where batches drawn at random "
+                f"have {kind.chance:.0%}"
             )
             if order.shuffles is False:
                 text += ", and the loader does not shuffle"
