@@ -215,9 +215,9 @@ def page(rows: list[dict[str, Any]], command: str) -> str:
 def _provenance(rows: list[dict[str, Any]], command: str) -> str:
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}"
-    total = sum(1 for _ in trials())
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
-    return f"`{command}`; commit {commits}; {versions}; {datetime.now(UTC):%Y-%m-%d}; seeds {seeds}; {len(rows)} of {total} trials."
+    ran = f"{len(rows)} of {sum(1 for _ in trials())} trials"
+    return f"`{command}`; commit {commits}; {versions}; {datetime.now(UTC):%Y-%m-%d}; seeds {seeds}; {ran}."
 
 
 def _totals(kinds: dict[str, list[dict[str, Any]]], crashes: list[dict[str, Any]], count: int) -> str:
