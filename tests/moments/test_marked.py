@@ -43,7 +43,7 @@ def test_no_shift_is_predicted_that_was_removed(network, settings):
     prediction = vs.predict(model, shape=(3, 8, 8))
     for layer in prediction.layers:
         assert (layer.ratio, layer.mean_offset) == pytest.approx((1.0, 0.0), abs=1e-6)
-        # What the noise does in training it still does; white inputs lead the sick prediction a little astray.
+        # What the noise does in training it still does; white inputs mislead the sick prediction a little.
         assert layer.local_ratio == pytest.approx(sick[layer.name].local_ratio, rel=0.2)
     assert sick["5"].ratio < 0.6
     assert sick["9"].ratio < 0.4

@@ -91,7 +91,7 @@ def compare_networks(
     matched: list[dict[str, Tensor]] = []
     for paths, theirs in zip(pairs, others, strict=True):
         found = {name: theirs.get(_renamed(name, paths)) for name in own}
-        matched.append({name: tensor for name, tensor in found.items() if _usable(own[name], tensor)})
+        matched.append({n: t for n, t in found.items() if t is not None and _usable(own[n], t)})
     differing = tuple(
         frozenset(name for name, p in own.items() if name not in theirs or not same_values(p, theirs[name]))
         for theirs in matched
