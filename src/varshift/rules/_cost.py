@@ -161,6 +161,7 @@ def graded(
             # Its share would be a warning, and only the data themselves make it small: these it has learnt by
             # heart. What others would cost the ratios have to tell, and they or the share have to be clear.
             clear = by_ratio == "error" or cost.least >= thresholds.APART * cost.level
+            clear = clear or cost.delta >= thresholds.HEART_NATS
             return None if by_ratio is None else "warning" if clear else "advice"
         return None if severity == "advice" and by_ratio is None else severity
     if by_ratio == "error" and confidence in ("predicted", "suspected"):
