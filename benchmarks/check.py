@@ -81,17 +81,19 @@ def two_samples(name: str, model: nn.Module, pixels: int, rounds: int) -> list[s
     return [name, *(show(ratio(seconds, above, "bare")) for above in ("capture", "check"))]
 
 
-def bare_forwards(case: Case) -> None:
-    """The forward passes of one check: train, clean and three times eval on every batch.
+def bare_forwards(case: Case, noisy: bool) -> None:
+    """The forward passes of one check on every batch: states that cannot differ share one.
 
-    The short passes that compare outputs in eval are part of what a check costs beyond them.
+    With noise these are train, train without noise and three times eval, without it one of train and two of
+    eval. The short passes on a few samples are part of what a check costs beyond them.
     """
     model = case.model.train()
     with torch.no_grad():
         for x, _ in case.batches:
             model(x)
-    forwards(model, case, batch_statistics=True)
-    for _ in range(3):
+    if noisy:
+        forwards(model, case, batch_statistics=True)
+    for _ in range(3 if noisy else 2):
         forwards(model, case, batch_statistics=False)
 
 
@@ -100,12 +102,13 @@ def with_data(case: Case, rounds: int) -> list[str]:
     with torch.no_grad():
         for x, _ in case.batches:
             case.model.train()(x)
+    noisy = bool(vs.check(case.model, case.batches[:1]).noises)
     seconds = in_turn(
-        {"check": lambda: vs.check(case.model, case.batches), "forwards": lambda: bare_forwards(case)},
+        {"check": lambda: vs.check(case.model, case.batches), "forwards": lambda: bare_forwards(case, noisy)},
         rounds,
         time.process_time,
     )
-    return [case.name, show(ratio(seconds, "check", "forwards"))]
+    return [case.name, "5" if noisy else "3", show(ratio(seconds, "check", "forwards"))]
 
 
 def main() -> None:
@@ -117,16 +120,33 @@ def main() -> None:
         "--deep", type=int, nargs="*", default=[36, 108, 324], help="blocks of the deep networks"
     )
     parser.add_argument("--without-data", action="store_true", help="leave out the checks with data")
+    parser.add_argument("--data-only", action="store_true", help="leave out the checks without data")
     arguments = parser.parse_args()
     rounds, only = arguments.rounds, arguments.only
     torch.manual_seed(0)
+    if not arguments.data_only:
+        parts = samples(rounds, only, arguments.deep)
+        print("\n\n".join(parts)) if only else write(
+            "check", "Cost of `check` without data", "\n\n".join(parts)
+        )
+    if not arguments.without_data:
+        rows = [with_data(case, rounds) for case in cases(BATCHES) if only in case.name]
+        text = (
+            f"A whole check with {BATCHES} batches over the forward passes that it makes on them, in process "
+            f"time: median and quartiles of {rounds} rounds in one run (`python benchmarks/check.py`).\n\n"
+        ) + table(["network", "passes", "check / its forwards"], rows)
+        print(text) if only else write("check_data", "Cost of `check` with data", text)
+
+
+def samples(rounds: int, only: str, deep_blocks: list[int]) -> list[str]:
+    """The tables of captures and of checks without data."""
     header = ["network", "capture of both modes", "check without data"]
     pictures = [
         two_samples(name, build(), PIXELS, rounds) for name, build in whole_networks().items() if only in name
     ]
     depths = [
         two_samples(f"residual, {2 * blocks + 2} layers, {3 * blocks + 1} norms", deep(blocks), 32, rounds)
-        for blocks in arguments.deep
+        for blocks in deep_blocks
         if only in "residual"
     ]
     parts = [
@@ -136,17 +156,7 @@ def main() -> None:
     ]
     if depths:
         parts += ["Residual networks of growing depth, at 32 pixels.", table(header, depths)]
-    if not arguments.without_data:
-        checks = [with_data(case, rounds) for case in cases(BATCHES) if only in case.name]
-        parts += [
-            f"A whole check with {BATCHES} batches over the forward passes that it makes on them.",
-            table(["network", "check with data / its forwards"], checks),
-        ]
-    text = "\n\n".join(parts)
-    if only:
-        print(text)
-        return
-    write("check", "Cost of `check`", text)
+    return parts
 
 
 if __name__ == "__main__":

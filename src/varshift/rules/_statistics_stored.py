@@ -10,7 +10,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import Cost, graded, loss_severity
+from ._cost import Cost, loss_severity
 from ._cures import cure
 from ._finding import Finding
 from ._places import norm_places
@@ -106,7 +106,7 @@ class TrainedOnStoredStatistics(Rule):
         more = f", and {others(names[1:], 'is off', 'are off')}" if len(names) > 1 else ""
         yield Finding(
             code=self.code,
-            severity=graded(harm, "error") or "advice",
+            severity=loss_severity(harm),
             confidence="measured",
             sites=norm_places(evidence, names),
             message=(
@@ -136,7 +136,7 @@ def harm_of_recalibration(evidence: Evidence) -> Cost | None:
         return None
     harm = replace(cost, delta=-cost.delta)
     beyond = harm.delta > thresholds.STANDARD_ERRORS * (harm.stderr or 0.0)
-    return harm if beyond and (loss_severity(harm) != "advice" or harm.by_heart) else None
+    return harm if beyond and loss_severity(harm) != "advice" else None
 
 
 def _off(evidence: Evidence) -> list[str]:
