@@ -34,7 +34,7 @@ class Network:
 
     Attributes:
         name: ``"library/network"``, unique.
-        library: The package that has to be installed.
+        package: The package that has to be installed.
         attempts: Ways to build it, each with its input size; the first whose network runs is used.
         inputs: Makes the inputs for a number of samples and a size.
         with_data: Whether it belongs to those that are also checked with data.
@@ -43,7 +43,7 @@ class Network:
     """
 
     name: str
-    library: str
+    package: str
     attempts: Callable[[], Iterator[tuple[int, Callable[[], Built]]]]
     inputs: Callable[[int, int], tuple[Tensor, ...]]
     with_data: bool = True

@@ -71,10 +71,10 @@ def survey(arguments: argparse.Namespace) -> None:
     for network in networks():
         if arguments.only not in network.name or _done(rows.get(network.name)):
             continue
-        if installed(network.library):
+        if installed(network.package):
             row = surveyed(network, arguments.data and network.with_data, arguments.seconds)
         else:
-            row = {"name": network.name, "skipped": f"{network.library} is not installed"}
+            row = {"name": network.name, "skipped": f"{network.package} is not installed"}
         rows[network.name] = row
         with arguments.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -133,7 +133,7 @@ def versions() -> str:
     """The installed libraries."""
     from importlib.metadata import version
 
-    names = sorted({network.library for network in networks()})
+    names = sorted({network.package for network in networks()})
     return ", ".join(f"{name} {version(name.replace('_', '-'))}" for name in names if installed(name))
 
 

@@ -82,7 +82,7 @@ def check(
         select: Codes or prefixes of the rules to run, all by default.
         ignore: Codes or prefixes of the rules not to run.
         intended: Modules and sites whose noise is meant to act in evaluation too, by name:
-            ``["decoder.sample", "blocks.2:dropout#2"]``; a module stands for all inside it.
+            ``["decoder.sample", "blocks.2:dropout#2"]``; a module names everything inside it.
         seed: Seed of the noise and of the loader's shuffling.
         target: What the report calls the model; by default its class.
         progress: Called with stage, steps done and steps in all (None when unknown).

@@ -1,4 +1,4 @@
-"""Guards: what an interrupt leaves behind for later is ended with the guard."""
+"""Guards: what an interrupt leaves for later is ended with the guard."""
 
 import contextlib
 import gc

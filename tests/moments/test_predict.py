@@ -95,7 +95,7 @@ def test_seed_decides_everything(trained):
 
 
 def test_statistics_of_few_updates_are_uncertain(trained):
-    """They lag behind weights that move: what is measured with them is another ratio."""
+    """They are older than weights that move: what is measured with them is another ratio."""
     model = copy.deepcopy(trained)
     assert predict(model, shape=(3, 10, 10)).layer("5").confidence == "high"
     for count, expected in ((300, "medium"), (5000, "high"), (0, "high")):  # 0: the count has been lost

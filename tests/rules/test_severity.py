@@ -45,7 +45,7 @@ def convolutions(*between: nn.Module) -> nn.Sequential:
 def trained(
     net: nn.Module, epochs: int = 8, eval_after: int | None = None, alpha: float = 0.0, rate: float = 3e-3
 ) -> nn.Module:
-    """Trains; with `eval_after` the network is put in eval mode after so many steps and never put back."""
+    """Trains; with `eval_after` the network is put in eval mode after that many steps and never put back."""
     optimizer = torch.optim.Adam(net.parameters(), rate)
     steps = 0
     net.train()

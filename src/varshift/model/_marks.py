@@ -26,7 +26,7 @@ ORIGINS: tuple[Origin, ...] = ("measured", "predicted")
 _WORDS = {torch.float32: "<i4", torch.float64: "<i8"}  # a bit of half precision would be felt
 # What varies with the mean has no bit to spare either.
 _FORMS = ("variance", "deviation", "inverse_deviation", "log_variance")
-_BITS = 16  # of one norm, where its channels bear so many
+_BITS = 16  # of one norm with enough channels
 _WIDEST = 3  # bits of one variance
 _ENOUGH = 12  # bits of one norm that are no chance: one norm in two thousand has them without a mark
 

@@ -25,7 +25,7 @@ _SHARED = ("channel_dropout", "drop_path", "drop_block", "feature_alpha_dropout"
 # 3 %, up to the second to 10 %, on the half of its networks that sets them.
 _DRIFT = (0.5, 1.6)  # of what norms upstream add to a shift: |log(ratio / local ratio)| sqrt(number of sites)
 _OFFSET = (0.05, 0.25)  # of the mean, in standard deviations
-# While weights move, statistics lag behind them, and so does what is measured with them: after 50 updates
+# While weights move, statistics are out of date, and so is what is measured with them: after 50 updates
 # those of the benchmark's networks were 3 to 40 % away from fresh ones, after 1000 up to 10 %.
 _WINDOWS = 100.0
 
@@ -79,7 +79,7 @@ def confidence(
 
 
 def few_updates(windows: float | None) -> bool:
-    """Whether statistics are known to have seen so few updates that they may lag behind the weights."""
+    """Whether statistics are known to have seen too few updates to be those of the weights."""
     return windows is not None and windows < _WINDOWS
 
 

@@ -170,7 +170,7 @@ def apply(name: str, function: Callable[[Tensor], Tensor], arguments: Arguments,
     if mean.shape != total.shape or not bool(torch.isfinite(variance.sum())):
         return None
     # Behind a mask both values are known; elsewhere the Gaussian is an assumption.
-    exact = x.mask is not None and not x.mask.base.noisy and x.mask.beside is None
+    exact = x.mask is not None and not x.mask.base.noisy and x.mask.other_noise is None
     return x.but(mean=mean, variance=variance, draw=total.sub_(mean), mask=None, exact=exact)
 
 
@@ -183,8 +183,8 @@ def _in_pieces(moments: Callable[[Tensor, Tensor], Moments]) -> Callable[[Tensor
             return moments(mean, variance)
         first, second = (torch.empty(mean.shape, dtype=mean.dtype) for _ in range(2))
         pieces = [part.reshape(-1).split(size) for part in (mean, variance, first, second)]
-        for *given, into, beside in zip(*pieces, strict=True):
-            for target, part in zip((into, beside), moments(*given), strict=True):
+        for *given, means, variances in zip(*pieces, strict=True):
+            for target, part in zip((means, variances), moments(*given), strict=True):
                 target.copy_(part)
         return first, second
 
@@ -211,8 +211,8 @@ def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moment
             mean, variance = factor * scale * base.mean, (factor * scale).square() * spread
         if mask.shift is not None:
             mean = mean.add_(per_channel(mask.shift, mean))
-        if mask.beside is not None:
-            variance = variance.add_(mask.beside)
+        if mask.other_noise is not None:
+            variance = variance.add_(mask.other_noise)
         parts.append(moments(mean, variance))
     (low_mean, low_variance), (high_mean, high_variance) = parts
     share = (1 - rate) * whole
@@ -224,7 +224,7 @@ def _mixture(mask: Mask, moments: Callable[[Tensor, Tensor], Moments]) -> Moment
 
 def _drops_to_constants(mask: Mask) -> bool:
     """Whether what is dropped becomes the same everywhere in a channel."""
-    if mask.base.mean.dim() < 2 or mask.beside is not None:
+    if mask.base.mean.dim() < 2 or mask.other_noise is not None:
         return False
     if mask.shift is not None and mask.shift.dim() > 1:
         return False

@@ -236,7 +236,7 @@ def prediction_limits(
     lagging = [name for name in reached if few_updates(windows.get(name))]
     if lagging and not real:
         limits.append(
-            f"{_counted(lagging)} statistics of few updates: while weights move, these lag behind, and what "
+            f"{_counted(lagging)} statistics of few updates: while weights move, they are stale, and what "
             "is measured with them as they are may be far from the predicted ratios. Those are of statistics "
             "that fit the weights."
         )

@@ -111,11 +111,11 @@ def past_linear(call: Call, apply: Callable[[Tensor], Tensor]) -> Signal:
     if mask.shift is None and call.named().get("bias") is None:
         shift = None
     variance = product_variance(middle, base.spread(), size, nu)
-    beside = None
-    if mask.beside is not None and result.draw is not None:  # the rest of the draw
+    other_noise = None
+    if mask.other_noise is not None and result.draw is not None:  # the rest of the draw
         rest = channel_power(result.draw) - channel_mean(variance)
-        beside = per_channel(rest.clamp_min(0), variance).expand_as(variance)
-        variance = variance + beside
-    exact = not base.noisy and beside is None
-    after = replace(mask, base=base, scale=None, shift=shift, beside=beside)
+        other_noise = per_channel(rest.clamp_min(0), variance).expand_as(variance)
+        variance = variance + other_noise
+    exact = not base.noisy and other_noise is None
+    after = replace(mask, base=base, scale=None, shift=shift, other_noise=other_noise)
     return result.but(variance=variance, exact=exact, mask=after)

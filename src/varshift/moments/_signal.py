@@ -29,7 +29,7 @@ class Mask:
         base: The signal before the noise.
         scale: Elementwise factor since, one number per channel or one for all.
         shift: Elementwise term since, likewise or a map.
-        beside: Variance of other noise that was added since, a map.
+        other_noise: Variance of other noise that was added since, a map.
         shape: Shape of the factor: how many elements share one.
         factor: The factors of the draw that goes with it, to be broadcast against the signal.
     """
@@ -40,14 +40,14 @@ class Mask:
     base: Signal
     scale: Tensor | None = None
     shift: Tensor | None = None
-    beside: Tensor | None = None
+    other_noise: Tensor | None = None
     shape: tuple[int, ...] | None = None
     factor: Tensor | None = None
 
     @property
     def fresh(self) -> bool:
         """Whether nothing has happened to the signal since."""
-        return self.scale is None and self.shift is None and self.beside is None
+        return self.scale is None and self.shift is None and self.other_noise is None
 
     @property
     def uneven(self) -> bool:
@@ -72,19 +72,22 @@ class Mask:
         old = None if self.shift is None else self.shift * per_channel(scale, self.shift)
         if shift is not None:
             old = shift if old is None else old + per_channel(shift, old)
+        noise = self.other_noise
+        if noise is not None:
+            noise = noise * per_channel(scale, noise).square()
         return replace(
             self,
             scale=scale if self.scale is None else self.scale * scale,
             shift=old,
-            beside=None if self.beside is None else self.beside * per_channel(scale, self.beside).square(),
+            other_noise=noise,
         )
 
     def added(self, value: Tensor, noise: Tensor | None) -> Mask:
         """The same noise with something added since."""
         shift = value if self.shift is None else per_channel(self.shift, value) + value
-        if noise is not None and self.beside is not None:
-            noise = noise + self.beside
-        return replace(self, shift=shift, beside=self.beside if noise is None else noise)
+        if noise is not None and self.other_noise is not None:
+            noise = noise + self.other_noise
+        return replace(self, shift=shift, other_noise=self.other_noise if noise is None else noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,7 @@ class Signal:
             before, function = self.source
             return function(before.replica(order, sign, alone=alone))
         mask = self.mask if alone else None
-        if mask is not None and mask.shape is not None and mask.beside is None:
+        if mask is not None and mask.shape is not None and mask.other_noise is None:
             value = mask.base.replica(order, sign)
             rate, small, large = (
                 per_channel(figure, value) if isinstance(figure, Tensor) else figure

@@ -36,7 +36,7 @@ class Effect:
     """Loss of the deployed network before and after a recalibration, on batches that were held back from it.
 
     The statistics that `after` is measured with come from the other batches alone. Those that a recalibration
-    leaves behind come from all of them, and are a little better.
+    leaves in the model come from all of them, and are a little better.
 
     Attributes:
         before: Mean loss in `eval` with the statistics as found.

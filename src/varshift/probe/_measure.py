@@ -253,7 +253,7 @@ class _Probe:
         return (stored[0] if stored[1] else None), stored[0]
 
     def _statistics(self, source: _Result) -> Statistics:
-        """Statistics that a state would have left behind, for the norms that learn."""
+        """Statistics that a state produces, for the norms that learn."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
         buffers = {norm.name: norm.mean for norm in self._norms}
         for name, (mean, var) in source.tap.estimates(self._estimator).items():
@@ -353,7 +353,7 @@ class _Probe:
 
 
 def _same_statistics(one: Statistics, other: Statistics) -> bool:
-    """Whether two states left the same statistics behind, so that the network computes the same with both."""
+    """Whether two states produce the same statistics, so that the network computes the same with both."""
     return one.keys() == other.keys() and all(
         torch.equal(value, other[name][position])
         for name, values in one.items()

@@ -1,4 +1,4 @@
-"""Runs of one batch in eval mode once more: what is random, and what an evaluation leaves behind."""
+"""Runs of one batch in eval mode once more: what is random, and what an evaluation changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training step's forward with a single sample: does it run, and what does it leave behind?"""
+"""One training step's forward with a single sample: does it run, and are its values finite?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SingleRun:
 
     @property
     def fails(self) -> bool:
-        """Whether it raised, or left something behind that is not finite."""
+        """Whether it raised, or made values that are not finite."""
         return bool(self.error) or not self.finite or bool(self.broken)
 
 
@@ -43,7 +43,7 @@ def run_single(
 ) -> SingleRun | None:
     """Runs the first sample of a batch alone in training mode; None where it cannot be cut off.
 
-    Nothing stands between the network and its norms: what torch raises in training, it raises here.
+    Nothing intervenes between the network and its norms: what torch raises in training, it raises here.
     """
     few = call.take(1)
     if few is None:

@@ -172,7 +172,7 @@ EXPLAINS: tuple[Explains, ...] = (
     Explains(
         "VS205",
         ("VS201",),
-        "statistics at their defaults were left behind when the weights were taken over",
+        "statistics at their defaults were not copied with the weights",
         same_sites=True,
     ),
     Explains(

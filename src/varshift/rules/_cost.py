@@ -189,9 +189,9 @@ def graver(one: Severity, other: Severity) -> Severity:
 
 
 def _scale(gap: Gap, level: float) -> float:
-    # Distances of outputs are shares already; moving averages that lag behind move them by a few per cent in
-    # healthy networks. Of the losses only cross-entropy has a scale of its own: a
-    # network that has learnt its data by heart has a loss near zero, where any share of it is nothing.
+    # Distances of outputs are shares already; stale moving averages move them by a few per cent in healthy
+    # networks. Of the losses only cross-entropy has a scale of its own: a network that has learnt its data by
+    # heart has a loss near zero, where any share of it is nothing.
     if gap.metric != "loss":
         return thresholds.COST_WARNING
     return max(thresholds.LOSS_SHARE * level, thresholds.LOSS_NATS if gap.accuracy is not None else 0.0)

@@ -64,8 +64,8 @@ class OtherFunction(Rule):
 
     ## Cure
 
-    Return the same in both modes, and apply what is for deployment outside of the network; merge weights anew
-    whenever they changed.
+    Return the same in both modes, and apply what is for deployment outside of the network; merge weights
+    again whenever they changed.
 
     ## Cure safety
 

@@ -33,7 +33,7 @@ class UnplannedDecay(Rule):
     not make such a network simpler: it shrinks the weight, and gradients grow as the weight shrinks. Both
     come to an equilibrium in which a step turns the weight by about sqrt(2 * rate * decay), whatever its
     gradients. With a schedule of the learning rate this step shrinks as training goes on. Without one it
-    stays, and the running statistics of the norms stay behind weights that turn all the time. A bias in
+    stays, and the running statistics of the norms are always older than weights that keep turning. A bias in
     front of a batch norm is subtracted with the mean: it does nothing, and decay or noise of the optimiser
     move it.
 

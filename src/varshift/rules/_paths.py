@@ -58,7 +58,7 @@ class Between:
         if not forward & targets:
             return None
         backward = set(targets)
-        # Nodes stand in topological order: one pass from the end finds all that lead to the norm.
+        # Nodes are in topological order: one pass from the end finds all that lead to the norm.
         for index in sorted(forward - self._all_calls, reverse=True):
             if any(reader in backward for reader in self._readers[index]):
                 backward.add(index)

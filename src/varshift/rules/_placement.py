@@ -94,7 +94,7 @@ class NoiseBeforeMaxPool(Rule):
     ## Cure safety
 
     Unsafe: the noise after the pooling is stronger at the same rate, so the network has to be trained
-    again and the rate chosen anew.
+    again and the rate chosen again.
 
     ## References
 

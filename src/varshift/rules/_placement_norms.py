@@ -218,13 +218,13 @@ def _move(sites: Sequence[NoiseSite]) -> Cure:
 
 @register
 class NoiseFeedsNorm(_NoiseAtNorm):
-    """Noise feeds a norm directly: nothing that mixes units stands between them.
+    """Noise feeds a norm directly: nothing in between mixes units.
 
     ## What it does
 
     Finds every dropout, drop path or other random noise whose output reaches a norm with running statistics
     without passing a weight layer or a sum: the wiring "Dropout-(a)". Activations, views, pooling and
-    concatenation may stand between. One finding lists all such sites, the one that does most first.
+    concatenation may come in between. One finding lists all such sites, the one that does most first.
 
     ## Why it matters
 
@@ -234,7 +234,7 @@ class NoiseFeedsNorm(_NoiseAtNorm):
 
         Var_train = (c^2 + v) / k - c^2        Var_eval = v        ratio = Var_eval / Var_train <= k
 
-    At a drop rate of 0.5 the norm's outputs shrink to 0.71 of their size or less, and every layer behind
+    At a drop rate of 0.5 the norm's outputs shrink to 0.71 of their size or less, and every layer after
     them works on inputs that it was never trained on. Width does not help.
 
     ## How it is measured
@@ -277,7 +277,7 @@ class NoiseFeedsNorm(_NoiseAtNorm):
     ## Cure
 
     For a trained network: `varshift.recalibrate(model, loader)` re-estimates the statistics with the noise
-    off. For the next training: put the noise behind the last norm of the network, in front of the
+    off. For the next training: put the noise after the last norm of the network, in front of the
     classifier, or make it weaker.
 
     ```python
@@ -321,7 +321,7 @@ class NoiseFeedsNorm(_NoiseAtNorm):
         if suspect.ratio is not None:
             return (
                 f"fed by this noise alone it would see at most {suspect.ratio:.3g} times the learned "
-                "variance in evaluation; what stands between changes that"
+                "variance in evaluation; what comes in between changes that"
             )
         return "in evaluation it may see another variance than the one that it learns"
 
@@ -384,8 +384,8 @@ class NoiseReachesNorm(_NoiseAtNorm):
 
     ## Cure
 
-    For a trained network: `varshift.recalibrate(model, loader)`. For the next training: no norm behind the
-    noise, or, in a residual branch, the noise behind the branch's last norm and in front of its last
+    For a trained network: `varshift.recalibrate(model, loader)`. For the next training: no norm after the
+    noise, or, in a residual branch, the noise after the branch's last norm and in front of its last
     weight; a lower rate.
 
     ```python

@@ -83,7 +83,7 @@ class DropoutOutsideSlot(Rule):
 
     ## Cure safety
 
-    Unsafe: train again, and choose the rate anew. Recalibration is safe for a network that is trained
+    Unsafe: train again, and choose the rate again. Recalibration is safe for a network that is trained
     already, see VS101 and VS102.
 
     ## References
@@ -190,8 +190,8 @@ class DropoutAfterGlobalPooling(Rule):
 
     ## Cure safety
 
-    Unsafe: the noise is much weaker at the same rate, so that the rate has to be chosen anew, and the network
-    trained again.
+    Unsafe: the noise is much weaker at the same rate, so choose the rate again, and train the network
+    again.
 
     ## References
 

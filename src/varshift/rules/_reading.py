@@ -102,7 +102,7 @@ class Shift:
         )
 
     def evidence(self) -> dict[str, float | None]:
-        """The figures, as they stand in a finding."""
+        """The figures, as a finding has them."""
         return {
             "ratio": known(self.layer.ratio),
             "control_ratio": known(self.layer.control_ratio),

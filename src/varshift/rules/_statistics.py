@@ -58,7 +58,7 @@ class StatisticsNeverMoved(Rule):
     ## Known limits
 
     A frozen norm that holds 0 and 1 computes the same in both modes and is let pass; without a capture a norm
-    of an unknown class counts as one that learns. A norm behind a branch that these data happen not to take
+    of an unknown class counts as one that learns. A norm in a branch that these data happen not to take
     counts as never reached.
 
     ## Example

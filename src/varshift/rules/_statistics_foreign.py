@@ -49,7 +49,7 @@ class ForeignStatistics(Rule):
     ## Why it matters
 
     Running statistics belong to the weights that produced them. Whoever averages or copies
-    `model.parameters()` leaves them behind: they are buffers. The new weights then meet the statistics of a
+    `model.parameters()` does not copy them: they are buffers. The new weights then meet the statistics of a
     new network, of another client, or of weights that have moved on. Averaging the buffers too is better,
     but an average of variances leaves out the spread of the means, and averaged weights see other signals
     than any of their parents.

@@ -56,7 +56,7 @@ class UnusualMomentum(Rule):
     nn.BatchNorm2d(64, momentum=0.01, eps=1e-3)
     ```
 
-    Then learn the statistics anew: `varshift.recalibrate(model, loader)`.
+    Then learn the statistics again: `varshift.recalibrate(model, loader)`.
 
     ## Cure safety
 

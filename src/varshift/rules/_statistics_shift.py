@@ -47,8 +47,8 @@ class VarianceShift(Rule):
     ## Why it matters
 
     The norm's output in evaluation is scaled by the square root of the ratio, and offset where means moved.
-    The layers behind never saw such inputs, and the errors of successive norms multiply. This is what makes
-    a network good in `train()` and bad in `eval()`.
+    The layers downstream never saw such inputs, and the errors of successive norms multiply. This is what
+    makes a network good in `train()` and bad in `eval()`.
 
     ## How it is measured
 

@@ -29,7 +29,7 @@ FEW_BATCHES: Final = 4
 LOSS_STANDARD_ERRORS: Final = 2.0
 LOSS_SHARE: Final = 0.01
 LOSS_NATS: Final = 0.01
-# Where no norm stands out, what the moving average lags behind while the learning rate is still high costs a
+# Where no norm stands out, how far the moving average trails while the learning rate is still high costs a
 # few per cent of the loss in healthy nets: advice. A tenth of the loss is worth a warning.
 LOSS_SHARE_WARNING: Final = 0.1
 
@@ -48,7 +48,7 @@ TRAINED_ACCURACY: Final = 0.5
 # moving averages like any network's, made costly by the shifted signal. It goes with the shift.
 ECHO_SHARE: Final = 1 / 3
 
-# Weights that were trained on stored statistics leave those of training mode far behind, in depth above all:
+# Statistics that weights were trained on in eval mode differ from those of training mode, most in depth: by
 # 0.2 to 1 standard deviations at the worst norm. Training on other inputs than the loader's (mixup,
 # augmentation in the loop) moves the first norm by a factor and hardly anything downstream, where the batch
 # renormalises: 0.06. A mixture of two samples has half of their variance at the least; three times is another
@@ -67,7 +67,7 @@ APART: Final = 0.2
 # q / k = 0.11, so the shift reaches SHIFT_WARNING even for inputs without a mean.
 NOTABLE_DROP_RATE: Final = 0.1
 
-# Ratio of means behind a max-pool below which the bias is only worth advice: 2 % of the mean is within what
+# Ratio of means after a max-pool below which the bias is only worth advice: 2 % of the mean is within what
 # the running mean of a norm or the bias of a layer varies by from one epoch to the next.
 MAX_POOL_BIAS: Final = 1.02
 
@@ -199,7 +199,7 @@ INPUTS_LOSS_SHARE: Final = 0.75  # of the statistics step that the map takes awa
 # deviations as a ratio. Samples of one data set agree within a tenth.
 LOADERS_MEAN: Final = 0.25
 LOADERS_DEVIATION: Final = 1.25
-# No less than so many standard errors of a mean over the samples that were compared.
+# At least this many standard errors of a mean over the samples that were compared.
 LOADERS_ERRORS: Final = 4.0
 # The same at a norm, where crops and sizes show: batches of one distribution are within .05.
 LOADERS_NORM: Final = 0.2
