@@ -434,9 +434,9 @@ def test_norms_stuck_in_training_are_measured_as_deployed(chequered, batches):
     stuck.load_state_dict(chequered[2].state_dict())
     chequered[2] = stuck
     before = stuck.running_mean.clone()
-    measured = measure(chequered, batches)
+    report = vs.check(chequered, batches)
     assert torch.equal(stuck.running_mean, before)
-    assert measured.batch_mate_difference > 1e-3
+    assert report.data.batch_mate_difference > 1e-3
 
 
 def test_noise_alive_in_eval_is_seen(batches):
@@ -449,7 +449,7 @@ def test_noise_alive_in_eval_is_seen(batches):
             return F.dropout(self.norm(x), 0.5).mean((2, 3))
 
     inputs = [x for x, _ in batches]
-    assert measure(Always(), inputs).eval_repeat_difference > 0.01
+    assert vs.check(Always(), inputs).data.repeat_difference > 0.01
 
 
 def test_effective_batch_of_repeated_samples_is_small():

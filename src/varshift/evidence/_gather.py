@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from varshift._errors import VarshiftError, strict
 from varshift.evidence._capture import CaptureProvider
 from varshift.evidence._inputs import DeploymentProvider, InputsProvider
 from varshift.evidence._loader import LoaderProvider
@@ -23,7 +24,7 @@ from varshift.evidence._subject import Subject
 from varshift.evidence._trials import TrialsProvider
 from varshift.evidence._types import KINDS, NOT_NEEDED, Evidence, EvidenceRun, Kind
 from varshift.flow import CaptureMethod
-from varshift.model import one_at_a_time, shadowed
+from varshift.model import one_at_a_time, shadowed, short_message_of
 
 # In the order in which they run: each after those that it needs or reads.
 PROVIDERS: tuple[Provider, ...] = (
@@ -124,6 +125,12 @@ class Gathering:
             fields = provider.make(self._subject, self.evidence, wanted, self.limits)
         except NotMade as answer:
             self._reasons[provider.kind] = str(answer)
+        except Exception as error:  # whatever the network's own operations raise on other inputs
+            if not provider.unknown or (strict() and not isinstance(error, VarshiftError)):
+                raise
+            own = error.__cause__ if isinstance(error, VarshiftError) else None
+            self.limits.append(f"{provider.unknown} is not known: {short_message_of(own or error)}.")
+            self._reasons[provider.kind] = "it failed"
         else:
             self.evidence = dataclasses.replace(self.evidence, **fields)
 

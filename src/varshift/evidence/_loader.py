@@ -17,13 +17,10 @@ class LoaderProvider(Provider):
     """Reads a loader: a plain DataLoader knows its batches, those of any other loader are drawn."""
 
     kind = "loader"
+    reads = ("loader",)
     makes = "batch size, number of samples, size of the last batch"
     inputs = "a loader"
     cost = "no pass; no batch is drawn from a plain DataLoader"
-
-    def obstacle(self, subject: Subject) -> str:
-        """Without a loader there is nothing to read."""
-        return "" if subject.loader is not None else "no data were given"
 
     def batches(self, subject: Subject) -> int:
         """None where the loader says by itself how large all of its batches are."""

@@ -21,6 +21,7 @@ class MeasurementProvider(Provider):
     """Runs the network on the data with its noise and its statistics exchanged, one at a time."""
 
     kind = "measurement"
+    reads = ("loader",)
     makes = "the shift at every norm, the gap by cause, whether outputs repeat and depend on batch mates"
     inputs = "a loader"
     deploys = True
@@ -29,10 +30,6 @@ class MeasurementProvider(Provider):
     def require(self, subject: Subject) -> None:
         """Weights without values cannot be run."""
         require_values(subject.network)
-
-    def obstacle(self, subject: Subject) -> str:
-        """Without a loader there is nothing to measure on."""
-        return "" if subject.loader is not None else "no data were given"
 
     def limit(self) -> str:
         """What data would add."""

@@ -24,14 +24,11 @@ class OptimizerProvider(Provider):
     """Reads the groups of an optimiser, and measures which weights have a scale that does not matter."""
 
     kind = "optimizer"
+    reads = ("optimizer",)
     makes = "weight decay of norm parameters, and of weights whose scale does not matter"
     inputs = "the optimiser (`optimizer=`)"
     cost = "a few passes of eight samples and one backward pass, on a copy in float64"
     needs = ("capture",)
-
-    def obstacle(self, subject: Subject) -> str:
-        """Without an optimiser there is nothing to read."""
-        return "" if subject.optimizer is not None else "no optimiser was given"
 
     def batches(self, subject: Subject) -> int:
         """The first batch is enough."""

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from varshift._errors import VarshiftError, strict
 from varshift.evidence._composition import epochs, is_map_style, shuffles
 from varshift.evidence._order_facts import BatchOrder, Purity, Redrawn
 from varshift.evidence._provider import Provider
 from varshift.evidence._purity import classes, groups, purity_of
-from varshift.evidence._subject import Subject
+from varshift.evidence._subject import GATE_ERRORS, GATE_SHARE, Subject, evenly
 from varshift.evidence._types import Evidence, Kind
 from varshift.model import Call, move, partition, regroup
 
@@ -22,23 +21,20 @@ _FIXED = 0.9  # share of batches that two epochs have in common from which their
 _ALL = 0.9  # share of one label from which the drawn batches may be those of one class of the data set
 REDRAWN = 16  # batches; a few hard ones carry much of a small loss
 _FROM_DATA_SET = 256  # samples that are loaded at random places
-_GATE_SHARE, _GATE_ERRORS = 0.05, 2.0  # of the small-batch step; below these redrawing has nothing to explain
 
 
 class OrderProvider(Provider):
     """Looks at the composition of batches, and redraws them where something hints at it."""
 
     kind = "order"
+    unknown = "Whether batch mates matter"
+    reads = ("loader",)
     makes = "purity of labels and groups in a batch, batches of two epochs, the loss on redrawn batches"
     inputs = "a loader"
     cost = (
         "no pass; up to 16 batches where batches are of one kind or their statistics carry a part of the gap"
     )
     needs = ("measurement",)
-
-    def obstacle(self, subject: Subject) -> str:
-        """Without a loader there are no batches."""
-        return "" if subject.loader is not None else "no data were given"
 
     def batches(self, subject: Subject) -> int:
         """As many as it may have."""
@@ -47,14 +43,8 @@ class OrderProvider(Provider):
     def make(
         self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]
     ) -> Mapping[str, Any]:
-        """Looks; whatever fails on the way is a limit of the check."""
-        try:
-            return {"order": _Order(subject, evidence).facts()}
-        except Exception as error:
-            if strict() and not isinstance(error, VarshiftError):
-                raise
-            limits.append(f"Whether batch mates matter could not be measured ({type(error).__name__}).")
-            return {"order": BatchOrder()}
+        """Looks."""
+        return {"order": _Order(subject, evidence).facts()}
 
 
 class _Order:
@@ -99,12 +89,9 @@ class _Order:
                 it in a few batches with a large loss: the step need not be beyond its error.
         """
         gap = self._evidence.measurement.gap if self._evidence.measurement else None
-        step = next((step for step in gap.steps if step.cause == "small-batch"), None) if gap else None
-        if gap is None or step is None or step.delta is None or gap.metric != "loss":
+        if gap is None or gap.metric != "loss":
             return False
-        levels = [abs(value) for value in gap.states.values() if value is not None]
-        error = 0.0 if same else _GATE_ERRORS * (step.stderr if step.stderr is not None else math.inf)
-        return step.delta > max(_GATE_SHARE * min(levels, default=0.0), error)
+        return gap.rises("small-batch", GATE_SHARE, 0.0 if same else GATE_ERRORS)
 
     def _redrawn(self, random_order: bool | None) -> Redrawn | None:
         before = self._drawn()
@@ -179,10 +166,7 @@ def _spread(calls: Sequence[Call], count: int) -> list[int]:
     """Numbers of some of the batches, spread evenly over all of them; whole ones only, as a rule."""
     largest = max((call.size for call in calls), default=0)
     whole = [number for number, call in enumerate(calls) if call.size == largest]
-    chosen = whole if len(whole) >= 2 else list(range(len(calls)))
-    if len(chosen) <= count:
-        return chosen
-    return [chosen[round(number * (len(chosen) - 1) / (count - 1))] for number in range(count)]
+    return evenly(whole if len(whole) >= 2 else range(len(calls)), count)
 
 
 def _mean(losses: Sequence[float], calls: Sequence[Call]) -> float:

@@ -14,6 +14,15 @@ class NotMade(Exception):  # noqa: N818 - a provider's answer, not a fault
     """Evidence that could not be made; the message says why, in a few words."""
 
 
+_NOT_GIVEN = {
+    "loader": "no data were given",
+    "deploy": "no deployment data were given",
+    "step": "no training step was given",
+    "optimizer": "no optimiser was given",
+    "references": "no other network was given",
+}
+
+
 class Provider(ABC):
     """Makes evidence of one kind. A new kind is a subclass in a file of its own, and a field of `Evidence`.
 
@@ -23,6 +32,9 @@ class Provider(ABC):
         inputs: What the user has to pass for it, in a few words.
         cost: What it costs, in passes of the network.
         needs: Evidence that it is made from.
+        reads: What the user has to pass for it, as attributes of the subject (`_NOT_GIVEN`).
+        unknown: What is not known where making it fails, as the start of a sentence: a check then goes on
+            without it. Empty where a failure is the check's own.
         deploys: Whether it looks at the batches of deployment, where there are any.
     """
 
@@ -31,6 +43,8 @@ class Provider(ABC):
     inputs: ClassVar[str]
     cost: ClassVar[str]
     needs: ClassVar[tuple[Kind, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    unknown: ClassVar[str] = ""
     deploys: ClassVar[bool] = False
 
     def require(self, subject: Subject) -> None:  # noqa: B027 - most have nothing to require
@@ -39,10 +53,11 @@ class Provider(ABC):
     def obstacle(self, subject: Subject) -> str:
         """Why it cannot be made from what the user passed, in a few words; empty when it can.
 
-        Where the user did not pass what it is made from: ``"no ... was given"`` or ``"no ... were given"``,
-        by which the report tells such rules from those that failed.
+        Where the user did not pass what it reads: ``"no ... was given"`` or ``"no ... were given"``, by which
+        the report tells such rules from those that failed.
         """
-        return ""
+        missing = (name for name in self.reads if getattr(subject, name) in (None, ()))
+        return next((_NOT_GIVEN[name] for name in missing), "")
 
     def limit(self) -> str:
         """What the report says where it was wanted and the inputs for it are missing; empty for nothing."""

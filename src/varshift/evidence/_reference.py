@@ -17,13 +17,10 @@ class ReferenceProvider(Provider):
     """Reads the references; nothing of them is run or written."""
 
     kind = "reference"
+    reads = ("references",)
     makes = "which weights and statistics are those of the other networks, and which are averages of them"
     inputs = "other networks (`reference=`)"
     cost = "no pass"
-
-    def obstacle(self, subject: Subject) -> str:
-        """Without another network there is nothing to compare with."""
-        return "" if subject.references else "no other network was given"
 
     def make(
         self, subject: Subject, evidence: Evidence, wanted: frozenset[Kind], limits: list[str]

@@ -16,17 +16,12 @@ class StepProvider(Provider):
     """Runs two training steps on copies of the model and of all that the step holds."""
 
     kind = "step"
+    reads = ("step", "loader")
     makes = (
         "what a training step does: updates of every norm, on what and at which weights, modes, frozen parts"
     )
     inputs = "a loader and a training step (`step=`)"
     cost = "two training steps on copies of the network and its optimiser"
-
-    def obstacle(self, subject: Subject) -> str:
-        """Without a step, or batches for it, nothing can be run."""
-        if subject.step is None:
-            return "no training step was given"
-        return "" if subject.loader is not None else "no data were given"
 
     def batches(self, subject: Subject) -> int:
         """One for each step."""

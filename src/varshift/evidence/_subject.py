@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from varshift.probe import Loss, Progress
 
 Shape = Sequence[int]
+_Item = TypeVar("_Item")
+# What a step of the gap costs at least, as a share of the loss and in standard errors, to be looked into.
+GATE_SHARE, GATE_ERRORS = 0.05, 2.0
 _EXAMPLES = 64  # samples made up for a shape; a capture uses as many as suit their size
 
 
@@ -143,10 +146,15 @@ class Subject:
     def runner(self) -> FewRunner:
         """Runs the shadow on other batches than those that were drawn."""
         call = self.reader.read(self.batches[0])
+        return FewRunner(self.shadow, self.recognise(), call, forward=self.forward, loss=self.loss)
+
+    def recognise(self) -> RecognisedNorms:
+        """The norms written by hand: as the capture recognised them, else looked for now."""
         if self.recognised is None:
+            call = self.reader.read(self.batches[0])
             self.recognised = recognise_norms(self.shadow.network, call, self.forward)
             self.shadow.fresh()
-        return FewRunner(self.shadow, self.recognised, call, forward=self.forward, loss=self.loss)
+        return self.recognised
 
     def announce(self, stage: str) -> None:
         """Says what is being done now, where somebody wants to know."""
@@ -160,3 +168,10 @@ class Subject:
         dtype = parameter.dtype if parameter is not None else torch.float32
         examples = tuple(torch.randn(count, *sizes, device=self.device).to(dtype) for sizes in shapes)
         return examples[0] if len(examples) == 1 else examples
+
+
+def evenly(items: Sequence[_Item], count: int) -> list[_Item]:
+    """Some of the items, spread evenly over all of them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(number * (len(items) - 1) / (count - 1))] for number in range(count)]

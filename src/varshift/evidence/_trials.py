@@ -16,6 +16,7 @@ class TrialsProvider(Provider):
     """Runs a few samples in eval mode, each time with one thing changed."""
 
     kind = "trials"
+    reads = ("loader",)
     makes = "whether outputs in eval mode repeat, and depend on batch mates, on padding or on being alone"
     inputs = "a loader"
     cost = "about ten runs of at most eight samples; more of 64 samples where outputs do not repeat"
@@ -23,10 +24,6 @@ class TrialsProvider(Provider):
     def require(self, subject: Subject) -> None:
         """Weights without values cannot be run."""
         require_values(subject.network)
-
-    def obstacle(self, subject: Subject) -> str:
-        """Without samples there is nothing to try."""
-        return "" if subject.loader is not None else "no data were given"
 
     def batches(self, subject: Subject) -> int:
         """Some batches: samples of other lengths, and what an evaluation goes on to see."""

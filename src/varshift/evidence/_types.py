@@ -45,49 +45,19 @@ Kind = Literal[
     "optimizer",
     "single",
 ]
-Need = Literal[
-    "modules",
-    "loader",
-    "capture",
-    "capture.train",
-    "capture.eval",
-    "prediction",
-    "trials",
-    "measurement",
-    "noise_bias",
-    "norm_calls",
-    "order",
-    "reference",
-    "inputs",
-    "deployment",
-    "step",
-    "optimizer",
-    "single",
-]
+Need = Kind | Literal["capture.train", "capture.eval"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-NEEDS: tuple[Need, ...] = get_args(Need)
+NEEDS: tuple[Need, ...] = (*KINDS, "capture.train", "capture.eval")
 NOT_NEEDED = "no rule that was asked for needs it"
 
-# The fields of `Evidence` of which one at least has to be there.
+# The fields of `Evidence` of which one at least has to be there, where they are not called as the need is.
 _FIELDS: dict[Need, tuple[str, ...]] = {
     "modules": ("modes",),
-    "loader": ("loader",),
     "capture": ("train", "eval"),
     "capture.train": ("train",),
     "capture.eval": ("eval",),
-    "prediction": ("prediction",),
-    "measurement": ("measurement",),
-    "noise_bias": ("noise_bias",),
-    "norm_calls": ("norm_calls",),
-    "trials": ("trials",),
-    "order": ("order",),
     "reference": ("references",),
-    "inputs": ("inputs",),
-    "deployment": ("deployment",),
-    "single": ("single",),
-    "step": ("step",),
-    "optimizer": ("optimizer",),
 }
 
 
@@ -258,4 +228,4 @@ class Evidence:
 
     def has(self, need: Need) -> bool:
         """Whether there is evidence of this kind."""
-        return any(getattr(self, name) is not None for name in _FIELDS[need])
+        return any(getattr(self, name) is not None for name in _FIELDS.get(need, (need,)))

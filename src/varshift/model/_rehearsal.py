@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from varshift.model._copy import Uncopyable
 from varshift.model._guard import Guard
-from varshift.model._snapshot import Snapshot, _Walk
+from varshift.model._snapshot import Snapshot, _Walk, restore_each
 from varshift.model._step_copy import StepCopier, Unsafe
 from varshift.model._tensors import TensorCopier
 
@@ -77,7 +77,7 @@ class Rehearsal(Guard):
         optimizers = list(_optimizers_of(own))
         self._walk = _Walk(copier, [*own.values(), *model.modules()])
         self._walk.keep_all((vars(optimizer), _FAR) for optimizer in optimizers)
-        self._restores.append(lambda: _restore(self._walk.restores))
+        self._restores.append(lambda: restore_each(self._walk.restores))
         copies = StepCopier(TensorCopier(lazily=True))
         try:
             self.network = copies.copy_model(model)
@@ -89,19 +89,8 @@ class Rehearsal(Guard):
             raise Unsafe(f"cannot be copied ({error})") from error
         reached = _Walk(copier, [*own.values()])
         reached.keep_all((item, _FAR) for item in copies.globals)
-        self._restores.append(lambda: _restore(reached.restores))
+        self._restores.append(lambda: restore_each(reached.restores))
         self.optimizers = copies.optimizers
-
-
-def _restore(restores: Iterable[Callable[[], None]]) -> None:
-    errors = []
-    for restore in restores:
-        try:
-            restore()
-        except Exception as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
 
 
 def _optimizers_of(parameters: dict[int, Any]) -> Iterable[Optimizer]:

@@ -46,15 +46,15 @@ class Snapshot:
 
     def restore_model(self) -> None:
         """Puts back what the model holds, each item on its own; the first error is raised at the end."""
-        _restore(self._model.restores)
+        restore_each(self._model.restores)
 
     def restore_users(self) -> None:
         """Puts back what hooks of the user's refer to, each item on its own; likewise."""
-        _restore(self._users.restores)
+        restore_each(self._users.restores)
 
     def restore(self) -> None:
         """Puts everything back, each item on its own; the first error is raised at the end."""
-        _restore([*self._model.restores, *self._users.restores])
+        restore_each([*self._model.restores, *self._users.restores])
 
     def wrote(self, tensor: Tensor) -> bool:
         """Whether a tensor has other values than at the time of the snapshot, or did not exist then."""
@@ -62,7 +62,7 @@ class Snapshot:
         return state is None or state.changed()
 
 
-def _restore(restores: Iterable[_Restore]) -> None:
+def restore_each(restores: Iterable[_Restore]) -> None:
     errors: list[Exception] = []
     for restore in restores:
         try:

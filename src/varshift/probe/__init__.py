@@ -18,7 +18,6 @@ from varshift.probe._loss import Loss as Loss
 from varshift.probe._measure import draw_batches as draw_batches
 from varshift.probe._measure import measure as measure
 from varshift.probe._measure import measure_shadow as measure_shadow
-from varshift.probe._noise_bias import Incomparable as Incomparable
 from varshift.probe._noise_bias import measure_noise_bias as measure_noise_bias
 from varshift.probe._norm_calls import Distributions as Distributions
 from varshift.probe._norm_calls import NormCalls as NormCalls
@@ -38,6 +37,7 @@ from varshift.probe._step import watch_step as watch_step
 from varshift.probe._trial import Trial as Trial
 from varshift.probe._trial import try_readings as try_readings
 from varshift.probe._trial_types import Change as Change
+from varshift.probe._trial_types import Incomparable as Incomparable
 from varshift.probe._trial_types import Repeats as Repeats
 from varshift.probe._trial_types import Spread as Spread
 from varshift.probe._trials import Trials as Trials

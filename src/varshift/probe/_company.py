@@ -11,7 +11,7 @@ from varshift.flow import Parting
 from varshift.model import Call, short_message_of
 from varshift.probe._eval_runs import EvalRuns
 from varshift.probe._samples_apart import sample_distance
-from varshift.probe._trial_types import SAMPLES, Change
+from varshift.probe._trial_types import SAMPLES, Change, Incomparable
 
 _SUBJECTS = 3  # samples that are looked at
 # Kernels choose other blockings for other batch sizes: about 1e-6 in float32 and 1e-3 in half precision. How
@@ -20,34 +20,21 @@ _ROUNDING, _MOST_ROUNDING = 1e-3, 5e-2
 _TIMES_ROUNDING = 10.0
 
 
-def try_company(runs: EvalRuns, call: Call, limits: list[str]) -> list[Change]:
+def change_company(runs: EvalRuns, call: Call) -> list[Change]:
     """Runs samples among their mates, alone, and with other mates.
 
     Args:
         runs: Runs the network.
         call: One batch.
-        limits: What could not be compared is added here.
+
+    Raises:
+        Incomparable: If the batch cannot be cut.
     """
     if call.size < 2:
         return []
     if call.take(min(SAMPLES, call.size)) is None:
-        limits.append(_unknown("a batch cannot be cut, since its tensors refer to one another"))
-        return []
-    try:
-        return _Company(runs, call).changes()
-    except VarshiftError as error:  # the model's own: it need not run on a few samples
-        limits.append(
-            _unknown(f"the model fails on a few samples ({short_message_of(error.__cause__ or error)})")
-        )
-    except Exception as error:
-        if strict():
-            raise
-        limits.append(_unknown(short_message_of(error)))
-    return []
-
-
-def _unknown(reason: str) -> str:
-    return f"Whether outputs depend on batch mates could not be compared: {reason}."
+        raise Incomparable("a batch cannot be cut, since its tensors refer to one another")
+    return _Company(runs, call).changes()
 
 
 class _Company:

@@ -51,6 +51,10 @@ class EvalRuns:
         """The network that runs."""
         return self._shadow.network
 
+    def wrote(self, tensor: Tensor) -> bool:
+        """Whether a tensor of the network has other values than at the beginning, or is a new one."""
+        return self._shadow.wrote(tensor)
+
     def begin(self) -> nn.Module:
         """Sets all to the beginning, and returns the network."""
         self.start()

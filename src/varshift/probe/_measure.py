@@ -27,7 +27,6 @@ from varshift.model import (
     shadowed,
     write,
 )
-from varshift.probe._compare import compare_outputs
 from varshift.probe._gap import StateLosses, build_gap
 from varshift.probe._layers import measure_layers
 from varshift.probe._leverage import LeverageWatch, polluted
@@ -193,9 +192,6 @@ class _Probe:
         if self._deployed:
             states["deployed"] = self._run("deployed", noise=False, policy="called", calls=self._deployed)
         sizes = [call.size for call in self._calls]
-        set_noise(self._network, self._norms, False)
-        compared = compare_outputs(self._calls[0], self._output)
-        self._shadow.fresh()
         taps = (train.tap, clean.tap, shipped.tap)
         unread = frozenset[str]().union(*(tap.unread for tap in taps))
         layers = measure_layers(
@@ -213,7 +209,6 @@ class _Probe:
             [call.size for call in self._deployed],
         )
         limits = self._unsupported + [norm_limit(n, UNREAD) for n in self._norms if n.name in unread]
-        limits.extend(compared.limits)
         limits.extend(_not_finite(gap, layers))
         leverage, suspected = self._leverage(watch, train.tap, sizes)
         return Measurement(
@@ -221,8 +216,6 @@ class _Probe:
             gap=gap,
             batches=len(self._calls),
             samples=sum(sizes),
-            eval_repeat_difference=compared.repeat,
-            batch_mate_difference=compared.mates,
             limits=tuple(limits),
             leverage=leverage,
             suspected=suspected,
@@ -346,10 +339,6 @@ class _Probe:
             result.outputs = None
         else:
             result.outputs.append(output.detach().to("cpu", copy=True))
-
-    def _output(self, call: Call) -> Tensor | None:
-        tap = Tap(self._norms, "called", record=False)
-        return primary_output(run_pass(self._network, self._forward, call.copy(), tap))
 
 
 def _same_statistics(one: Statistics, other: Statistics) -> bool:

@@ -17,6 +17,7 @@ from varshift.probe._pass import run_pass
 from varshift.probe._quiet import Quiet
 from varshift.probe._states import measurable_norms, set_noise
 from varshift.probe._tap import Tap
+from varshift.probe._trial_types import Incomparable
 from varshift.probe._types import NoiseBias
 
 _GROUPS = 8  # batches that are looked at: the error is the spread over them
@@ -24,10 +25,6 @@ _SAMPLES = 8  # of each batch
 _FIRST, _ALL = 2, 16  # draws of the noise: a few, and all where those show something
 _NOTABLE_SHARE = 0.02  # of the loss, or of the squared residual
 _NOTABLE_BIAS = 0.15  # of the outputs' spread
-
-
-class Incomparable(Exception):  # noqa: N818 - an answer, not a fault
-    """Outputs that cannot be averaged over the noise; the message says why, in a few words."""
 
 
 def measure_noise_bias(

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varshift._errors import VarshiftError, strict
-from varshift.model import Call, canonical_names, map_tensors, short_message_of, tensors
+from varshift.model import Call, canonical_names, map_tensors, tensors
 from varshift.probe._eval_runs import EvalRuns
 from varshift.probe._samples_apart import overlap_distance
 from varshift.probe._trial_types import SAME, SAMPLES, Repeats, Spread
@@ -21,24 +20,14 @@ _BATCHES = 4  # for the spread of the loss, and to let an evaluation write what 
 _MANY = 64  # samples of a batch for a loss
 
 
-def try_repeats(runs: EvalRuns, calls: Sequence[Call], limits: list[str]) -> Repeats:
+def repeat(runs: EvalRuns, calls: Sequence[Call]) -> Repeats:
     """Repeats runs of one batch: from the same state with other random numbers, and one after another.
 
     Args:
         runs: Runs the network.
         calls: The batches that were drawn.
-        limits: What could not be compared is added here.
     """
-    try:
-        return _Repeater(runs, calls).repeats()
-    except VarshiftError as error:
-        reason = f"the model fails on a few samples ({short_message_of(error.__cause__ or error)})"
-    except Exception as error:
-        if strict():
-            raise
-        reason = short_message_of(error)
-    limits.append(f"Whether two runs of one batch agree could not be compared: {reason}.")
-    return Repeats()
+    return _Repeater(runs, calls).repeats()
 
 
 class _Repeater:
@@ -49,9 +38,9 @@ class _Repeater:
     def repeats(self) -> Repeats:
         """Tries both."""
         runs, few = self._runs, self._few
-        before = state_of(runs.begin())
+        before = _plain_values(runs.begin())
         first = runs.output(few)
-        written = changed(before, state_of(runs.network))
+        written = _written(runs, before)
         if first is None:
             return Repeats(written=written)
         again = runs.output(few, fresh=False)
@@ -122,45 +111,40 @@ def _average(several: Sequence[Tensor]) -> Tensor:
     return torch.stack(tuple(several)).mean(0) if several[0].is_floating_point() else several[0]
 
 
-def state_of(network: nn.Module) -> dict[str, Any]:
-    """What the modules of a network hold now: copies of tensors, plain values, lengths of containers."""
+def _written(runs: EvalRuns, before: dict[str, Any]) -> tuple[str, ...]:
+    """Names of what the modules hold other values of than at the start: tensors, plain values, containers."""
+    now = _plain_values(runs.network)
+    plain = {name for name, value in now.items() if name not in before or before[name] != value}
+    written = (name for name, tensor in _held_tensors(runs.network) if runs.wrote(tensor))
+    return tuple(dict.fromkeys((*written, *sorted(plain))))
+
+
+def _held_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and plain attributes, under the first name of their module."""
+    for prefix, module in _named(network):
+        own = (*module._parameters.items(), *module._buffers.items(), *vars(module).items())
+        yield from ((prefix + key, value) for key, value in own if isinstance(value, Tensor))
+
+
+def _plain_values(network: nn.Module) -> dict[str, Any]:
+    """Numbers and texts that the modules hold, and the lengths of their containers."""
+    values: dict[str, Any] = {}
+    for prefix, module in _named(network):
+        for key, value in vars(module).items():
+            if key in _INTERNAL:
+                continue
+            if isinstance(value, (bool, int, float, str, type(None))):
+                values.setdefault(prefix + key, value)
+            elif isinstance(value, (list, dict, set)):
+                values.setdefault(prefix + key, len(value))
+    return values
+
+
+def _named(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     names = canonical_names(network)
-    state: dict[str, Any] = {}
     for path, module in network.named_modules():
-        prefix = names.get(path, path)
-        for key, value in _held(module):
-            state.setdefault(f"{prefix}.{key}" if prefix else key, value)
-    return state
-
-
-def changed(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
-    """Names under which something else is held now."""
-    names = [name for name in now if name not in before or not _same(before[name], now[name])]
-    return tuple(names)
-
-
-def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    for key, value in (*module._parameters.items(), *module._buffers.items()):
-        if value is not None:
-            yield key, value.detach().clone()
-    for key, value in vars(module).items():
-        if key.startswith("_") and key in _INTERNAL:
-            continue
-        if isinstance(value, Tensor):
-            yield key, value.detach().clone()
-        elif isinstance(value, (bool, int, float, str, type(None))):
-            yield key, value
-        elif isinstance(value, (list, dict, set)) and key not in _INTERNAL:
-            yield key, len(value)
+        name = names.get(path, path)
+        yield (f"{name}." if name else ""), module
 
 
 _INTERNAL = frozenset(vars(nn.Module()))
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype or one.is_meta:
-            return False
-        equal = one == other
-        return bool((equal | ((one != one) & (other != other))).all())
-    return type(one) is type(other) and one == other

@@ -10,6 +10,10 @@ from varshift.flow import Parting
 SAMPLES = 8  # enough for batch mates to matter, and cheap
 
 
+class Incomparable(Exception):  # noqa: N818 - an answer, not a fault
+    """Results that cannot be compared; the message says why, in a few words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What one change of its company does to a sample's output in eval mode.
@@ -78,6 +82,11 @@ class Repeats:
     drift_at: Parting | None = None
     drift_losses: tuple[float, float] | None = None
     written: tuple[str, ...] = ()
+
+    @property
+    def apart(self) -> float | None:
+        """The larger of both distances, None where neither is known."""
+        return max((one for one in (self.random, self.drift) if one is not None), default=None)
 
     @property
     def differs(self) -> bool:

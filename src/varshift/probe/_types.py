@@ -121,6 +121,24 @@ class Gap:
         """The state that the gap leads to: ``"deployed"`` where it was measured, else ``"eval"``."""
         return "deployed" if "deployed" in self.states else "eval"
 
+    def step(self, cause: str) -> GapStep | None:
+        """The step with this cause, None where it was not measured."""
+        return next((step for step in self.steps if step.cause == cause), None)
+
+    def rises(self, cause: str, share: float, errors: float) -> bool:
+        """Whether a step raises the metric by more than a share of its best state and some of its errors.
+
+        Args:
+            cause: The step.
+            share: Share of the metric in the state in which it is lowest.
+            errors: Number of standard errors.
+        """
+        step = self.step(cause)
+        if step is None or step.delta is None:
+            return False
+        lowest = min((abs(value) for value in self.states.values() if value is not None), default=0.0)
+        return step.delta > max(share * lowest, errors * (step.stderr or 0.0))
+
     def change(self, first: str, last: str) -> tuple[float, float | None] | None:
         """How much the metric changes from one state to another, with its standard error over batches.
 
@@ -202,9 +220,6 @@ class Measurement:
         gap: The gap, None when no loss or output could be compared.
         batches: Number of batches used.
         samples: Number of samples used.
-        eval_repeat_difference: Relative L2 distance between two runs of the same batch in ``eval``.
-        batch_mate_difference: Relative L2 distance between a sample's output with all its batch mates and
-            with half of them, in ``eval``; None when it could not be compared.
         limits: What could not be measured, in plain sentences.
         leverage: The sample or batch that dominates the statistics, None where none does.
         suspected: What the stored statistics show where a sample may dominate them that these batches do not
@@ -215,8 +230,6 @@ class Measurement:
     gap: Gap | None
     batches: int
     samples: int
-    eval_repeat_difference: float | None = None
-    batch_mate_difference: float | None = None
     limits: tuple[str, ...] = ()
     leverage: Leverage | None = None
     suspected: Leverage | None = None

@@ -67,8 +67,8 @@ def build_report(
         data=DataInfo(
             measurement.batches,
             measurement.samples,
-            measurement.eval_repeat_difference,
-            measurement.batch_mate_difference,
+            evidence.trials.repeats.apart if evidence.trials else None,
+            evidence.trials.apart if evidence.trials else None,
         )
         if measurement
         else None,

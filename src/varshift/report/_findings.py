@@ -58,7 +58,7 @@ def cost_words(finding: Finding, gap: Gap | None) -> str:
     """
     cost = finding.cost
     deployed = gap.states.get(gap.last) if gap else None
-    step = next((step for step in gap.steps if step.cause == finding.step), None) if gap else None
+    step = gap.step(finding.step) if gap and finding.step else None
     if cost is None or gap is None or cost <= 0 or (step is not None and (step.delta or 0.0) < 0):
         return ""
     if gap.metric != "loss":

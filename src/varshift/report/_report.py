@@ -58,8 +58,8 @@ class DataInfo:
         batches: Number of batches.
         samples: Number of samples in them.
         repeat_difference: Relative L2 distance between two runs of the same batch in state eval.
-        batch_mate_difference: Relative L2 distance between a sample's output with all its batch mates and
-            with half of them, in state eval; null when it could not be compared.
+        batch_mate_difference: Relative L2 distance between a sample's output among its batch mates and among
+            others or alone, in state eval; null when it was not compared.
     """
 
     batches: int

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, price
 from ._cures import cure
 from ._finding import Confidence, Cure, Finding, Severity
 from ._places import NETWORK, norm_places
@@ -356,7 +356,7 @@ class SmallEffectiveBatch(Rule):
             },
             cures=_batch_cures(evidence),
             step="small-batch",
-            cost=cost.delta if cost is not None else None,
+            cost=price(cost),
         )
 
     def _severity(self, worst: _Small, cost: Cost | None) -> Severity:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, price
 from ._cures import cure
 from ._finding import Finding, Severity
 from ._places import NETWORK, norm_places
@@ -117,7 +117,7 @@ class OtherInputs(Rule):
             ),
             cures=(cure("match-inputs", self._remedy(trial), "safe"),),
             step="statistics",
-            cost=cost.delta if cost is not None else None,
+            cost=price(cost),
         )
 
     def _message(self, trial: InputTrial) -> str:
@@ -229,7 +229,7 @@ class OtherTransform(Rule):
             ),
             cures=(cure("match-inputs", "prepare the data of both loaders by the same function", "safe"),),
             step="transform",
-            cost=cost.delta if cost is not None else None,
+            cost=price(cost),
         )
 
     def _severity(self, cost: Cost | None, deploy: DeployTrial) -> Severity:

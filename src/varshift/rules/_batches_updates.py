@@ -12,7 +12,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, loss_severity
+from ._cost import Cost, cost_of, loss_severity, price
 from ._cures import cure
 from ._finding import SEVERITIES, Cure, Finding, Severity
 from ._places import norm_places
@@ -176,7 +176,7 @@ class SeveralUpdates(Rule):
             },
             cures=_cures(evidence, form, worst),
             step="statistics" if cost is not None else None,
-            cost=cost.delta if cost is not None and cost.decides else None,
+            cost=price(cost),
         )
 
 

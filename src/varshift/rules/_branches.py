@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from ._paths import readers_of
 
 if TYPE_CHECKING:
     from varshift.flow import Flow
@@ -36,10 +37,7 @@ class Branches:
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
-        self._readers: dict[int, list[int]] = defaultdict(list)
-        for node in flow.nodes:
-            for index in node.inputs:
-                self._readers[index].append(node.index)
+        self._readers = readers_of(flow)
         self._signal = {node.index for node in flow.nodes if node.kind == "input"}
         for node in flow.nodes:
             if any(index in self._signal for index in node.inputs):

@@ -140,29 +140,23 @@ EXPLAINS: tuple[Explains, ...] = (
         ("VS208",),
         "outputs that are computed otherwise in evaluation differ from their mean over the noise, too",
     ),
-    Explains(
-        "VS101",
-        ("VS103",),
-        "where noise in front of a norm costs something, its place in the branch is what the cure says",
-        same_sites=True,
-        where=lambda finding: finding.severity != "advice",
+    *(
+        Explains(
+            code,
+            ("VS103",),
+            "where noise in front of a norm costs something, its place in the branch is what the cure says",
+            same_sites=True,
+            where=lambda finding: finding.severity != "advice",
+        )
+        for code in ("VS101", "VS102")
     ),
-    Explains(
-        "VS102",
-        ("VS103",),
-        "where noise in front of a norm costs something, its place in the branch is what the cure says",
-        same_sites=True,
-        where=lambda finding: finding.severity != "advice",
-    ),
-    Explains(
-        "VS101",
-        ("VS208",),
-        "noise that shifts the variance at a norm moves the outputs through that norm",
-    ),
-    Explains(
-        "VS102",
-        ("VS208",),
-        "noise that shifts the variance at a norm moves the outputs through that norm",
+    *(
+        Explains(
+            code,
+            ("VS208",),
+            "noise that shifts the variance at a norm moves the outputs through that norm",
+        )
+        for code in ("VS101", "VS102")
     ),
     Explains(
         "VS211",

@@ -119,6 +119,11 @@ def cost_in(gap: Gap, *causes: str, batches: int = 0) -> Cost | None:
     return Cost(causes, delta, stderr, level, gap.metric, len(gap.sizes) or batches, _scale(gap, level))
 
 
+def price(cost: Cost | None) -> float | None:
+    """What a finding says that it costs (`Finding.cost`): the change of the metric, None where unknown."""
+    return cost.delta if cost is not None and math.isfinite(cost.delta) else None
+
+
 def costs_by_step(gap: Gap) -> dict[str, Cost]:
     """What each step of a gap costs by itself.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, price
 from ._cures import cure
 from ._finding import Finding, FindingSite, Severity
 from ._places import NETWORK, parting_place
@@ -113,7 +113,7 @@ class OtherFunction(Rule):
             },
             cures=(cure("same-function", "let evaluation compute what training computes", "safe"),),
             step="function",
-            cost=known(cost.delta) if cost.metric == "loss" else None,
+            cost=price(cost),
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded, graver, loss_severity
+from ._cost import Cost, cost_of, graded, graver, loss_severity, price
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
 from ._places import norm_places
@@ -124,7 +124,7 @@ class SharedNorm(Rule):
             },
             cures=_cures(evidence, way),
             step="small-batch",
-            cost=known(cost.delta) if cost and cost.metric == "loss" else None,
+            cost=price(cost),
         )
 
 

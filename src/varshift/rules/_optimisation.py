@@ -10,6 +10,7 @@ from varshift.evidence import Evidence, OptimizerFacts
 
 from ._cures import cure
 from ._finding import Cure, Finding, FindingSite
+from ._paths import readers_of
 from ._reading import listed
 from ._registry import Rule, register
 
@@ -155,10 +156,7 @@ def _idle_biases(evidence: Evidence) -> Iterator[str]:
         if norm.kind == "batch_norm" and norm.batch_statistics
         for call in norm.calls
     }
-    readers: dict[int, list[int]] = {}
-    for node in flow.nodes:
-        for index in node.inputs:
-            readers.setdefault(index, []).append(node.index)
+    readers = readers_of(flow)
     for node in flow.nodes:
         found = readers.get(node.index, [])
         if node.kind != "weight" or not found or not all(index in calls for index in found):

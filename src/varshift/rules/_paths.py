@@ -32,15 +32,21 @@ def noise_delta(site: NoiseSite) -> float | None:
         return None
 
 
+def readers_of(flow: Flow) -> dict[int, list[int]]:
+    """The nodes that read the value of each node, in order of execution."""
+    readers: dict[int, list[int]] = defaultdict(list)
+    for node in flow.nodes:
+        for index in node.inputs:
+            readers[index].append(node.index)
+    return readers
+
+
 class Between:
     """Finds the operations between a noise site and a norm in one flow."""
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
-        self._readers: dict[int, list[int]] = defaultdict(list)
-        for node in flow.nodes:
-            for index in node.inputs:
-                self._readers[index].append(node.index)
+        self._readers = readers_of(flow)
         self._fixed: set[int] = set()  # what owes nothing to the input or to chance
         for node in flow.nodes:
             derived = bool(node.inputs) and all(index in self._fixed for index in node.inputs)

@@ -10,7 +10,7 @@ from varshift import theory
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import cost_of, graded
+from ._cost import cost_of, graded, price
 from ._cures import cure
 from ._finding import Confidence, Finding, Severity
 from ._places import noise_place
@@ -164,7 +164,7 @@ class NoiseBeforeMaxPool(Rule):
                 **without_none({"mean_offset": offset}),
             },
             step=step,
-            cost=cost.delta if cost is not None and cost.metric == "loss" else None,
+            cost=price(cost),
             cures=(
                 cure(
                     "move-noise",

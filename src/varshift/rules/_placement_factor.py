@@ -9,7 +9,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, price
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
 from ._places import noise_place
@@ -133,7 +133,7 @@ class DropPathOnWrongTensor(Rule):
             evidence={"norm": first.nearest, "kind": first.kind, "rate": first.rate, "drops": drops},
             cures=_UNUSED if unused else (_to_branch(first),),
             step=cost.causes[0] if cost else None,
-            cost=cost.delta if cost and cost.metric == "loss" else None,
+            cost=price(cost),
         )
 
     def _unscaled(self, evidence: Evidence, flow: Flow, sites: Sequence[NoiseSite]) -> Iterator[Finding]:
@@ -175,7 +175,7 @@ class DropPathOnWrongTensor(Rule):
             ),
             step=cost.causes[0] if cost else None,
             # What it does to norms and outputs, VS101, VS102 and VS208 measure; drop path has no other name.
-            cost=cost.delta if cost and gates and cost.metric == "loss" else None,
+            cost=price(cost) if gates else None,
         )
 
 

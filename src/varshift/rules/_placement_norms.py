@@ -11,7 +11,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import graded
+from ._cost import graded, price
 from ._cures import cure
 from ._finding import Confidence, Cure, Finding, Severity
 from ._paths import Between, noise_delta
@@ -135,7 +135,7 @@ class _NoiseAtNorm(Rule):
             },
             cures=(*((remedy,) if remedy else ()), *self.cures([one.site for one in shown])),
             step="variance-shift",
-            cost=None if cost is None else cost.delta,
+            cost=price(cost),
         )
 
     def _suspected(self, evidence: Evidence, suspects: Sequence[_Suspect]) -> Finding:

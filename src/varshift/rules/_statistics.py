@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import cost_of, graded, graver
+from ._cost import cost_of, graded, graver, price
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
 from ._places import norm_places
@@ -127,7 +127,7 @@ class StatisticsNeverMoved(Rule):
             },
             cures=(_LOAD_WEIGHTS,) if untrained else self._cures(evidence, everywhere),
             step="statistics",
-            cost=None if cost is None else cost.delta,
+            cost=price(cost),
         )
 
     def _by_ratio(self, evidence: Evidence, names: Sequence[str]) -> Severity:

@@ -9,7 +9,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import cost_of
+from ._cost import cost_of, price
 from ._cures import cure
 from ._finding import Confidence, Cure, Finding, Severity
 from ._places import norm_places
@@ -149,7 +149,7 @@ class BrokenStatistics(Rule):
             },
             cures=cures,
             step="statistics" if severity == "error" else None,
-            cost=None if cost is None else cost.delta,
+            cost=price(cost),
         )
 
     def _signal(self, evidence: Evidence) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, price
 from ._finding import SEVERITIES, Confidence, Cure, Finding, Severity
 from ._places import norm_places
 from ._reading import known, learns, norms_in_order, positive, without_none
@@ -151,7 +151,7 @@ class ForeignStatistics(Rule):
             },
             cures=_cures(evidence, certain=bool(certain)),
             step="statistics",
-            cost=cost.delta if cost is not None and cost.decides else None,
+            cost=price(cost),
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, price
 from ._cures import cure
 from ._finding import Finding, Severity
 from ._places import norm_places
@@ -129,7 +129,7 @@ class DominatingSample(Rule):
             },
             cures=(_FIND if stored and leverage.sample is None else _MEND,),
             step=_dearest(evidence, cost),
-            cost=cost.delta if cost else None,
+            cost=price(cost),
         )
 
 

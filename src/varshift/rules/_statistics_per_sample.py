@@ -8,7 +8,7 @@ from typing import Any
 
 from varshift.evidence import Evidence
 
-from ._cost import cost_of, graded
+from ._cost import cost_of, graded, price
 from ._cures import cure
 from ._finding import Finding
 from ._places import kind_of_norm, norm_places
@@ -124,7 +124,7 @@ class PerSampleStatistics(Rule):
             },
             cures=(replace(_CURE, measured=measured),),
             step=_larger_step(evidence),
-            cost=cost.delta if cost is not None and cost.metric == "loss" else None,
+            cost=price(cost),
         )
 
 

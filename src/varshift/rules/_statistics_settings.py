@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
-from ._cost import cost_of, graded, graver
+from ._cost import cost_of, graded, graver, price
 from ._cures import cure
 from ._finding import Finding, Severity
 from ._places import norm_places
@@ -116,7 +116,7 @@ class UnusualMomentum(Rule):
             evidence={"momentum": momentum, "count": len(names)},
             cures=(cure("set-momentum", remedy, "safe", places[0].id, momentum=right),),
             step="statistics",
-            cost=None if cost is None else cost.delta,
+            cost=price(cost),
         )
 
 
@@ -211,7 +211,7 @@ class HalfPrecisionStatistics(Rule):
             evidence=details,
             cures=(cure("keep-float32", remedy, "safe"),),
             step="statistics",
-            cost=None if cost is None else cost.delta,
+            cost=price(cost),
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from varshift.evidence import Evidence
 
-from ._cost import graded
+from ._cost import graded, price
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
 from ._places import norm_places
@@ -192,14 +192,14 @@ class VarianceShift(Rule):
             },
             cures=tuple(remedy for remedy in remedies if remedy),
             step="variance-shift",
-            cost=None if cost is None else cost.delta,
+            cost=price(cost),
         )
 
 
 def gap_share(evidence: Evidence) -> dict[str, float | None]:
     """What the variance shift of the network costs, and its share of the gap, for the evidence."""
     gap = evidence.measurement.gap if evidence.measurement else None
-    step = next((step for step in gap.steps if step.cause == "variance-shift"), None) if gap else None
+    step = gap.step("variance-shift") if gap else None
     delta = known(step.delta) if step else None
     if gap is None or step is None or delta is None:
         return {}

@@ -9,7 +9,7 @@ from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
-from ._cost import Cost, cost_of, graded
+from ._cost import Cost, cost_of, graded, price
 from ._cures import cure
 from ._finding import Finding, Severity
 from ._places import norm_places
@@ -159,7 +159,7 @@ class StaleStatistics(Rule):
             },
             cures=() if remedy is None else (remedy,),
             step="statistics",
-            cost=cost.delta if cost else None,
+            cost=price(cost),
         )
 
     def _frozen(self, evidence: Evidence, names: Sequence[str]) -> Iterator[Finding]:
