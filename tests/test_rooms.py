@@ -30,9 +30,12 @@ RANKS = {
     "report": 9,
     "_repeat": 9,
     "_check": 10,
-    "__init__": 11,
-    "integrations": 12,
-    "cli": 13,
+    "fixes": 10,
+    "_fix": 11,
+    "_compare": 12,
+    "__init__": 13,
+    "integrations": 14,
+    "cli": 15,
 }
 CORE = set(RANKS) - {"report", "integrations", "cli"}
 

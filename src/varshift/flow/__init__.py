@@ -16,6 +16,7 @@ from varshift.flow._recognised import RecognisedNorms as RecognisedNorms
 from varshift.flow._recognised import may_hold_statistics as may_hold_statistics
 from varshift.flow._recognised import recognise_norms as recognise_norms
 from varshift.flow._recognised import recognised_norms as recognised_norms
+from varshift.flow._types import CallFrame as CallFrame
 from varshift.flow._types import Capture as Capture
 from varshift.flow._types import CaptureMethod as CaptureMethod
 from varshift.flow._types import Flow as Flow

@@ -19,7 +19,7 @@ from varshift.flow._graph import Graph, build_graph
 from varshift.flow._naming import NoiseCall, Numbering
 from varshift.flow._noise import NoiseFinder
 from varshift.flow._norms import Norm, find_norms
-from varshift.flow._raw import RawNode, Recording, map_refs
+from varshift.flow._raw import RawNode, Recording, Trace, map_refs
 from varshift.flow._reach import Reach, mixes_units, propagate, summands
 from varshift.flow._rescaling import Rescaling
 from varshift.flow._slots import slots
@@ -297,9 +297,15 @@ class _Builder:
                     additive=site.additive,
                     ordinal=numbers[position],
                     mean_factor=rescaling.mean(site) if rescaling is not None else None,
+                    traces=self._traces(site),
                 )
             )
         return tuple(built)
+
+    def _traces(self, site: Site) -> tuple[Trace, ...]:
+        nodes = self._graph.nodes
+        places = dict.fromkeys((site.node, *site.joins))
+        return tuple(trace for place in places if (trace := nodes[place].trace) is not None)
 
     def _near(self) -> list[dict[str, Path]]:
         near: list[dict[str, Path]] = [{} for _ in self._sites]

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from varshift.flow._types import Ref
+from varshift.flow._types import CallFrame, Ref
 
 Role = Literal["input", "parameter", "buffer", "attribute", "constant", "call", "output"]
 Frame = tuple[str, int]
@@ -20,6 +20,10 @@ class Trace(Protocol):
 
     def frames(self) -> tuple[Frame, ...]:
         """The user's frames outermost first, as ``(file, line)``."""
+        ...
+
+    def call_frames(self) -> tuple[CallFrame, ...]:
+        """The user's calls outermost first, with the places of their expressions; empty if not known."""
         ...
 
     def way(self) -> Hashable:

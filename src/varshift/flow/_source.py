@@ -13,6 +13,7 @@ from torch import nn
 
 from varshift._sites import Source
 from varshift.flow._raw import Frame, Trace
+from varshift.flow._types import CallFrame
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -29,6 +30,10 @@ class TextTrace:
     def frames(self) -> tuple[Frame, ...]:
         """Its frames outermost first."""
         return _parse(self._text)
+
+    def call_frames(self) -> tuple[CallFrame, ...]:
+        """None: the text has lines only."""
+        return ()
 
     def way(self) -> str:
         """The text."""

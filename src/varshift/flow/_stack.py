@@ -11,6 +11,7 @@ from torch import nn
 
 from varshift.flow._raw import Frame
 from varshift.flow._source import is_foreign
+from varshift.flow._types import CallFrame
 
 _RESUMED = 0x20 | 0x80 | 0x200  # code flags of generators, coroutines and asynchronous generators
 
@@ -44,6 +45,16 @@ class Call:
                 frames = (*frames, (call._code.co_filename, _line(call._code, call._instruction)))
             call._frames = frames
         return frames
+
+    def call_frames(self) -> tuple[CallFrame, ...]:
+        """The user's calls outermost first, each with the module at work and the place of its expression."""
+        calls: list[CallFrame] = []
+        call: Call | None = self
+        while call is not None:
+            if call._code is not None and not _foreign(call._code):
+                calls.append(_call_frame(call._code, call._instruction, call.module))
+            call = call._parent
+        return tuple(reversed(calls))
 
     def way(self) -> tuple[Any, ...]:
         """What identifies this position and all the calls that led there."""
@@ -140,6 +151,29 @@ def _is_method(cls: type, name: str) -> bool:
 @cache
 def _foreign(code: CodeType) -> bool:
     return is_foreign(code.co_filename)
+
+
+@lru_cache(maxsize=4096)
+def _call_frame(code: CodeType, instruction: int, module: str) -> CallFrame:
+    positions = _positions(code)
+    place = instruction // 2
+    line, end_line, column, end_column = positions[place] if 0 <= place < len(positions) else (None,) * 4
+    line = line if line is not None else code.co_firstlineno
+    return CallFrame(
+        module=module,
+        file=code.co_filename,
+        function=code.co_qualname,
+        first_line=code.co_firstlineno,
+        line=line,
+        end_line=end_line if end_line is not None else line,
+        column=column,
+        end_column=end_column,
+    )
+
+
+@cache
+def _positions(code: CodeType) -> tuple[tuple[int | None, int | None, int | None, int | None], ...]:
+    return tuple(code.co_positions())
 
 
 @cache

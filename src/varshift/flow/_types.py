@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from varshift._sites import SiteId, Source
 from varshift.flow._vocabulary import Property, has_property
@@ -69,6 +69,44 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True)
+class CallFrame:
+    """One of the calls that led to an operation, in the user's code: an expression, and who evaluates it.
+
+    Attributes:
+        module: Path of the module at work, ``""`` for the root.
+        file: Path of the file.
+        function: Qualified name of the function, ``"Block.forward"``.
+        first_line: Line at which the function's code starts, its decorators included.
+        line: First line of the expression.
+        end_line: Its last line.
+        column: Offset of its first byte in its first line, None where Python keeps none.
+        end_column: Offset of the byte after its last one in its last line, likewise.
+    """
+
+    module: str
+    file: str
+    function: str
+    first_line: int
+    line: int
+    end_line: int
+    column: int | None = None
+    end_column: int | None = None
+
+    @property
+    def source(self) -> Source:
+        """Its line."""
+        return Source(self.file, self.line)
+
+
+class Calls(Protocol):
+    """What led to an operation; read when it is asked for."""
+
+    def call_frames(self) -> tuple[CallFrame, ...]:
+        """The user's calls, the outermost first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class NoiseSite:
     """A place where random noise enters the signal.
 
@@ -102,6 +140,8 @@ class NoiseSite:
             divided by what evaluation multiplies it with: 1 for dropout that divides by its keep probability,
             in training or by a factor in evaluation. None where it cannot be told, in evaluation, and for
             operators of torch, which keep the mean.
+        traces: What led to the operations at which it meets the signal, the site's own one first; see
+            `calls`.
         ordinal: Number of the call among those of the same module and kind, from 1, the same in both modes:
             operator calls in order, acting or not, then noise written by hand.
     """
@@ -121,11 +161,17 @@ class NoiseSite:
     additive: bool = False
     ordinal: int = 1
     mean_factor: float | None = None
+    traces: tuple[Calls, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def id(self) -> SiteId:
         """The name of this site."""
         return SiteId(self.name, self.kind, self.ordinal)
+
+    @property
+    def calls(self) -> tuple[CallFrame, ...]:
+        """The calls in the user's code that led to it, the outermost first; empty where none are known."""
+        return self.traces[0].call_frames() if self.traces else ()
 
 
 @dataclass(frozen=True, slots=True)

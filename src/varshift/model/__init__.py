@@ -61,6 +61,7 @@ from varshift.model._samples import samples_in_lists as samples_in_lists
 from varshift.model._samples import take_samples as take_samples
 from varshift.model._shadow import Shadow as Shadow
 from varshift.model._shadow import shadowed as shadowed
+from varshift.model._snapshot import restore_each as restore_each
 from varshift.model._snapshot import write as write
 from varshift.model._state import State as State
 from varshift.model._step_copy import Unsafe as Unsafe

@@ -2,6 +2,8 @@
 
 from varshift.report import _html, _json, _svg, _terminal, _text, _why
 from varshift.report._build import build_report as build_report
+from varshift.report._codec import decode as decode
+from varshift.report._codec import encode as encode
 from varshift.report._files import check_writable as check_writable
 from varshift.report._files import write_atomically as write_atomically
 from varshift.report._files import write_text as write_text

@@ -1,0 +1,69 @@
+"""The network that is to be cured, with what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from varshift._sites import SiteId
+from varshift.flow import Capture, NoiseSite, NormSite
+from varshift.report import Report
+
+if TYPE_CHECKING:
+    from varshift.model import Forward
+    from varshift.moments import Prediction
+
+
+@dataclass(eq=False)
+class Patient:
+    """A network under treatment: planners look at it, edits change it.
+
+    Attributes:
+        network: The copy that is operated on; planners only read it.
+        report: The check of it.
+        capture: Both of its flows; None where there is no input to run it on.
+        example: One batch without targets, as `varshift.flow.capture` takes it; None without inputs.
+        loader: The training data, None without any.
+        settings: Arguments of `varshift.check` that say how the network is run: ``forward``, ``loss``, ...
+        recapture: Captures a network on the same example, for planners that have to try something on a copy.
+    """
+
+    network: nn.Module
+    report: Report
+    capture: Capture | None = None
+    example: Any = None
+    loader: Iterable[Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recapture: Callable[[nn.Module], Capture] | None = None
+
+    @property
+    def forward(self) -> Forward | None:
+        """How the network is called with a batch."""
+        return self.settings.get("forward")
+
+    @cached_property
+    def noises(self) -> dict[SiteId, NoiseSite]:
+        """The noise sites by name, those of training first."""
+        flows = (self.capture.eval, self.capture.train) if self.capture else ()
+        return {site.id: site for flow in flows if flow is not None for site in flow.noises}
+
+    @cached_property
+    def norms(self) -> dict[SiteId, NormSite]:
+        """The norm sites by name."""
+        flows = (self.capture.eval, self.capture.train) if self.capture else ()
+        return {site.id: site for flow in flows if flow is not None for site in flow.norms}
+
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """What every norm will see, without data; None where it cannot be predicted."""
+        from varshift._errors import VarshiftError
+        from varshift.moments import predict
+
+        try:
+            return predict(self.network, self.example, forward=self.forward) if self.capture else None
+        except (VarshiftError, ValueError):
+            return None

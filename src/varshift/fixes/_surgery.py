@@ -1,0 +1,182 @@
+"""Changes to a live module tree, each with the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varshift._errors import ModelError
+from varshift.model import restore_each, write
+
+_ABSENT = object()
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"),
+    *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_pre_hooks"),
+    *("_backward_hooks", "_is_full_backward_hook"),
+)
+
+
+class Refused(ModelError):  # noqa: N818 - an answer as much as an error
+    """A change that cannot be made; its text says why and what to do instead."""
+
+
+class Surgery:
+    """A module tree under the knife, and the record of what was done to it.
+
+    Attributes:
+        network: The root; another module once the root itself was replaced.
+        replaced: For every parameter that left the tree, by identity, the parameter and the one that stands
+            in for it, None where none does.
+        data: The loader of the training, changed by cures of data; None without one.
+    """
+
+    def __init__(self, network: nn.Module, data: Any = None) -> None:
+        self.network = network
+        self.data = data
+        self.replaced: dict[int, tuple[nn.Parameter, nn.Parameter | None]] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    def module(self, path: str, cls: str | None = None) -> nn.Module:
+        """The module of a path.
+
+        Args:
+            path: Its path, ``""`` for the root.
+            cls: Its class name, where another one would be a reason to refuse.
+
+        Raises:
+            Refused: If there is none, or one of another class.
+        """
+        try:
+            found = self.network.get_submodule(path)
+        except AttributeError:
+            raise Refused(f"the model has no module '{path}'.") from None
+        if cls is not None and type(found).__name__ != cls:
+            raise Refused(f"module '{path}' is a {type(found).__name__}, and was a {cls} in the plan.")
+        return found
+
+    def places(self, module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+        """Every place at which a module is registered: the parent and the name."""
+        for parent in self.network.modules():
+            for name, child in parent._modules.items():
+                if child is module:
+                    yield parent, name
+
+    def swap(self, module: nn.Module, new: nn.Module, parameters: dict[str, str] | None = None) -> None:
+        """Puts a module in the place of another, under all of its names.
+
+        Its mode and hooks are carried over.
+
+        Args:
+            module: The module that leaves.
+            new: The one that comes.
+            parameters: For parameters of the old module, the name of the one that stands in for each in the
+                new module; by default those of equal name and shape.
+        """
+        new.train(module.training)
+        for name in _HOOKS:
+            if name in vars(module):
+                vars(new)[name] = vars(module)[name]
+        self._retire(module, new, parameters)
+        for parent, name in list(self.places(module)):
+            self._entry(parent._modules, name, new)
+            if vars(parent).get(name) is module:  # kept as an attribute as well
+                self._entry(vars(parent), name, new)
+        if module is self.network:
+            self.network = new
+            self._undo.append(lambda: setattr(self, "network", module))
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Sets an attribute of a module or of another object."""
+        before = vars(owner).get(name, _ABSENT) if hasattr(owner, "__dict__") else getattr(owner, name)
+        if isinstance(owner, nn.Module) and before is _ABSENT and hasattr(owner, name):
+            before = getattr(owner, name)  # a parameter, a buffer, a child or a property
+        setattr(owner, name, value)
+
+        def undo() -> None:
+            if before is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+
+        self._undo.append(undo)
+
+    def set_class(self, module: nn.Module, cls: type) -> None:
+        """Makes a module an instance of another class of the same layout."""
+        before = type(module)
+        module.__class__ = cls
+        self._undo.append(lambda: setattr(module, "__class__", before))
+
+    def set_child(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        """Registers a child, or takes it out where it is None; the order of the others stays."""
+        self._entry(parent._modules, name, _ABSENT if child is None else child)
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Overwrites a tensor in place."""
+        before = tensor.detach().clone()
+        self._undo.append(lambda: write(tensor, before))
+        write(tensor, value)
+
+    def replace_parameter(self, owner: nn.Module, name: str, new: nn.Parameter | None) -> None:
+        """Puts a parameter in the place of another, or none."""
+        old = owner._parameters.get(name)
+        self._entry(owner._parameters, name, new)
+        if old is not None and old is not new:
+            self._note_replaced(old, new)
+
+    def undo(self) -> None:
+        """Takes everything back, the last change first; an error does not stop it."""
+        undo, self._undo = self._undo[::-1], []
+        self.replaced.clear()
+        restore_each(undo)
+
+    def on_undo(self, restore: Callable[[], None]) -> None:
+        """Has something else taken back together with the changes."""
+        self._undo.append(restore)
+
+    def mark(self) -> int:
+        """The record's length, for `undo_to`."""
+        return len(self._undo)
+
+    def undo_to(self, mark: int) -> None:
+        """Takes back what was done since a mark."""
+        undo, self._undo[mark:] = self._undo[mark:][::-1], []
+        restore_each(undo)
+
+    def _entry(self, entries: dict[str, Any], name: str, value: Any) -> None:
+        order = dict(entries)
+        if value is _ABSENT:
+            entries.pop(name, None)
+        else:
+            entries[name] = value
+
+        def undo() -> None:
+            entries.clear()
+            entries.update(order)
+
+        self._undo.append(undo)
+
+    def _retire(self, module: nn.Module, new: nn.Module, parameters: dict[str, str] | None) -> None:
+        stay = {id(parameter) for parameter in new.parameters()}
+        fresh = dict(new.named_parameters())
+        for name, old in module.named_parameters():
+            if id(old) in stay:
+                continue
+            stand_in = fresh.get((parameters or {}).get(name, name))
+            if stand_in is not None and stand_in.shape != old.shape:
+                stand_in = None
+            self._note_replaced(old, stand_in)
+
+    def _note_replaced(self, old: nn.Parameter, new: nn.Parameter | None) -> None:
+        self.replaced[id(old)] = (old, new)
+        self._undo.append(lambda: self.replaced.pop(id(old), None) and None)
+
+
+def like(module: nn.Module) -> dict[str, Any]:
+    """Device and type of a module's numbers, as arguments for another module."""
+    tensor = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
+    if tensor is None:
+        return {"device": None, "dtype": torch.get_default_dtype()}
+    return {"device": tensor.device, "dtype": tensor.dtype}
