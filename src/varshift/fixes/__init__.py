@@ -5,6 +5,7 @@ from varshift.fixes._edit import Change as Change
 from varshift.fixes._edit import Edit as Edit
 from varshift.fixes._edit import edit as edit
 from varshift.fixes._edit import read_edit as read_edit
+from varshift.fixes._noise_action import NoiseAction as NoiseAction
 from varshift.fixes._patient import Patient as Patient
 from varshift.fixes._plan import Plan as Plan
 from varshift.fixes._remedy import REMEDIES as REMEDIES
