@@ -8,6 +8,8 @@ from varshift.fixes._edit import read_edit as read_edit
 from varshift.fixes._noise_action import NoiseAction as NoiseAction
 from varshift.fixes._patient import Patient as Patient
 from varshift.fixes._plan import Plan as Plan
+from varshift.fixes._proof import Proof as Proof
+from varshift.fixes._proof import prove as prove
 from varshift.fixes._remedy import REMEDIES as REMEDIES
 from varshift.fixes._remedy import NoOptions as NoOptions
 from varshift.fixes._remedy import Remedy as Remedy

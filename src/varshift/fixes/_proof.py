@@ -1,0 +1,292 @@
+"""The proof of a change: two captures that differ in what was wished and in nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+from varshift._sites import SiteId
+from varshift.flow import Capture, Flow, Node, NoiseSite, NormSite
+
+_LEAVES = ("input", "parameter", "buffer", "attribute", "constant", "output")
+_SHOWN = 5  # differences of one sort that are named
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How a captured network differs from what it was.
+
+    Attributes:
+        lost: Places that were to change, and are gone.
+        added: Noise and norms that are new; all of them in modules that were to change.
+        kept: Places that were to change, and are what they were.
+        unexpected: Differences where nothing was to change, in plain sentences; empty where the change is
+            exactly the one that was wished.
+        limits: What could not be compared, in plain sentences.
+    """
+
+    lost: tuple[SiteId, ...] = ()
+    added: tuple[SiteId, ...] = ()
+    kept: tuple[SiteId, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing changed that was not to change."""
+        return not self.unexpected
+
+
+def prove(before: Capture, after: Capture, touched: Collection[SiteId]) -> Proof:
+    """Compares two captures of a network, before and after edits.
+
+    In both modes everything that was not to change has to be there, in the same order of execution: noise
+    (module, kind, rate, mean, line, the lines of the calls that led to it), norms, and all other operations
+    with what they read. Names are not compared by ordinals, because those count what is left. At the places
+    that were to change, operations may come and go as long as what follows still reads the same signals.
+
+    Args:
+        before: The capture before the edits.
+        after: The capture after them, of the same inputs.
+        touched: The places that were to change, by their names before the edits.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from varshift import SiteId
+        >>> from varshift.fixes import prove
+        >>> from varshift.flow import capture
+        >>> net, x = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Dropout(0.1)), torch.randn(8, 4)
+        >>> before = capture(net, x)
+        >>> net[1] = nn.Identity()
+        >>> prove(before, capture(net, x), [SiteId("1", "dropout")]).exact
+        True
+        >>> prove(before, capture(net, x), [SiteId("2", "dropout")]).unexpected[0]
+        'In training, 1:dropout was to stay, and is gone or changed.'
+    """
+    results = [
+        _Comparison(mode, one, other, frozenset(touched)).result()
+        for mode, one, other in (
+            ("training", before.train, after.train),
+            ("evaluation", before.eval, after.eval),
+        )
+        if one is not None and other is not None
+    ]
+    unexpected = [
+        f"The network cannot be run in {mode} any more. {' '.join(after.failures)}".strip()
+        for mode, one, other in (
+            ("training", before.train, after.train),
+            ("evaluation", before.eval, after.eval),
+        )
+        if one is not None and other is None
+    ]
+
+    def union(values: Callable[[Proof], Sequence[Any]]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value for result in results for value in values(result)))
+
+    lost, kept = union(lambda result: result.lost), union(lambda result: result.kept)
+    return Proof(
+        lost,
+        union(lambda result: result.added),
+        tuple(site for site in kept if site not in lost),
+        (*unexpected, *union(lambda result: result.unexpected)),
+        union(lambda result: result.limits),
+    )
+
+
+class _Comparison:
+    """One mode of two captures."""
+
+    def __init__(self, mode: str, before: Flow, after: Flow, touched: frozenset[SiteId]) -> None:
+        self._mode, self._before, self._after, self._touched = mode, before, after, touched
+        self._flows = before, after
+        noises = {site.id: site for site in before.noises}
+        self._noise_modules = {site.module for site in touched}
+        for site in touched:
+            if site in noises:
+                self._noise_modules |= _modules_of(noises[site])
+        self._modules = {node.module for node in before.nodes}
+        norms = {site.id for site in before.norms}
+        self._free = {site.module for site in touched if site in norms or site not in noises}
+
+    def result(self) -> Proof:
+        """What differs."""
+        noise = self._sites(self._before.noises, self._after.noises, _noise_key)
+        norms = self._sites(self._before.norms, self._after.norms, _norm_key)
+        unexpected = [*noise.unexpected, *norms.unexpected]
+        limits: tuple[str, ...] = ()
+        if self._before.by_chance or self._after.by_chance:
+            limits = (
+                f"In {self._mode}, random numbers of Python or NumPy may decide what runs: operations were "
+                "not compared.",
+            )
+        else:
+            unexpected += self._operations()
+        return Proof(
+            (*noise.lost, *norms.lost),
+            (*noise.added, *norms.added),
+            (*noise.kept, *norms.kept),
+            tuple(unexpected),
+            limits,
+        )
+
+    def _sites(
+        self,
+        before: Sequence[NoiseSite] | Sequence[NormSite],
+        after: Sequence[NoiseSite] | Sequence[NormSite],
+        key: Callable[[Any], Hashable],
+    ) -> Proof:
+        """Those that were to stay are a subsequence of what is there; what is left over is new."""
+        stay = [site for site in before if site.id not in self._touched]
+        place, rest, unexpected = 0, [], []
+        keys = [key(site) for site in after]
+        for site in stay:
+            wanted = key(site)
+            match = next((i for i in range(place, len(after)) if keys[i] == wanted), None)
+            if match is None:
+                unexpected.append(f"In {self._mode}, {site.id} was to stay, and is gone or changed.")
+                continue
+            rest += after[place:match]
+            place = match + 1
+        rest += after[place:]
+        unexpected += [
+            f"In {self._mode}, {site.id} is new, where nothing was to change."
+            for site in rest
+            if not self._may_change(site.id.module)
+        ]
+        old = {site.id: key(site) for site in before if site.id in self._touched}
+        kept = [site.id for site in rest if old.get(site.id) == key(site)]
+        names = {site.id for site in rest}
+        return Proof(
+            tuple(site for site in old if site not in names),
+            tuple(site.id for site in rest if site.id not in old),
+            tuple(kept),
+            tuple(unexpected[:_SHOWN]),
+        )
+
+    def _may_change(self, module: str) -> bool:
+        """Whether something was to change in a module, or in one that is new below such a module."""
+        if module in self._noise_modules:
+            return True
+        if module in self._modules:
+            return False
+        return any(not path or module.startswith(f"{path}.") for path in self._noise_modules)
+
+    def _operations(self) -> list[str]:
+        """What differs in the operations, noise and norms that were to change apart."""
+        before = [node for node in self._before.nodes if node.kind not in _LEAVES]
+        after = [node for node in self._after.nodes if node.kind not in _LEAVES]
+        pairs, odd = self._pairs(before, after)
+        if odd:
+            return odd[:_SHOWN]
+        return self._wiring(pairs)[:_SHOWN]
+
+    def _pairs(self, before: Sequence[Node], after: Sequence[Node]) -> tuple[dict[int, int], list[str]]:
+        """Which operation of the one is which of the other; what is odd about those that are neither."""
+        pairs: dict[int, int] = {}
+        odd: list[str] = []
+        fixed = [[node for node in nodes if not self._may_change(node.module)] for nodes in (before, after)]
+        for one, other in zip(*fixed, strict=False):
+            if _node_key(one) != _node_key(other):
+                return {}, [f"In {self._mode}, {_words(one)} became {_words(other)}."]
+            pairs[one.index] = other.index
+        if len(fixed[0]) != len(fixed[1]):
+            longer = max(fixed, key=len)
+            node = longer[min(map(len, fixed))]
+            verb = "is gone" if longer is fixed[0] else "is new"
+            return {}, [f"In {self._mode}, {_words(node)} {verb}, where nothing was to change."]
+        mobile = [[node for node in nodes if self._may_change(node.module)] for nodes in (before, after)]
+        keys = [[_node_key(node) for node in nodes] for nodes in mobile]
+        matcher = SequenceMatcher(None, *keys, autojunk=False)
+        for start, other_start, size in matcher.get_matching_blocks():
+            for offset in range(size):
+                pairs[mobile[0][start + offset].index] = mobile[1][other_start + offset].index
+        known = set(pairs.values())
+        for node, verb in (
+            *((node, "is gone") for node in mobile[0] if node.index not in pairs),
+            *((node, "is new") for node in mobile[1] if node.index not in known),
+        ):
+            if node.kind in ("weight", "norm") and not self._is_free(node.module):
+                odd.append(f"In {self._mode}, {_words(node)} {verb}.")
+        return pairs, odd
+
+    def _is_free(self, module: str) -> bool:
+        """Whether more than noise was to change in a module."""
+        return any(module == path or not path or module.startswith(f"{path}.") for path in self._free)
+
+    def _wiring(self, pairs: dict[int, int]) -> list[str]:
+        """Every operation that stayed reads the signals that it read, through what came and went."""
+        before = _origins(self._before, set(pairs))
+        after = _origins(self._after, set(pairs.values()))
+        new_names = {other: one for one, other in pairs.items()}
+        odd = []
+        for one, other in pairs.items():
+            read = self._read(before[one], {})
+            if read != self._read(after[other], new_names):
+                node = self._before.nodes[one]
+                odd.append(f"In {self._mode}, {_words(node)} reads other signals than before.")
+        outputs = [[node.index for node in flow.nodes if node.kind == "output"] for flow in self._flows]
+        for one, other in zip(*outputs, strict=False):
+            if self._read(before[one], {}) != self._read(after[other], new_names):
+                odd.append(f"In {self._mode}, the network returns other signals than before.")
+        return odd
+
+    def _read(self, origins: frozenset[Hashable], names: dict[int, int]) -> frozenset[Hashable]:
+        """Signals by their names before; weights of what may change are its own affair."""
+        return frozenset(
+            names.get(origin, origin) if isinstance(origin, int) else origin
+            for origin in origins
+            if isinstance(origin, int) or not self._is_free(str(origin).rpartition(".")[0])
+        )
+
+
+def _origins(flow: Flow, stays: set[int]) -> dict[int, frozenset[Hashable]]:
+    """For every operation that stays, the ones that it reads, through those that do not stay."""
+    through: dict[int, frozenset[Hashable]] = {}  # what a value that is read counts as
+    reads: dict[int, frozenset[Hashable]] = {}
+    for node in flow.nodes:
+        sources = frozenset().union(*(through.get(index, frozenset()) for index in node.inputs))
+        if node.kind == "output":
+            reads[node.index] = sources
+        elif node.kind in _LEAVES:
+            through[node.index] = frozenset([f"input {node.index}"] if node.kind == "input" else _name(node))
+        elif node.index in stays:
+            reads[node.index] = sources
+            through[node.index] = frozenset([node.index])
+        else:
+            through[node.index] = sources
+    return reads
+
+
+def _name(node: Node) -> Iterator[str]:
+    if node.target is not None:
+        yield node.target
+
+
+def _modules_of(site: NoiseSite) -> set[str]:
+    """The modules in which a noise is drawn and meets its signal."""
+    frames = [trace.call_frames() for trace in (*site.traces, *getattr(site, "drawn", ()))]
+    return {calls[-1].module for calls in frames if calls}
+
+
+def _noise_key(site: NoiseSite) -> Hashable:
+    rate = None if site.rate is None else round(site.rate, 5)
+    mean = None if site.mean_factor is None else round(site.mean_factor, 4)
+    lines = tuple((frame.module, frame.file, frame.line) for frame in site.calls)
+    return site.name, site.kind, rate, mean, site.additive, site.drops, site.source, lines
+
+
+def _norm_key(site: NormSite) -> Hashable:
+    return site.id, site.cls, site.channels, len(site.calls), site.batch_statistics, site.tracked
+
+
+def _node_key(node: Node) -> Hashable:
+    return node.module, node.op, node.shape, node.source
+
+
+def _words(node: Node) -> str:
+    place = f"'{node.module}'" if node.module else "the network"
+    line = f" ({node.source})" if node.source is not None else ""
+    return f"{node.op} in {place}{line}"
