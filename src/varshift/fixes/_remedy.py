@@ -42,6 +42,10 @@ class Remedy:
     options: ClassVar[type] = NoOptions
     restates: ClassVar[bool] = False
 
+    def safety_of(self, options: Any) -> Safety:
+        """The safety with some options, where they decide it."""
+        return self.safety
+
     def plan(
         self, patient: Patient, sites: Sequence[SiteId], options: Any, finding: Finding | None
     ) -> Sequence[Edit]:
