@@ -216,6 +216,7 @@ class _Builder:
                     target=raw.target,
                     value=raw.value,
                     overload=self._graph.infos[index].text if raw.role == "call" else "",
+                    trace=raw.trace,
                 )
             )
         return tuple(built)

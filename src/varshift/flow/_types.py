@@ -40,6 +40,7 @@ class Node:
         overload: Full name of the operation, ``"aten.conv2d.default"``, from which `execute` finds its
             function.
         value: For constants and attributes, the tensor.
+        trace: What led to it; see `calls`.
     """
 
     index: int
@@ -55,6 +56,12 @@ class Node:
     target: str | None = None
     value: Any = field(default=None, repr=False, compare=False)
     overload: str = ""
+    trace: Calls | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def calls(self) -> tuple[CallFrame, ...]:
+        """The calls in the user's code that led to it, the outermost first; empty where none are known."""
+        return self.trace.call_frames() if self.trace is not None else ()
 
     def has(self, *properties: Property) -> bool:
         """Whether the operation has one of some properties of the vocabulary."""

@@ -29,6 +29,8 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _statistics_stored,
 )
 from varshift.rules import _thresholds as thresholds  # noqa: F401 - read by the report
+from varshift.rules._branches import Branch as Branch
+from varshift.rules._branches import Branches as Branches
 from varshift.rules._config import Config as Config
 from varshift.rules._config import load_config as load_config
 from varshift.rules._cost import Cost as Cost
@@ -66,3 +68,4 @@ from varshift.rules._registry import run_rules as run_rules
 from varshift.rules._verdict import Verdict as Verdict
 from varshift.rules._verdict import VerdictState as VerdictState
 from varshift.rules._verdict import judge as judge
+from varshift.rules._ways import Ways as Ways
