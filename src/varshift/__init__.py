@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from varshift._errors import ModelError as ModelError
     from varshift._errors import VarshiftError as VarshiftError
     from varshift._errors import VarshiftWarning as VarshiftWarning
+    from varshift._fix import apply_plan as apply_plan
+    from varshift._fix import fix as fix
+    from varshift._fix import fix_ as fix_
     from varshift._mode import Mode as Mode
     from varshift._mode import mode as mode
     from varshift._sites import SiteId as SiteId
+    from varshift.fixes import Cured as Cured
+    from varshift.fixes import Plan as Plan
     from varshift.moments import Prediction as Prediction
     from varshift.moments import predict as predict
     from varshift.probe import Recalibration as Recalibration
@@ -39,6 +44,11 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
 # Loaded on first use, so that `varshift --help`, `rules` and `explain` answer without importing torch.
 _HOME = {
     "check": "varshift._check",
+    "fix": "varshift._fix",
+    "fix_": "varshift._fix",
+    "apply_plan": "varshift._fix",
+    "Cured": "varshift.fixes",
+    "Plan": "varshift.fixes",
     "mode": "varshift._mode",
     "Mode": "varshift._mode",
     "predict": "varshift.moments",
@@ -60,10 +70,12 @@ _ROOMS = ("data", "functional", "nn", "optim", "theory")
 
 __all__ = [
     "Cure",
+    "Cured",
     "DataError",
     "Finding",
     "Mode",
     "ModelError",
+    "Plan",
     "Prediction",
     "Recalibration",
     "Report",
@@ -71,8 +83,11 @@ __all__ = [
     "VarshiftError",
     "VarshiftWarning",
     "__version__",
+    "apply_plan",
     "check",
     "data",
+    "fix",
+    "fix_",
     "functional",
     "mode",
     "nn",

@@ -1,5 +1,10 @@
 """Cures that are carried out: plans of edits on a copy of a network, one file per cure."""
 
+from varshift.fixes._course import Course as Course
+from varshift.fixes._course import courses_of as courses_of
+from varshift.fixes._course import wishes_of as wishes_of
+from varshift.fixes._cured import Cured as Cured
+from varshift.fixes._cured import Failure as Failure
 from varshift.fixes._edit import EDITS as EDITS
 from varshift.fixes._edit import Change as Change
 from varshift.fixes._edit import Edit as Edit
@@ -11,10 +16,12 @@ from varshift.fixes._norm_layers import LayerSettings as LayerSettings
 from varshift.fixes._norm_layers import group_count as group_count
 from varshift.fixes._norm_places import NormPlace as NormPlace
 from varshift.fixes._norm_places import norm_places as norm_places
+from varshift.fixes._optimizer import sync_optimizer as sync_optimizer
 from varshift.fixes._patient import Patient as Patient
 from varshift.fixes._plan import Plan as Plan
 from varshift.fixes._proof import Proof as Proof
 from varshift.fixes._proof import prove as prove
+from varshift.fixes._recalibrate import Recalibrate as Recalibrate
 from varshift.fixes._remedy import REMEDIES as REMEDIES
 from varshift.fixes._remedy import NoOptions as NoOptions
 from varshift.fixes._remedy import Remedy as Remedy
@@ -24,3 +31,6 @@ from varshift.fixes._surgery import Refused as Refused
 from varshift.fixes._surgery import Surgery as Surgery
 from varshift.fixes._swap_norm import SwapNorm as SwapNorm
 from varshift.fixes._swap_norm import SwapNormOptions as SwapNormOptions
+from varshift.fixes._transplant import transplant as transplant
+from varshift.fixes._treatment import Treatment as Treatment
+from varshift.fixes._versions import versions_of as versions_of

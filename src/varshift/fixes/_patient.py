@@ -33,7 +33,7 @@ class Patient:
     """
 
     network: nn.Module
-    report: Report
+    report: Report | None
     capture: Capture | None = None
     example: Any = None
     loader: Iterable[Any] | None = None

@@ -13,7 +13,7 @@ from varshift.fixes._patient import Patient
 from varshift.fixes._surgery import Refused
 from varshift.rules import CURES, Cure, Finding, Safety
 
-_Class = TypeVar("_Class", bound="type[Remedy]")
+_Remedy = TypeVar("_Remedy", bound="Remedy")
 
 REMEDIES: dict[str, Remedy] = {}
 
@@ -65,7 +65,7 @@ class Remedy:
         raise NotImplementedError
 
 
-def remedy(cls: _Class) -> _Class:
+def remedy(cls: type[_Remedy]) -> type[_Remedy]:
     """Registers a remedy."""
     if cls.code not in CURES:
         raise VarshiftError(f"code={cls.code!r} is no kind of cure: the kinds are {', '.join(CURES)}.")

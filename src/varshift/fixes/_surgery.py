@@ -30,6 +30,7 @@ class Surgery:
         network: The root; another module once the root itself was replaced.
         replaced: For every parameter that left the tree, by identity, the parameter and the one that stands
             in for it, None where none does.
+        added: Identities of the parameters that came and stand in for none.
         data: The loader of the training, changed by cures of data; None without one.
     """
 
@@ -37,6 +38,7 @@ class Surgery:
         self.network = network
         self.data = data
         self.replaced: dict[int, tuple[nn.Parameter, nn.Parameter | None]] = {}
+        self.added: set[int] = set()
         self._undo: list[Callable[[], None]] = []
 
     def module(self, path: str, cls: str | None = None) -> nn.Module:
@@ -112,6 +114,8 @@ class Surgery:
     def set_child(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         """Registers a child, or takes it out where it is None; the order of the others stays."""
         self._entry(parent._modules, name, _ABSENT if child is None else child)
+        if child is not None:
+            self.added.update(id(parameter) for parameter in child.parameters())
 
     def write(self, tensor: Tensor, value: Tensor) -> None:
         """Overwrites a tensor in place."""
@@ -125,11 +129,14 @@ class Surgery:
         self._entry(owner._parameters, name, new)
         if old is not None and old is not new:
             self._note_replaced(old, new)
+        elif old is None and new is not None:
+            self.added.add(id(new))
 
     def undo(self) -> None:
         """Takes everything back, the last change first; an error does not stop it."""
         undo, self._undo = self._undo[::-1], []
         self.replaced.clear()
+        self.added.clear()
         restore_each(undo)
 
     def on_undo(self, restore: Callable[[], None]) -> None:
@@ -168,6 +175,9 @@ class Surgery:
             if stand_in is not None and stand_in.shape != old.shape:
                 stand_in = None
             self._note_replaced(old, stand_in)
+        stand_ins = {id(one) for _, one in self.replaced.values() if one is not None}
+        before = {id(parameter) for parameter in module.parameters()}
+        self.added.update({id(p) for p in new.parameters()} - before - stand_ins)
 
     def _note_replaced(self, old: nn.Parameter, new: nn.Parameter | None) -> None:
         self.replaced[id(old)] = (old, new)

@@ -67,6 +67,8 @@ from varshift.model._state import State as State
 from varshift.model._step_copy import Unsafe as Unsafe
 from varshift.model._switch import Switch as Switch
 from varshift.model._switch import set_flags as set_flags
+from varshift.model._twin import twin_of as twin_of
+from varshift.model._twin import twin_optimizer as twin_optimizer
 from varshift.model._unwrap import canonical_names as canonical_names
 from varshift.model._unwrap import canonical_tensor as canonical_tensor
 from varshift.model._unwrap import inside_wrapper as inside_wrapper

@@ -78,6 +78,11 @@ class Recalibration:
         """The norms that kept their statistics, and why."""
         return {layer.name: layer.reason for layer in self.layers if layer.reason is not None}
 
+    @property
+    def places(self) -> tuple[State, ...]:
+        """The places that it wrote to."""
+        return tuple(state for state, _ in self._new)
+
     def undo(self) -> None:
         """Gives every norm the statistics back that it had before, bit for bit; an error does not stop it."""
         try:

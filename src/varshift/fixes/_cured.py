@@ -1,0 +1,141 @@
+"""What a treatment brought: the cured network, the list of changes, what failed, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from varshift.fixes._edit import Change
+from varshift.fixes._plan import Plan
+from varshift.report import Report
+from varshift.rules import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A finding that is still there, or a wish that could not be met.
+
+    Attributes:
+        finding: Code of the rule; empty for a wish of the user's.
+        tried: Of each cure that was tried, its code and why it did not do.
+        by_hand: What can be done outside of `fix`: the names of the other cures.
+    """
+
+    finding: str
+    tried: tuple[tuple[str, str], ...] = ()
+    by_hand: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        tried = "; ".join(f"{code}: {reason}" for code, reason in self.tried) or "no cure applies here"
+        text = f"{self.finding or 'asked for'}  {tried}"
+        return text + (f". By hand: {', or '.join(self.by_hand)}" if self.by_hand else "")
+
+
+class Cured:
+    """A treated network.
+
+    Attributes:
+        model: The network; the user's own after `fix_`, a copy after `fix`.
+        changes: What changed, place by place.
+        plan: The same as data, to repeat it: `varshift.apply_plan`.
+        before: The check before; None where there was none.
+        after: The check of the treated network; None where nothing was treated, or nothing could be checked.
+        failures: The findings that are still there and the wishes that could not be met, with the reasons.
+        notes: What else its user should know.
+        optimizer: The optimiser in step with `model`: the user's own after `fix_`, a copy after `fix`.
+        loader: The loader, another one where a cure of the data asked for it.
+        recalibration: The handle of the recalibration, where statistics were re-estimated.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        changes: tuple[Change, ...] = (),
+        plan: Plan | None = None,
+        before: Report | None = None,
+        after: Report | None = None,
+        failures: tuple[Failure, ...] = (),
+        notes: tuple[str, ...] = (),
+        optimizer: Optimizer | None = None,
+        loader: Any = None,
+        recalibration: Any = None,
+        undo: Callable[[], None] | None = None,
+    ) -> None:
+        self.model, self.changes, self.plan = model, changes, plan or Plan(())
+        self.before, self.after = before, after
+        self.failures, self.notes = failures, notes
+        self.optimizer, self.loader, self.recalibration = optimizer, loader, recalibration
+        self._undo = undo
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that was to be cured is cured."""
+        return not self.failures
+
+    @property
+    def gone(self) -> tuple[Finding, ...]:
+        """The findings of the check before that the check after does not have."""
+        if self.before is None or self.after is None:
+            return ()
+        return tuple(f for f in self.before.findings if not still_there(f, self.after.findings))
+
+    def undo(self) -> None:
+        """Makes `model`, `optimizer` and `loader` what they were, bit for bit; a second time does nothing."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+            self.changes, self.plan, self.after = (), Plan(()), None
+
+    def __str__(self) -> str:
+        return "\n".join(lines_of(self))
+
+    def __repr__(self) -> str:
+        gone = len(self.gone)
+        return f"<Cured: {len(self.changes)} changes, {gone} findings gone, {len(self.failures)} failures>"
+
+
+def lines_of(cured: Cured) -> list[str]:
+    """The list of changes as text, one line each."""
+    if not cured.changes and not cured.failures:
+        return ["Nothing to cure: no change.", *cured.notes]
+    sites = [str(change.site) for change in cured.changes]
+    width = min(max(map(len, sites), default=0), 48)
+    lines = []
+    last = None
+    for site, change in zip(sites, cured.changes, strict=True):
+        heading = f"{change.finding or 'asked for'} · {change.cure}" + (
+            f": {change.why}" if change.why else ""
+        )
+        if heading != last:
+            lines.append(heading)
+            last = heading
+        where = f"  ({change.source})" if change.source is not None else ""
+        after = change.after or "removed"
+        lines.append(f"  {site:{width}}  {change.before or 'nothing'} → {after}{where}")
+    lines += [f"Not cured: {failure}" for failure in cured.failures]
+    lines += cured.notes
+    if cured.before is not None and cured.after is not None and cured.gone:
+        lines.append(f"Gone: {', '.join(dict.fromkeys(f.code for f in cured.gone))}.")
+    return lines
+
+
+def still_there(finding: Finding, findings: tuple[Finding, ...]) -> bool:
+    """Whether a later check has a finding again: of the same rule, at one of its places, and no milder.
+
+    What is left as advice of a warning or an error counts as gone.
+    """
+    places = {(site.id.module, site.id.kind) for site in finding.sites}
+    for later in findings:
+        if later.code != finding.code:
+            continue
+        if later.severity == "advice" and finding.severity != "advice":
+            continue
+        others = {(site.id.module, site.id.kind) for site in later.sites}
+        if not places or not others or places & others:
+            return True
+    return False

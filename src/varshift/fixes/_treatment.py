@@ -1,0 +1,330 @@
+"""The engine: tries cures on a copy, proves what they changed, checks the result, and drops what fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from varshift._errors import VarshiftError, VarshiftWarning
+from varshift.fixes._course import Course
+from varshift.fixes._cured import Failure, still_there
+from varshift.fixes._edit import Change, Edit
+from varshift.fixes._patient import Patient
+from varshift.fixes._proof import prove
+from varshift.fixes._recalibrate import Recalibrate, statistics_changes
+from varshift.fixes._remedy import REMEDIES, plan_cure
+from varshift.fixes._surgery import Refused, Surgery
+from varshift.model import find_norms, short_message_of
+from varshift.probe import Recalibration, recalibrate
+from varshift.report import Report, encode
+from varshift.rules import Cure
+
+Check = Callable[..., Report]
+_WORSE = 0.05  # of the deployed loss, beyond two standard errors: no cure may cost so much
+_NATS = 0.01
+
+
+class Treatment:
+    """Treats one copy of a network.
+
+    Args:
+        patient: The copy and what is known of it.
+        courses: What is to be treated, most urgent first; cures that fail are taken off them.
+        check: Checks the copy, given the loader; None where the result is not to be checked.
+        surgery: Makes the changes.
+
+    Attributes:
+        edits: The edits that stayed.
+        changes: What they changed.
+        after: The check of the result; None without one.
+        recalibration: The handle of the re-estimated statistics; None where they were not.
+        notes: What else the user should know.
+    """
+
+    def __init__(
+        self, patient: Patient, courses: list[Course], check: Check | None, surgery: Surgery
+    ) -> None:
+        self._patient, self._courses, self._check = patient, courses, check
+        self._surgery = surgery
+        self.after: Report | None = None
+        self.recalibration: Recalibration | None = None
+        self.notes: list[str] = []
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of all courses in order, each once."""
+        edits: list[Edit] = []
+        for course in self._courses:
+            edits += [edit for edit in course.edits if edit not in edits]
+        return tuple(edits)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What they changed."""
+        return tuple(change for course in self._courses for change in course.changes)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What could not be cured."""
+        failures = []
+        for course in self._courses:
+            if course.cure is not None:
+                continue
+            finding = course.finding
+            tried = tuple(course.reasons.items())
+            others = finding.cures if finding is not None else ()
+            by_hand = tuple(cure.name for cure in others if cure.code not in course.reasons)
+            failures.append(Failure(finding.code if finding else "", tried, by_hand))
+        return tuple(failures)
+
+    def run(self) -> None:
+        """Treats until every course has worked or run out of cures."""
+        while True:
+            self._surgery.undo()
+            self._operate()
+            if not any(course.edits for course in self._courses):
+                return
+            if self._disproved():
+                continue
+            self._restate()
+            if not self._failed():
+                return
+
+    # -- surgery ----------------------------------------------------------------------------------------
+
+    def _operate(self) -> None:
+        """Plans and makes the edits of every course."""
+        self.recalibration, self.after, self.notes = None, None, []
+        for course in self._courses:
+            course.edits, course.changes = (), ()
+        made: set[Edit] = set()
+        for group in self._groups():
+            while (cure := group[0].cure) is not None:
+                mark = self._surgery.mark()
+                try:
+                    edits, changes = self._carry_out(cure, group, made)
+                except Refused as reason:
+                    self._surgery.undo_to(mark)
+                    for course in group:
+                        course.give_up(str(reason))
+                    if len(group) > 1:  # what does not do for all may do for one
+                        for course in group[1:]:
+                            self._alone(course, made)
+                        group = group[:1]
+                    continue
+                made.update(edits)
+                group[0].edits, group[0].changes = edits, changes
+                for course in group[1:]:
+                    course.edits = edits
+                break
+
+    def _alone(self, course: Course, made: set[Edit]) -> None:
+        while (cure := course.cure) is not None:
+            mark = self._surgery.mark()
+            try:
+                course.edits, course.changes = self._carry_out(cure, [course], made)
+            except Refused as reason:
+                self._surgery.undo_to(mark)
+                course.give_up(str(reason))
+                continue
+            made.update(course.edits)
+            return
+
+    def _groups(self) -> list[list[Course]]:
+        """Courses that want the same cure with the same options are carried out as one."""
+        groups: dict[str, list[Course]] = {}
+        for number, course in enumerate(self._courses):
+            cure = course.cure
+            if cure is None:
+                continue
+            key = json.dumps([cure.code, encode(dict(cure.options))])
+            groups.setdefault(key if course.finding is not None else f"{number}", []).append(course)
+        return list(groups.values())
+
+    def _carry_out(
+        self, cure: Cure, group: list[Course], made: set[Edit]
+    ) -> tuple[tuple[Edit, ...], tuple[Change, ...]]:
+        finding = group[0].finding
+        if finding is not None and len(group) > 1:
+            sites = {site.id: site for course in group if course.finding for site in course.finding.sites}
+            finding = replace(finding, sites=tuple(sites.values()))
+            cure = replace(cure, target=None)
+        edits = tuple(plan_cure(self._patient, cure, finding))
+        changes: list[Change] = []
+        for edit in edits:
+            if edit in made:
+                continue
+            changes += edit.apply(self._surgery)
+        why = finding.message if finding is not None else ""
+        code = finding.code if finding is not None else ""
+        return edits, tuple(
+            replace(change, cure=cure.code, finding=code, why=change.why or why) for change in changes
+        )
+
+    # -- proof ------------------------------------------------------------------------------------------
+
+    def _disproved(self) -> bool:
+        """Whether a second capture shows that something else changed than was wished; drops those courses."""
+        patient = self._patient
+        edited = [course for course in self._courses if course.changes]
+        if patient.capture is None or patient.recapture is None or not edited:
+            return False
+        reason = self._difference(edited)
+        if not reason:
+            return False
+        for course in edited if len(edited) > 1 else ():
+            self._surgery.undo()
+            for edit in course.edits:
+                edit.apply(self._surgery)
+            alone = self._difference([course])
+            if alone:
+                course.give_up(alone)
+                return True
+        edited[-1].give_up(reason)
+        return True
+
+    def _difference(self, edited: list[Course]) -> str:
+        patient = self._patient
+        assert patient.capture is not None
+        assert patient.recapture is not None
+        try:
+            after = patient.recapture(self._surgery.network)
+        except VarshiftError as error:
+            return f"the changed network does not run: {short_message_of(error)}"
+        if patient.capture.train is not None and after.train is None:
+            return f"the changed network does not run in training mode: {' '.join(after.failures)}"
+        if patient.capture.eval is not None and after.eval is None:
+            return f"the changed network does not run in evaluation mode: {' '.join(after.failures)}"
+        touched = {change.site for course in edited for change in course.changes}
+        proof = prove(patient.capture, after, touched)
+        if proof.kept:
+            return f"{proof.kept[0]} is as it was after the change"
+        return " ".join(proof.unexpected)
+
+    # -- statistics -------------------------------------------------------------------------------------
+
+    def _restate(self) -> None:
+        """Re-estimates statistics where that is a cure, or where what arrives at norms has changed."""
+        asked = [course for course in self._courses if any(_is_recalibration(e) for e in course.edits)]
+        follows = any(
+            course.changes and course.cure and REMEDIES[course.cure.code].restates for course in self._courses
+        )
+        if not asked and not follows:
+            return
+        patient, network = self._patient, self._surgery.network
+        if not asked and (patient.loader is None or not find_norms(network)):
+            if find_norms(network):
+                self.notes.append(
+                    "The statistics of the norms are those of the network before: train it again, or "
+                    "recalibrate it (varshift.recalibrate)."
+                )
+            return
+        wish = next((e for c in asked for e in c.edits if isinstance(e, Recalibrate)), Recalibrate())
+        try:
+            handle = self._recalibrated(wish)
+        except (VarshiftError, ValueError) as error:
+            self._give_up_all(asked, short_message_of(error))
+            return
+        if handle.effect is not None and handle.effect.worse:
+            handle.undo()
+            self._give_up_all(asked, f"it made the deployed network worse: {handle.effect}")
+            if not asked:
+                self.notes.append(
+                    f"Statistics were kept: re-estimating them made it worse ({handle.effect})."
+                )
+            return
+        changes = statistics_changes(handle)
+        if not changes and asked:
+            kept = next(iter(handle.skipped.items()), ("", "there is no norm with running statistics"))
+            self._give_up_all(asked, f"no norm got new statistics: {kept[1]}")
+            return
+        self.recalibration = handle
+        self._surgery.on_undo(handle.undo)
+        owner = asked[0] if asked else next(c for c in self._courses if c.changes)
+        why = (
+            owner.finding.message if asked and owner.finding is not None else "they follow the other changes"
+        )
+        code = owner.finding.code if owner.finding is not None else ""
+        owner.changes += tuple(replace(c, cure="recalibrate", finding=code, why=why) for c in changes)
+
+    def _recalibrated(self, wish: Recalibrate) -> Recalibration:
+        patient, network = self._patient, self._surgery.network
+        settings = patient.settings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VarshiftWarning)  # the effect is looked at by the caller
+            if patient.loader is None:
+                return recalibrate(network, shape=settings.get("shape"), forward=patient.forward)
+            return recalibrate(
+                network,
+                patient.loader,
+                noise=wish.noise,
+                frozen=wish.frozen,
+                forward=patient.forward,
+                loss=settings.get("loss"),
+            )
+
+    def _give_up_all(self, courses: list[Course], reason: str) -> None:
+        for course in courses:
+            course.give_up(reason)
+
+    # -- the check of the result ------------------------------------------------------------------------
+
+    def _failed(self) -> bool:
+        """Whether a cure turned out not to be one; drops those."""
+        if any(course.cure is not None and not course.edits for course in self._courses):
+            return True  # one gave up after the surgery: its next cure has its turn
+        if self._check is None:
+            return False
+        try:
+            self.after = self._check(self._surgery.network, self._surgery.data)
+        except VarshiftError as error:
+            reason = f"the changed network cannot be checked: {short_message_of(error)}"
+            self._give_up_all([course for course in self._courses if course.edits], reason)
+            return True
+        failed = False
+        for course in self._courses:
+            finding = course.finding
+            if not course.edits or finding is None:
+                continue
+            if still_there(finding, self.after.findings):
+                course.give_up("it was carried out, and the finding is still there")
+                failed = True
+        return failed or self._costs_loss()
+
+    def _costs_loss(self) -> bool:
+        """Whether the deployed network got worse by cures that were to be safe; drops the last of them."""
+        report = self._patient.report
+        before = report.gap if report is not None else None
+        after = self.after.gap if self.after is not None else None
+        if before is None or after is None or before.metric != "loss" or after.metric != "loss":
+            return False
+        treated = [course for course in self._courses if course.edits and course.finding is not None]
+        if not treated or any(course.cure and course.cure.safety == "unsafe" for course in treated):
+            return False  # that is for another training to tell
+        one, two = (_losses(gap.batches.get("eval")) for gap in (before, after))
+        if not len(one) or len(one) != len(two):
+            return False
+        changes = two - one
+        if not bool(torch.isfinite(changes).all()):
+            return False
+        error = float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else float("inf")
+        rise, loss = float(changes.mean()), abs(float(one.mean()))
+        if rise <= max(_WORSE * loss, _NATS, 2 * error):
+            return False
+        treated[-1].give_up(f"it made the deployed network worse: the loss rose by {rise:.3g}")
+        return True
+
+
+def _is_recalibration(edit: Edit) -> bool:
+    return isinstance(edit, Recalibrate)
+
+
+def _losses(batches: Sequence[float | None] | None) -> Tensor:
+    values = [math.nan if value is None else value for value in batches or ()]
+    return torch.tensor(values, dtype=torch.float64)
