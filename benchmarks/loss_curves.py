@@ -21,8 +21,8 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from varshift.trials import Workbench, decode, encode
 from varshift_lab.data import Augmentation
-from varshift_lab.studies import Workbench, decode, encode
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial, Treatment
 from varshift_lab.training._run import Run
 

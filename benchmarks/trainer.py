@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from _timing import ratio, show, table, write
 from varshift.integrations import declare_torchvision_operators
+from varshift.trials import Workbench
 from varshift_lab.data import EpochLoader, Images, pad_crop_flip
-from varshift_lab.studies import Workbench
 from varshift_lab.training import Network, TrainingSettings, fit
 
 declare_torchvision_operators()

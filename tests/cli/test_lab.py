@@ -141,7 +141,7 @@ def test_what_cannot_be_done_is_said_in_one_line(refused, words, said):
 def test_a_store_of_a_newer_version_is_refused(refused, run, place):
     import sqlite3
 
-    from varshift_lab.store import Store
+    from varshift.store import Store
 
     Store(place / "varshift-lab").close()
     with sqlite3.connect(place / "varshift-lab" / "lab.sqlite") as connection:
@@ -179,12 +179,12 @@ def test_status_of_one_recipe(run):
 
 
 def test_an_interrupt_is_said_to_lose_nothing(run, monkeypatch):
-    import varshift_lab.runner
+    import varshift.runner
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(varshift_lab.runner, "run", interrupted)
+    monkeypatch.setattr(varshift.runner, "run", interrupted)
     result = run("lab", "run", "toy")
     assert result.code == 130
     assert "0 of 9 trials are done; the same command goes on." in result.err

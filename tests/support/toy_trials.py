@@ -8,19 +8,8 @@ import random
 import time
 from dataclasses import dataclass
 
-from varshift_lab.studies import (
-    Claim,
-    Curve,
-    Figure,
-    Panel,
-    PaperFigure,
-    Recipe,
-    Row,
-    Series,
-    Table,
-    Trial,
-    TrialError,
-)
+from varshift.trials import Trial, TrialError
+from varshift_lab.studies import Claim, Curve, Figure, Panel, PaperFigure, Recipe, Row, Series, Table
 
 
 @dataclass(frozen=True)

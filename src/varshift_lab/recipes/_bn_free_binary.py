@@ -12,21 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from varshift.trials import Trial
 from varshift_lab.data import Augmentation
 from varshift_lab.recipes._bn_free_binary_trials import BinaryTreatment, SignalTrial, TwoStepTrial
-from varshift_lab.studies import (
-    Claim,
-    Curve,
-    Figure,
-    Panel,
-    PaperFigure,
-    Recipe,
-    Row,
-    Scale,
-    Series,
-    Table,
-    Trial,
-)
+from varshift_lab.studies import Claim, Curve, Figure, Panel, PaperFigure, Recipe, Row, Scale, Series, Table
 from varshift_lab.training import DataChoice, Network, TrainingSettings
 
 _REPORTED = "test error from the accuracy that Ma et al. (2024, arXiv 2403.03739) report for this network"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varshift.optim import AdaptiveGradientClipping
+from varshift.trials import Measurements, Trial, TrialError, Workbench
 from varshift_lab.networks import reactnet
-from varshift_lab.studies import Measurements, Trial, TrialError, Workbench
 from varshift_lab.training import (
     DataChoice,
     Network,

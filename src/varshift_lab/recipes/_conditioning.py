@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from varshift.model import preserved
+from varshift.trials import Measurements, Workbench
 from varshift_lab.data import EpochLoader, Images
-from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training import TrainingSettings, measure
 
 # Training images that the inputs are taken from: positions make many rows of each.

@@ -9,8 +9,8 @@ from torch import nn
 
 from varshift.model import find_norms, preserved
 from varshift.nn.init import dropout_corrected_
+from varshift.trials import Measurements, Workbench
 from varshift_lab.data import EpochLoader, Images
-from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training import TrainingSettings, Treatment, evaluate, measure
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varshift.nn.init import dropout_corrected_
-from varshift_lab.studies import Measurements, Trial, Workbench
+from varshift.trials import Measurements, Trial, Workbench
 
 Start = Literal["corrected", "paper", "autograd", "he", "xavier"]
 Activation = Literal["relu", "gelu", "elu", "tanh"]

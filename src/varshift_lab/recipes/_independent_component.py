@@ -16,23 +16,10 @@ import torch
 
 import varshift
 from varshift.probe import draw_batches, measure
+from varshift.trials import Measurements, Trial, Workbench
 from varshift_lab.data import Augmentation, EpochLoader, subset
 from varshift_lab.recipes._conditioning import conditioning
-from varshift_lab.studies import (
-    Claim,
-    Curve,
-    Figure,
-    Measurements,
-    Panel,
-    PaperFigure,
-    Recipe,
-    Row,
-    Scale,
-    Series,
-    Table,
-    Trial,
-    Workbench,
-)
+from varshift_lab.studies import Claim, Curve, Figure, Panel, PaperFigure, Recipe, Row, Scale, Series, Table
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial, own_random_state
 
 # DROP probability of the paper's layer, as two readers of the paper give it.

@@ -16,21 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from varshift.model import preserved
+from varshift.trials import Measurements, Workbench
 from varshift_lab.data import Augmentation, Images
-from varshift_lab.studies import (
-    Claim,
-    Curve,
-    Figure,
-    Measurements,
-    Panel,
-    PaperFigure,
-    Recipe,
-    Row,
-    Scale,
-    Series,
-    Table,
-    Workbench,
-)
+from varshift_lab.studies import Claim, Curve, Figure, Panel, PaperFigure, Recipe, Row, Scale, Series, Table
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial, measure
 
 GUIDELINE = "F"

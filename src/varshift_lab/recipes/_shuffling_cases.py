@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from varshift.trials import Trial
 from varshift_lab.recipes._shuffling_data import BlockToy, GaussianSigns, ImageVectors
 from varshift_lab.recipes._shuffling_trials import Order, ShufflingTrial
-from varshift_lab.studies import Scale, Series, Trial
+from varshift_lab.studies import Scale, Series
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial
 
 EARLIER = "an earlier re-implementation with other random numbers, not the paper"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from varshift.data import generator_of
+from varshift.trials import Workbench
 from varshift_lab.data import Images, dataset, subset
-from varshift_lab.studies import Workbench
 
 
 class Vectors(NamedTuple):

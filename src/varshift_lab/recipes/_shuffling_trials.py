@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varshift.data import RandomReshuffleSampler, SingleShuffleSampler, generator_of
+from varshift.trials import Measurements, Trial, TrialError, Workbench
 from varshift_lab.networks import linear_bn
 from varshift_lab.recipes._shuffling_data import BlockToy, GaussianSigns, ImageVectors, PlaneToy, Vectors
 from varshift_lab.recipes._shuffling_optima import (
@@ -23,7 +24,6 @@ from varshift_lab.recipes._shuffling_optima import (
     separation,
     single_shuffle_optimum,
 )
-from varshift_lab.studies import Measurements, Trial, TrialError, Workbench
 from varshift_lab.training import Checkpoints
 
 Order = Literal["single", "reshuffle", "batches", "replacement"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from varshift.model import find_norms, preserved
 from varshift.nn import GaussianDropout, UniformDropout
+from varshift.trials import Measurements, Workbench
 from varshift_lab.data import Images
-from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training import TrainingSettings, geometry, measure, shift_of
 
 # Pictures of Figure 6.

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from varshift.trials import Trial
 from varshift_lab.data import Augmentation
 from varshift_lab.recipes._weight_rescaling_treatment import MatchedRateTrial, RescalingTreatment
-from varshift_lab.studies import Claim, Curve, Figure, Panel, Recipe, Row, Scale, Series, Table, Trial
+from varshift_lab.studies import Claim, Curve, Figure, Panel, Recipe, Row, Scale, Series, Table
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial
 
 _ABSTRACT = "arXiv 2102.03497v1, abstract"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varshift.optim import ScaleInvariantWeight, WeightRescaling, find_scale_invariant
+from varshift.trials import Measurements, Trial, Workbench
 from varshift_lab.data import Images
-from varshift_lab.studies import Measurements, Trial, Workbench
 from varshift_lab.training import Part, TrainingSettings, TrainingTrial, Treatment
 
 _SAMPLES = 16  # enough for statistics of each channel

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from varshift.store import Result
 from varshift_lab.render._values import Results, Spread, found, numbers, spread
-from varshift_lab.store import Result
 from varshift_lab.studies import PaperFigure, Row, Table
 
 

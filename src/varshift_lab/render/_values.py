@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from varshift import VarshiftError
-from varshift_lab.store import Result
-from varshift_lab.studies import Series, Trial
+from varshift.store import Result
+from varshift.trials import Trial
+from varshift_lab.studies import Series
 
 Results = Mapping[Trial, Result]
 

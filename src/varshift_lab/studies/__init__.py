@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ._encode import decode as decode
-from ._encode import encode as encode
 from ._recipe import SCALES as SCALES
 from ._recipe import Recipe as Recipe
 from ._recipe import Scale as Scale
@@ -17,8 +15,3 @@ from ._study import Series as Series
 from ._study import Table as Table
 from ._study import trials_of as trials_of
 from ._study import with_seeds as with_seeds
-from ._trial import Measurements as Measurements
-from ._trial import Trial as Trial
-from ._trial import TrialError as TrialError
-from ._trial import Workbench as Workbench
-from ._trial import decode_trial as decode_trial

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from varshift.trials import Trial
 from varshift_lab.studies._study import Claim, Figure, Table, trials_of
-from varshift_lab.studies._trial import Trial
 
 # smoke: minutes on two cores, to see that all of it works; laptop: the qualitative claims, in an hour or so;
 # paper: the paper's networks, data and schedules, on a GPU or many.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from varshift_lab.studies._trial import Trial
+from varshift.trials import Trial
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from varshift_lab.studies import TrialError
+from varshift.trials import TrialError
 
 _NAME = re.compile(r"epoch-(\d+)\.pt")
 # One for the worst case: that the latest is damaged.

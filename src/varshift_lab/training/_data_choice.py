@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from varshift._arguments import between, count
+from varshift.trials import Workbench
 from varshift_lab.data import Images, channel_moments, dataset, dataset_names, subset, with_label_noise
-from varshift_lab.studies import Workbench
 
 # Images resized at a time, so that no copy of the whole set in floats is made.
 _CHUNK = 4096

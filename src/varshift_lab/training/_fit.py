@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from varshift.trials import Workbench
 from varshift_lab.data import Images
-from varshift_lab.studies import Workbench
 from varshift_lab.training._history import History
 from varshift_lab.training._random import own_random_state
 from varshift_lab.training._run import Run

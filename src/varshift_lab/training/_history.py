@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from varshift_lab.studies import Measurements
+from varshift.trials import Measurements
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from varshift_lab.studies import TrialError, Workbench
+from varshift.trials import TrialError, Workbench
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

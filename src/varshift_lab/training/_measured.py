@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import nn
 
 import varshift
+from varshift.trials import Measurements, Workbench
 from varshift_lab.data import Augmentation, EpochLoader, Images
-from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training._evaluate import evaluate
 from varshift_lab.training._measures import measure
 from varshift_lab.training._probe import mixed_batches, shifts_of, states_of

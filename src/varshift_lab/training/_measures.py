@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from varshift.trials import Measurements, Workbench
 from varshift_lab.data import Images
-from varshift_lab.studies import Measurements, Workbench
 from varshift_lab.training._settings import TrainingSettings
 
 Measure = Callable[[nn.Module, Images, Images, Workbench, TrainingSettings], Measurements]

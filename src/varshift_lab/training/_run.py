@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varshift import VarshiftError
+from varshift.trials import TrialError, Workbench
 from varshift_lab.data import EpochLoader, Images
-from varshift_lab.studies import TrialError, Workbench
 from varshift_lab.training._checkpoints import Checkpoints
 from varshift_lab.training._cost import flops_per_sample
 from varshift_lab.training._history import History

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from varshift_lab.studies import Measurements, Trial, TrialError, Workbench
+from varshift.trials import Measurements, Trial, TrialError, Workbench
 from varshift_lab.training._data_choice import DataChoice
 from varshift_lab.training._fit import fit
 from varshift_lab.training._measures import find_measure, stored_name

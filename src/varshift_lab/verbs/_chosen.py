@@ -10,7 +10,8 @@ from varshift_lab.render import CLAIMS
 from varshift_lab.verbs._lab_options import nearest
 
 if TYPE_CHECKING:
-    from varshift_lab.studies import Claim, Figure, Recipe, Scale, Table, Trial
+    from varshift.trials import Trial
+    from varshift_lab.studies import Claim, Figure, Recipe, Scale, Table
 
 
 @dataclass(frozen=True, slots=True)

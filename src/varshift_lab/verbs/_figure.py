@@ -33,7 +33,7 @@ def figure(
     seeds: SeedsOption = None,
 ) -> int:
     """Draw figures from what has been run, complete or not."""
-    from varshift_lab.store import Store
+    from varshift.store import Store
     from varshift_lab.verbs._chosen import choose
     from varshift_lab.verbs._output import default_folder, report_trouble, write
 

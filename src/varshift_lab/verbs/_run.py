@@ -18,8 +18,8 @@ from varshift_lab.verbs._lab_options import (
 )
 
 if TYPE_CHECKING:
-    from varshift_lab.runner import Assignment, Executor
-    from varshift_lab.store import Progress, Run, Store
+    from varshift.runner import Assignment, Executor
+    from varshift.store import Progress, Run, Store
     from varshift_lab.verbs._chosen import Chosen
 
 WORKERS, OUTPUT = "Where it runs", "Output"
@@ -140,9 +140,9 @@ def run(
     `varshift lab run variance-shift --scale laptop --only table3 --workers 2`
     """
     from varshift.cli import check_device, parse_arguments
-    from varshift_lab.runner import Assignment, check_board
-    from varshift_lab.runner import executor as engine_of
-    from varshift_lab.store import Store
+    from varshift.runner import Assignment, check_board
+    from varshift.runner import executor as engine_of
+    from varshift.store import Store
     from varshift_lab.verbs._chosen import choose
     from varshift_lab.verbs._output import default_folder, report_trouble, show, write
     from varshift_lab.verbs._places import places
@@ -188,8 +188,8 @@ def run(
 
 def _sweep(store: Store, engine: Executor, assignments: list[Assignment], chosen: Chosen) -> None:
     """Runs what is left and says where it stood when it is interrupted."""
-    from varshift_lab.runner import Follower
-    from varshift_lab.runner import run as run_all
+    from varshift.runner import Follower
+    from varshift.runner import run as run_all
 
     keys = assignments[0].keys
     if not store.progress(keys).open:

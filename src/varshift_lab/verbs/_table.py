@@ -33,7 +33,7 @@ def table(
     seeds: SeedsOption = None,
 ) -> int:
     """Show tables and the verdicts on claims from what has been run, complete or not."""
-    from varshift_lab.store import Store
+    from varshift.store import Store
     from varshift_lab.verbs._chosen import choose
     from varshift_lab.verbs._output import report_trouble, show, write
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from varshift.trials import Workbench, decode_trial, encode
 from varshift_lab.data import Images, digit_images, subset, with_label_noise
 from varshift_lab.recipes._active_bias import RECIPE, _plan
 from varshift_lab.recipes._active_bias_treatment import (
@@ -13,7 +14,7 @@ from varshift_lab.recipes._active_bias_treatment import (
     UniformSampler,
     UniformTreatment,
 )
-from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
+from varshift_lab.studies import SCALES
 from varshift_lab.training import TrainingSettings, fit
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=16, learning_rate=0.05)

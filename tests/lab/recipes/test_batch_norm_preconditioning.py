@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from varshift.optim import BatchNormPreconditioner
+from varshift.trials import Workbench
 from varshift_lab.networks import preresnet
 from varshift_lab.recipes import _batch_norm_preconditioning as bnp
-from varshift_lab.studies import Workbench
 from varshift_lab.training import DataChoice, TrainingSettings
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from varshift.trials import Workbench, decode_trial, encode
 from varshift_lab.data import Images, digit_images
 from varshift_lab.recipes._bn_free_binary import RECIPE, _cases
 from varshift_lab.recipes._bn_free_binary_trials import BinaryTreatment, SignalTrial, TwoStepTrial
-from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
+from varshift_lab.studies import SCALES
 from varshift_lab.training import DataChoice, TrainingSettings
 
 (CASE,) = _cases("smoke")

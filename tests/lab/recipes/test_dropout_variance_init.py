@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from varshift.trials import Workbench
 from varshift_lab.data import EpochLoader, digit_images, subset
 from varshift_lab.networks import densenet, vgg
 from varshift_lab.recipes._dropout_variance_parts import WeightStart, variance_only
 from varshift_lab.recipes._dropout_variance_plan import plan, trained_dense
 from varshift_lab.recipes._dropout_variance_signal import SignalTrial
-from varshift_lab.studies import Workbench
 from varshift_lab.training import TrainingSettings, TrainingTrial, evaluate
 
 BENCH = Workbench()

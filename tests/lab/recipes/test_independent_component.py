@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from varshift.trials import Workbench
 from varshift_lab.data import Images, digit_images
 from varshift_lab.networks import ic_resnet
 from varshift_lab.recipes import _independent_component as ic
 from varshift_lab.recipes._conditioning import conditioning
-from varshift_lab.studies import Workbench
 from varshift_lab.training import DataChoice, Network, TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=1, batch_size=50, learning_rate=0.1)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from varshift.trials import Workbench, decode, encode
 from varshift_lab.recipes import recipe, recipe_names
 from varshift_lab.recipes._dropout_variance_signal import SignalTrial
-from varshift_lab.studies import SCALES, Workbench, decode, encode
+from varshift_lab.studies import SCALES
 from varshift_lab.training import TrainingTrial
 
 NAMES = recipe_names()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from varshift.trials import Workbench
 from varshift_lab.data import digit_images, subset
 from varshift_lab.networks import preresnet
 from varshift_lab.recipes._residual_position import POSITIONS, claims, head_noise, positions, trials
-from varshift_lab.studies import Workbench
 from varshift_lab.training import TrainingSettings
 
 DIGITS = subset(digit_images(), 60)

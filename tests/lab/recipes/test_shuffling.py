@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from varshift.trials import Workbench, decode_trial, encode
 from varshift_lab.recipes._shuffling import RECIPE
 from varshift_lab.recipes._shuffling_cases import image_cases, residual_trial
 from varshift_lab.recipes._shuffling_data import BlockToy, GaussianSigns, ImageVectors, PlaneToy, Vectors
@@ -25,7 +26,7 @@ from varshift_lab.recipes._shuffling_trials import (
     SeparabilityTrial,
     ShufflingTrial,
 )
-from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
+from varshift_lab.studies import SCALES
 from varshift_lab.training import TrainingTrial
 
 X = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 8], [3, -1, 4, 1, -5, 9, -2, 6]], dtype=torch.float64).T

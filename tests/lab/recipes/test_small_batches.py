@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from varshift.nn import BatchKalmanNorm2d, FilterResponseNorm2d, FilterResponseNormTLU2d
+from varshift.trials import Workbench
 from varshift_lab.networks import preresnet
 from varshift_lab.recipes import _batch_kalman_norm as kalman
 from varshift_lab.recipes import _filter_response_norm as frn
 from varshift_lab.recipes._small_batches import published_weight, renorm_clipping, small_batches
-from varshift_lab.studies import Workbench
 from varshift_lab.training import DataChoice
 
 RECIPES = [frn.RECIPE, kalman.RECIPE]

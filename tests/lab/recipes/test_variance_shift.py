@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from varshift.theory import alignment, cosine_squared
+from varshift.trials import Workbench
 from varshift_lab.data import digit_images, subset
 from varshift_lab.networks import densenet_bc, preresnet, resnext, wide_resnet
 from varshift_lab.recipes import _variance_shift_figures as stated
@@ -19,7 +20,6 @@ from varshift_lab.recipes._variance_shift_measures import (
     switched_images,
 )
 from varshift_lab.recipes._variance_shift_plan import plan, trials
-from varshift_lab.studies import Workbench
 from varshift_lab.training import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=1, batch_size=32, learning_rate=0.1)

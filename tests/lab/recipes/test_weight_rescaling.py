@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from varshift.trials import Workbench, decode_trial, encode
 from varshift_lab.data import Images, digit_images
 from varshift_lab.recipes._weight_rescaling import RECIPE, _plan
 from varshift_lab.recipes._weight_rescaling_treatment import (
@@ -15,7 +16,7 @@ from varshift_lab.recipes._weight_rescaling_treatment import (
     _angles,
     _Watch,
 )
-from varshift_lab.studies import SCALES, Workbench, decode_trial, encode
+from varshift_lab.studies import SCALES
 from varshift_lab.training import TrainingTrial, fit
 
 PLAN = _plan("smoke")

@@ -7,9 +7,10 @@ import pytest
 from toy_trials import Walk, toy_recipe, walks
 
 from varshift import VarshiftError
+from varshift.store import Result
+from varshift.trials import Workbench
 from varshift_lab.render import draw, write_figure
-from varshift_lab.store import Result
-from varshift_lab.studies import Curve, Figure, Panel, Series, Workbench
+from varshift_lab.studies import Curve, Figure, Panel, Series
 
 pytest.importorskip("matplotlib")
 

@@ -7,11 +7,11 @@ import pytest
 from toy_trials import Walk, toy_recipe, walks
 
 from varshift import VarshiftError
+from varshift.store import Result
 from varshift_lab.render import claims_markdown, lines, table_markdown, to_csv, verdict
 from varshift_lab.render._markdown import seeds_text
 from varshift_lab.render._numbers import deviation_text, mean_text, short
 from varshift_lab.render._values import spread
-from varshift_lab.store import Result
 from varshift_lab.studies import Claim, PaperFigure, Row, Series, Table
 
 PLACE = {

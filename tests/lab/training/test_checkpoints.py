@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from varshift_lab.studies import TrialError, Workbench
+from varshift.trials import TrialError, Workbench
 from varshift_lab.training import _checkpoints as module
 from varshift_lab.training import fit
 from varshift_lab.training._checkpoints import Checkpoints

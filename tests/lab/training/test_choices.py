@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from varshift.trials import Workbench, decode, encode
 from varshift_lab.data import Images, digit_images
-from varshift_lab.studies import Workbench, decode, encode
 from varshift_lab.training import DataChoice, Network
 from varshift_lab.training._data_choice import resized
 

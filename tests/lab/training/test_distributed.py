@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from varshift_lab.studies import Workbench
+from varshift.trials import Workbench
 from varshift_lab.training import fit
 from varshift_lab.training._random import own_random_state, seed_masks
 

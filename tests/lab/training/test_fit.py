@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from varshift.data import ActiveBias, ActiveBiasSampler
 from varshift.optim import WeightRescaling
+from varshift.trials import TrialError, Workbench
 from varshift_lab.data import Augmentation, EpochLoader
-from varshift_lab.studies import TrialError, Workbench
 from varshift_lab.training import Treatment, evaluate, fit
 
 

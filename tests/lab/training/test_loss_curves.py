@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from varshift_lab.studies import Workbench, decode
+from varshift.trials import Workbench, decode
 
 CURVES = sorted((Path(__file__).parents[2] / "assets").glob("curve-*.json"))
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from varshift.data import ActiveBias, ActiveBiasSampler
 from varshift.optim import BatchNormPreconditioner, WeightRescaling
+from varshift.trials import TrialError, Workbench
 from varshift_lab.data import Augmentation
-from varshift_lab.studies import TrialError, Workbench
 from varshift_lab.training import Treatment, fit
 
 WORKERS = Path(__file__).parent / "workers"

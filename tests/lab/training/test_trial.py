@@ -9,8 +9,8 @@ from torch import nn
 
 import varshift as vs
 from varshift import theory
+from varshift.trials import TrialError, Workbench, decode, encode
 from varshift_lab.data import EpochLoader
-from varshift_lab.studies import TrialError, Workbench, decode, encode
 from varshift_lab.training import (
     DataChoice,
     Network,

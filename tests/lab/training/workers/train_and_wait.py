@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from varshift_lab.studies import Workbench
+from varshift.trials import Workbench
 from varshift_lab.training import DataChoice, Network, TrainingSettings, TrainingTrial
 
 torch.set_num_threads(1)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from varshift.data import ActiveBias
+from varshift.trials import TrialError, Workbench
 from varshift_lab.data import digit_images, subset
-from varshift_lab.studies import TrialError, Workbench
 from varshift_lab.training import TrainingSettings, Treatment, fit
 
 torch.set_num_threads(1)
