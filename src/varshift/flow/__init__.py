@@ -19,6 +19,7 @@ from varshift.flow._recognised import recognised_norms as recognised_norms
 from varshift.flow._types import CallFrame as CallFrame
 from varshift.flow._types import Capture as Capture
 from varshift.flow._types import CaptureMethod as CaptureMethod
+from varshift.flow._types import Draw as Draw
 from varshift.flow._types import Flow as Flow
 from varshift.flow._types import Node as Node
 from varshift.flow._types import NoiseSite as NoiseSite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from varshift._sites import Source
 from varshift.flow._census import HandNorm, recognise
 from varshift.flow._classify import Site
+from varshift.flow._decisions import Decision, find_decisions, number_decisions
 from varshift.flow._drops import DropAnalysis
 from varshift.flow._evaluate import Evaluator
 from varshift.flow._graph import Graph, build_graph
@@ -24,7 +25,7 @@ from varshift.flow._reach import Reach, mixes_units, propagate, summands
 from varshift.flow._rescaling import Rescaling
 from varshift.flow._slots import slots
 from varshift.flow._source import SourceFinder
-from varshift.flow._types import CaptureMethod, Flow, Mode, Node, NoiseSite, NormSite, Path, Ref
+from varshift.flow._types import CaptureMethod, Draw, Flow, Mode, Node, NoiseSite, NormSite, Path, Ref
 from varshift.flow._vocabulary import ACTIVATIONS, CONCATENATIONS, POOLS, PRODUCTS, VIEWS, own_name
 
 _CHANCE = (
@@ -93,10 +94,11 @@ def _build(
     norms, norm_calls, statistics = find_norms(graph, modules, hand, mode)
     tracked = {index for index, norm in norm_calls.items() if norms[norm].tracked}
     reach = propagate(graph, sites, tracked, statistics)
-    builder = _Builder(graph, modules, sites, norms, norm_calls, reach)
+    builder = _Builder(graph, modules, sites, norms, norm_calls, reach, finder.random)
     numbers = _numbers(graph, sites, finder.silent, numbering)
-    read = _decided_by_chance(graph, finder)
-    if read:
+    decisions = find_decisions(graph, finder, evaluator, recording.host_draws)
+    by_chance = any(decision.acts and decision.sources for decision in decisions)
+    if by_chance:
         limits = (*limits, _CHANCE)
     return Flow(
         mode=mode,
@@ -107,8 +109,9 @@ def _build(
         limits=limits,
         written=recording.written,
         writes_input=recording.writes_input,
-        by_chance=read or traced.by_chance,
+        by_chance=by_chance or traced.by_chance,
         number_types=_number_types(graph),
+        decisions=builder.decisions(decisions, number_decisions(decisions, numbering)),
     )
 
 
@@ -135,20 +138,6 @@ def _numbers(
     return [by_place[place] for place in range(len(sites))]
 
 
-def _read_by_host(graph: Graph, index: int) -> bool:
-    """Whether an operation hands values to Python: it returns no tensor, or is what NumPy reads through."""
-    name = graph.infos[index].name
-    return graph.nodes[index].dtype is None or name in ("resolve_conj", "resolve_neg")
-
-
-def _decided_by_chance(graph: Graph, finder: NoiseFinder) -> bool:
-    return any(
-        node.role == "call" and _read_by_host(graph, index) and finder.is_noise(source)
-        for index, node in enumerate(graph.nodes)
-        for source in graph.inputs[index]
-    )
-
-
 class _Builder:
     def __init__(
         self,
@@ -158,6 +147,7 @@ class _Builder:
         norms: list[Norm],
         norm_calls: dict[int, int],
         reach: Reach,
+        random: list[int],
     ) -> None:
         self._graph = graph
         self._modules = modules
@@ -165,6 +155,7 @@ class _Builder:
         self._norms = norms
         self._norm_calls = norm_calls
         self._reach = reach
+        self._random = random
         self._finder = SourceFinder(modules)
 
     def _class(self, module: str) -> str:
@@ -299,9 +290,37 @@ class _Builder:
                     ordinal=numbers[position],
                     mean_factor=rescaling.mean(site) if rescaling is not None else None,
                     traces=self._traces(site),
+                    drawn=self._drawn(self._sources(site) or (site.node,)),
                 )
             )
         return tuple(built)
+
+    def decisions(self, decisions: list[Decision], numbers: list[int]) -> tuple[NoiseSite, ...]:
+        """The choices that can turn out in more than one way, as plain data."""
+        return tuple(
+            NoiseSite(
+                name=decision.module,
+                cls=self._class(decision.module),
+                kind=decision.kind,
+                rate=decision.rate,
+                source=self._finder.operation(decision.trace, decision.module),
+                node=decision.node,
+                ordinal=number,
+                traces=(decision.trace,) if decision.trace is not None else (),
+                drawn=self._drawn(decision.sources),
+            )
+            for decision, number in zip(decisions, numbers, strict=True)
+            if decision.acts
+        )
+
+    def _sources(self, site: Site) -> tuple[int, ...]:
+        return tuple(self._random[position] for position in _positions(site.sources))
+
+    def _drawn(self, nodes: Sequence[int]) -> tuple[Draw, ...]:
+        raw = self._graph.nodes
+        return tuple(
+            Draw(raw[node].module, self._class(raw[node].module), node, raw[node].trace) for node in nodes
+        )
 
     def _traces(self, site: Site) -> tuple[Trace, ...]:
         nodes = self._graph.nodes

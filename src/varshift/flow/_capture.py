@@ -50,7 +50,8 @@ def capture(
 ) -> Capture:
     """Captures a network in train and in eval mode, without touching it.
 
-    Every mode takes one forward pass of a copy, whose operations are recorded as they run.
+    Every mode takes one forward pass of a copy, whose operations are recorded as they run, and a second one
+    where Python's own random numbers were drawn in it.
 
     Args:
         model: The network; wrappers of `torch.compile` and of data parallelism are looked through.
@@ -169,20 +170,27 @@ class _Session:
         by_chance = _random_position() != drawn
         if by_chance:
             limits.append(_CHANCE.format(mode=mode))
+            recording = self._record(mode, batch, tier, host_draws=True)
         return Traced(recording, _METHODS[tier], tuple(limits), by_chance)
 
-    def _record(self, mode: Mode, batch: Any, tier: Tier) -> Recording:
+    def _record(self, mode: Mode, batch: Any, tier: Tier, *, host_draws: bool = False) -> Recording:
         try:
             _ = self._model.train() if mode == "train" else self._model.eval()
-            return self._pass(batch, tier)
+            return self._pass(batch, tier, host_draws)
         except Exception as error:  # whatever a model may raise
             raise _Refused(error, place_of(error, self._model, self._names)) from error
 
-    def _pass(self, batch: Any, tier: Tier) -> Recording:
+    def _pass(self, batch: Any, tier: Tier, host_draws: bool) -> Recording:
         def run() -> Recording:
             own = clone(batch)
             return record(
-                self._model, own, self._forward, self._names, tier=tier, before_write=self._before_write
+                self._model,
+                own,
+                self._forward,
+                self._names,
+                tier=tier,
+                before_write=self._before_write,
+                host_draws=host_draws,
             )
 
         try:

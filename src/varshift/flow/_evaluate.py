@@ -36,6 +36,7 @@ class Distribution:
         source: Base name of the random operator behind it.
         affine: Whether it is the source's distribution, moved and scaled.
         error: Standard error of the mean where it was sampled, 0 where it is exact.
+        sampled: Whether it was sampled.
     """
 
     discrete: tuple[float, float] | None
@@ -46,6 +47,7 @@ class Distribution:
     source: str
     affine: bool
     error: float = 0.0
+    sampled: bool = False
 
     @property
     def is_mask(self) -> bool:
@@ -341,8 +343,9 @@ class Evaluator:
         zeros = float((values == 0).double().mean())
         nonzero = values[values != 0]
         if 0 < zeros < 1 and _single_valued(drawn):
-            return replace(_two_values(0.0, zeros, float(nonzero.mean()), name), error=error)
-        return Distribution(None, None, float(values.mean()), float(values.std()), None, name, False, error)
+            return replace(_two_values(0.0, zeros, float(nonzero.mean()), name), error=error, sampled=True)
+        mean, std = float(values.mean()), float(values.std())
+        return Distribution(None, None, mean, std, None, name, False, error, sampled=True)
 
     def _draws(self, index: int) -> bool:
         name = self._graph.infos[index].name

@@ -61,6 +61,10 @@ class NoiseFinder:
         """Whether a value is random and owes nothing to the signal."""
         return bool(self._noise[index])
 
+    def sources(self, index: int) -> list[int]:
+        """The nodes that draw the random numbers of which a value is made, if it is noise."""
+        return self.draws.sources(self._noise[index])
+
     def _pure_noise(self, index: int) -> int:
         graph = self._graph
         if graph.signal[index] or any(site.node == index for site in self.sites[-1:]):

@@ -64,6 +64,30 @@ class RawNode:
     value: Tensor | None = None
 
 
+class PlacedTrace(Trace, Protocol):
+    """A trace that knows the module at work."""
+
+    @property
+    def module(self) -> str:
+        """Its path."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostDraw:
+    """Random numbers that Python drew at one place of its code.
+
+    Attributes:
+        node: Number of the operations recorded before it drew the first one.
+        function: Name of the function of `random` that was called, ``"random"`` for `random.uniform` too.
+        trace: What led there.
+    """
+
+    node: int
+    function: str
+    trace: PlacedTrace
+
+
 @dataclass(slots=True)
 class Recording:
     """One traced pass.
@@ -74,12 +98,14 @@ class Recording:
         writes_input: Whether it wrote to a tensor of its batch.
         replaced: For each buffer and attribute that holds another tensor than before the pass, or none of
             its own before, the node of the new one.
+        host_draws: The random numbers that Python drew, one for each place, where these were listened for.
     """
 
     nodes: list[RawNode] = field(default_factory=list)
     written: tuple[str, ...] = ()
     writes_input: bool = False
     replaced: dict[str, int] = field(default_factory=dict)
+    host_draws: list[HostDraw] = field(default_factory=list)
 
 
 def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:

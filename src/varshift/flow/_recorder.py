@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -15,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from varshift.flow._host_draws import PythonDraws
 from varshift.flow._identity import Identities, storage_of
-from varshift.flow._raw import RawNode, Recording, Role, first_shape
+from varshift.flow._raw import HostDraw, RawNode, Recording, Role, first_shape
 from varshift.flow._slots import Slot, Watch, slots
 from varshift.flow._stack import Call, CallStack
 from varshift.flow._types import Ref
@@ -40,6 +42,7 @@ def record(
     tier: Tier = "whole",
     before_write: BeforeWrite | None = None,
     listen: Listen | None = None,
+    host_draws: bool = False,
 ) -> Recording:
     """Runs one forward pass and returns the operations it dispatched.
 
@@ -54,6 +57,7 @@ def record(
             no gradients; ``"gradients"`` records what autograd leaves of them, for a forward that needs it.
         before_write: Called with every tensor that an operation may write to, before it runs.
         listen: Called with every operation and its result, as soon as it has run.
+        host_draws: Whether to note who draws random numbers of Python, which takes time with every call.
 
     Raises:
         Exception: Whatever the model raises.
@@ -64,12 +68,14 @@ def record(
     try:
         for tensor in tensors(batch):
             recorder.add_input(tensor)
-        with _function_mode(model), _tier(tier), recorder:
+        heard = PythonDraws(recorder.note_draw) if host_draws else contextlib.nullcontext()
+        with _function_mode(model), _tier(tier), recorder, heard:
             outputs = forward(model, batch)
         recorder.add_outputs(tensors(outputs))
     finally:
         recorder.stack.forget()
     result = recorder.result
+    result.host_draws = list(recorder.drawn.values())
     now = slots(model, names)
     result.written = tuple(sorted(recorder.written | watch.changed(now)))
     result.replaced = recorder.replaced(held, now)
@@ -190,6 +196,7 @@ class _Recorder(TorchDispatchMode):
         self._before_write = before_write
         self._listen = listen
         self._has_inputs = False
+        self.drawn: dict[Any, HostDraw] = {}  # by the calls that led there
         self._identities = Identities()
         self._attributes: dict[int, Slot] = {}
         self._owners: dict[int, list[Slot]] = {}  # by storage; the slots keep it alive
@@ -227,6 +234,11 @@ class _Recorder(TorchDispatchMode):
         """Declares what the pass returned."""
         root = self.stack.locate(None)
         self._nodes.append(RawNode("output", args=([self._reference(tensor, root) for tensor in tensors],)))
+
+    def note_draw(self, frame: FrameType, function: str) -> None:
+        """Notes that a frame draws random numbers of Python."""
+        call = self.stack.locate(frame)
+        self.drawn.setdefault(call.way(), HostDraw(len(self._nodes), function, call))
 
     def replaced(self, before: dict[str, Slot], now: dict[str, Slot]) -> dict[str, int]:
         """The nodes of the tensors that came to be held in places where others were."""

@@ -114,8 +114,30 @@ class Calls(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """A place where random numbers are drawn.
+
+    Attributes:
+        name: Path of the module that draws them.
+        cls: Class name of that module.
+        node: Index of the node that draws them.
+        trace: What led there; see `calls`.
+    """
+
+    name: str
+    cls: str
+    node: int
+    trace: Calls | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def calls(self) -> tuple[CallFrame, ...]:
+        """The calls in the user's code that led to it, the outermost first; empty where none are known."""
+        return self.trace.call_frames() if self.trace is not None else ()
+
+
+@dataclass(frozen=True, slots=True)
 class NoiseSite:
-    """A place where random noise enters the signal.
+    """A place where random noise enters the signal, or where Python takes a choice by chance.
 
     Attributes:
         name: Path of the owning module (for functional noise: the module whose forward calls it). Several
@@ -125,11 +147,15 @@ class NoiseSite:
             ``"feature_alpha_dropout"``, ``"drop_path"``, ``"drop_block"``, ``"gaussian"``, ``"uniform"``,
             ``"attention_dropout"``, ``"recurrent_dropout"``, ``"weight_dropout"``, ``"rrelu"``,
             ``"sampling"`` (a random choice that depends on the signal), ``"permutation"`` or ``"other"``.
+            Of a choice taken by Python, which `Flow.decisions` lists: ``"layer_drop"`` (from a number that is
+            uniform or Bernoulli, such as whether a layer runs) or ``"decision"`` (from any other).
         rate: Drop probability for the Bernoulli kinds, standard deviation for ``"gaussian"``, half-width
-            for ``"uniform"`` (of a factor relative to its mean, of a term as it stands); None when unknown
-            or set by the signal.
+            for ``"uniform"`` (of a factor relative to its mean, of a term as it stands); for ``"layer_drop"``
+            the probability that the number is below what it is compared with; None when unknown or set by
+            the signal.
         source: Line of the user's code, or None.
-        node: Index of the node at which the noise meets the signal.
+        node: Index of the node at which the noise meets the signal; of a choice, of the node that hands the
+            number to Python, or of the next one after Python drew it.
         reaches: Names of all norm sites downstream.
         nearest: The first norm site reached, None when there is none.
         path: How it reaches the nearest one: ``"direct"`` (nothing that mixes units in between),
@@ -149,6 +175,9 @@ class NoiseSite:
             operators of torch, which keep the mean.
         traces: What led to the operations at which it meets the signal, the site's own one first; see
             `calls`.
+        drawn: Where its random numbers are drawn, in order: at the site itself by an operator that makes
+            noise, else before it, perhaps by another module, as for a mask that all layers share. Empty where
+            Python drew them.
         ordinal: Number of the call among those of the same module and kind, from 1, the same in both modes:
             operator calls in order, acting or not, then noise written by hand.
     """
@@ -169,6 +198,7 @@ class NoiseSite:
     ordinal: int = 1
     mean_factor: float | None = None
     traces: tuple[Calls, ...] = field(default=(), repr=False, compare=False)
+    drawn: tuple[Draw, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def id(self) -> SiteId:
@@ -228,6 +258,9 @@ class Flow:
         nodes: All operations in topological order.
         noises: The noise sites, in order of execution.
         norms: The norm sites, in order of execution.
+        decisions: The choices that Python takes from random numbers, in order of execution: the places are
+            known, not what the other outcome would run. One site for each number of torch that Python reads,
+            and for each place of the code at which Python draws numbers of its own.
         limits: What could not be seen, in plain sentences.
         written: Names of the parameters, buffers and attributes of modules that the pass changed.
         writes_input: Whether it wrote to a tensor of its batch.
@@ -246,6 +279,7 @@ class Flow:
     writes_input: bool = False
     by_chance: bool = False
     number_types: tuple[str, ...] = ()
+    decisions: tuple[NoiseSite, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
