@@ -10,6 +10,7 @@ from varshift.fixes._edit import Change as Change
 from varshift.fixes._edit import Edit as Edit
 from varshift.fixes._edit import edit as edit
 from varshift.fixes._edit import read_edit as read_edit
+from varshift.fixes._edited_class import edited_instance as edited_instance
 from varshift.fixes._noise_action import NoiseAction as NoiseAction
 from varshift.fixes._norm_layers import LAYERS as LAYERS
 from varshift.fixes._norm_layers import LayerSettings as LayerSettings
@@ -27,6 +28,13 @@ from varshift.fixes._remedy import NoOptions as NoOptions
 from varshift.fixes._remedy import Remedy as Remedy
 from varshift.fixes._remedy import plan_cure as plan_cure
 from varshift.fixes._remedy import remedy as remedy
+from varshift.fixes._rewrite import InsertAtCall as InsertAtCall
+from varshift.fixes._rewrite import InsertNoise as InsertNoise
+from varshift.fixes._rewrite import RewriteCall as RewriteCall
+from varshift.fixes._rewrite_by_hand import edit_by_hand as edit_by_hand
+from varshift.fixes._rewrite_chain import call_chain as call_chain
+from varshift.fixes._rewrite_chain import chain_of as chain_of
+from varshift.fixes._source_code import CallPlace as CallPlace
 from varshift.fixes._surgery import Refused as Refused
 from varshift.fixes._surgery import Surgery as Surgery
 from varshift.fixes._swap_norm import SwapNorm as SwapNorm

@@ -18,7 +18,7 @@ from varshift.flow._types import CallFrame
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _ROOMS = Path(__file__).parent.parent
-_OURS = (_TORCH, *(str(_ROOMS / room) + os.sep for room in ("flow", "model")), "<")
+_OURS = (_TORCH, *(str(_ROOMS / room) + os.sep for room in ("flow", "model", "fixes", "functional")), "<")
 
 
 class TextTrace:

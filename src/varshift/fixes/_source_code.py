@@ -1,0 +1,194 @@
+"""From a live function to its source tree, and from a place in its text to the call that is written there."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import linecache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any
+
+from varshift.fixes._surgery import Refused
+from varshift.flow import CallFrame
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+_FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+_FACTORY = "_varshift_scope"
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlace:
+    """A call in the text of a function, named so that it is found again in the next version of a library.
+
+    Attributes:
+        function: Qualified name of the function, ``"Block.forward"``.
+        text: The call as Python writes it, without its line breaks and comments.
+        ordinal: Its number among the calls of equal text in this function, from 1.
+        module: Name of the module that defines the function.
+    """
+
+    function: str
+    text: str
+    ordinal: int = 1
+    module: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionSource:
+    """A live function and its tree.
+
+    Attributes:
+        function: The function, without its decorators.
+        node: Its tree, with the lines and columns of its file; shared, not to be changed.
+        class_name: Name of the class in whose body it is written, by which private names are mangled.
+        imports: Names that its file imports: Python compiles calls of their attributes in another way.
+    """
+
+    function: Any  # a FunctionType, which type checkers would bind
+    node: FunctionNode
+    class_name: str | None
+    imports: frozenset[str]
+
+    @property
+    def file(self) -> str:
+        """The file of the function."""
+        return self.function.__code__.co_filename
+
+    def place(self, call: ast.Call) -> CallPlace:
+        """The name of one of its calls."""
+        text = ast.unparse(call)
+        ordinal = 0
+        for other in calls_in(self.node):
+            ordinal += ast.unparse(other) == text
+            if other is call:
+                break
+        return CallPlace(self.function.__qualname__, text, ordinal, self.function.__module__ or "")
+
+    def call_at(self, frame: CallFrame) -> ast.Call | None:
+        """The call that a frame was evaluating; None where it was another expression, or cannot be told."""
+        on_line = [
+            call
+            for call in calls_in(self.node)
+            if (call.lineno, call.end_lineno) == (frame.line, frame.end_line)
+        ]
+        if frame.column is None:
+            return on_line[0] if len(on_line) == 1 else None
+        columns = (frame.column, frame.end_column)
+        return next((call for call in on_line if (call.col_offset, call.end_col_offset) == columns), None)
+
+
+def calls_in(node: ast.AST) -> Iterator[ast.Call]:
+    """The calls in a tree in a fixed order, those of nested functions included."""
+    return (child for child in ast.walk(node) if isinstance(child, ast.Call))
+
+
+@lru_cache(maxsize=512)
+def source_of(function: FunctionType) -> FunctionSource:
+    """The tree of a function.
+
+    Args:
+        function: The function itself, without decorators.
+
+    Raises:
+        Refused: If its source is not there, or is not what runs.
+    """
+    code = function.__code__
+    name = f"{function.__module__}.{function.__qualname__}"
+    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    if not text:
+        raise Refused(
+            f"{name} has no source text ('{code.co_filename}' cannot be read): define it in a file or a "
+            "notebook cell, and fix the model again."
+        )
+    stale = Refused(
+        f"the text of {name} in '{code.co_filename}' is not the code that runs, as if the file was changed "
+        "after it was imported: start a new process and fix the model again."
+    )
+    try:
+        functions, imports = _contents(text)
+    except SyntaxError:
+        raise stale from None
+    for node, class_name in functions.get((code.co_firstlineno, code.co_name), ()):
+        source = FunctionSource(function, node, class_name, imports)
+        if _is_same(compiled(source, node), code):
+            return source
+    raise stale
+
+
+def compiled(source: FunctionSource, node: FunctionNode) -> CodeType:
+    """The code of a tree that takes the place of a function's own: same file, lines, names and scope."""
+    code = source.function.__code__
+    statement: ast.stmt = (
+        ast.Assign([ast.Name("_", ast.Store())], node) if isinstance(node, ast.Lambda) else node
+    )
+    names = [name for name in code.co_freevars if source.class_name is None or name != "__class__"]
+    if source.class_name is not None:
+        statement = ast.ClassDef(source.class_name, [], [], [statement], [])
+    scope = ast.FunctionDef(
+        _FACTORY,
+        ast.arguments([], [ast.arg(name) for name in names], None, [], [], None, []),
+        [statement],
+        [],
+    )
+    for new in (statement, scope):
+        if "type_params" in new._fields and not hasattr(new, "type_params"):
+            new.type_params = []  # type: ignore[attr-defined]
+    imports = [ast.Import([ast.alias(name)]) for name in sorted(source.imports)]  # never run
+    tree = ast.fix_missing_locations(ast.Module([*imports, scope], []))
+    flags = code.co_flags & _FUTURES
+    whole = compile(tree, code.co_filename, "exec", flags=flags, dont_inherit=True)
+    inner = next(found for found in _nested(whole) if found.co_name == code.co_name)
+    return _requalified(inner, inner.co_qualname, code.co_qualname)
+
+
+@lru_cache(maxsize=64)
+def _contents(
+    text: str,
+) -> tuple[dict[tuple[int, str], list[tuple[FunctionNode, str | None]]], frozenset[str]]:
+    """The functions of a file by first line and name, each with the class around it; the names it imports."""
+    functions: dict[tuple[int, str], list[tuple[FunctionNode, str | None]]] = {}
+    imports: set[str] = set()
+
+    def visit(node: ast.AST, class_name: str | None, top: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            is_function = isinstance(child, FunctionNode)
+            if isinstance(child, FunctionNode):
+                decorators = [] if isinstance(child, ast.Lambda) else child.decorator_list
+                first = min([child.lineno, *(item.lineno for item in decorators)])
+                name = "<lambda>" if isinstance(child, ast.Lambda) else child.name
+                functions.setdefault((first, name), []).append((child, class_name))
+            elif top and isinstance(child, (ast.Import, ast.ImportFrom)):
+                imports.update(alias.asname or alias.name.partition(".")[0] for alias in child.names)
+            is_class = isinstance(child, ast.ClassDef)
+            visit(child, child.name if is_class else class_name, top and not (is_function or is_class))
+
+    visit(ast.parse(text), None, True)
+    return functions, frozenset(imports - {"*"})
+
+
+def _is_same(code: CodeType, other: CodeType) -> bool:
+    same = code.co_code == other.co_code and code.co_names == other.co_names
+    return same and code.co_varnames == other.co_varnames and list(code.co_lines()) == list(other.co_lines())
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    """The code objects inside another one, the outermost first."""
+    level = [code]
+    while level:
+        level = [inner for outer in level for inner in outer.co_consts if isinstance(inner, CodeType)]
+        yield from level
+
+
+def _requalified(code: CodeType, prefix: str, new: str) -> CodeType:
+    """A code object and those inside it under their original qualified names."""
+    constants = tuple(
+        _requalified(item, prefix, new) if isinstance(item, CodeType) else item for item in code.co_consts
+    )
+    name = code.co_qualname
+    return code.replace(
+        co_qualname=new + name[len(prefix) :] if name.startswith(prefix) else name, co_consts=constants
+    )
