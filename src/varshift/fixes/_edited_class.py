@@ -339,7 +339,7 @@ def _subclass(base: type, edits: tuple[ClassEdit, ...], members: dict[str, Any])
     text = json.dumps([edit.to_json() for edit in edits])
 
     def reduce_ex(self: Any, protocol: Any) -> Any:
-        reduced = base.__reduce_ex__(self, protocol)
+        reduced: Any = super(cls, self).__reduce_ex__(protocol)
         if isinstance(reduced, str):
             return reduced
         make, arguments, *rest = reduced
