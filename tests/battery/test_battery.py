@@ -30,11 +30,13 @@ from state_digest import Digest, process_state
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import varshift as vs
+from varshift.fixes import REMEDIES
 
 FAULTS = int(os.environ.get("VARSHIFT_FAULTS", "1200"))
 SEED = int(os.environ.get("VARSHIFT_SEED", "0"))
 # How often each front door is tried: the shorter a call, the more faults a second.
-_DOORS = {"recalibrate": 6, "measure": 3, "check": 2, "predict": 1}
+_DOORS = {"recalibrate": 6, "measure": 3, "check": 2, "predict": 1, "fix": 1, "fix_": 3}
+_CURES = ("recalibrate", "remove-noise", "swap-noise", "swap-norm", "lower-rate")
 _REFUSED = ("ModelError", "DataError")  # of networks that cannot be predicted
 _INJECTED = {"operation": 3, "call": 2, "loader": 1, "loss": 1, "forward": 2, "hook": 2}
 _INTERRUPTS = {"line": 4, "two lines": 2, "signal": 3, "two signals": 2, "timer": 3}
@@ -56,9 +58,15 @@ class Trial:
             if parameter.requires_grad and self.draw.random() < 0.3:
                 parameter.grad = torch.randn(parameter.shape)
         self.data = [(torch.randn(6, WIDTH) * 2 + 1, torch.randint(CLASSES, (6,))) for _ in range(2)]
-        self.handle: vs.Recalibration | None = None
+        self.handle: vs.Recalibration | vs.Cured | None = None
         self.loader: Any = self.data
         self.kept: dict[str, Any] = {"model": self.model, "data": self.data}
+        if self.door in ("fix", "fix_"):
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and self.draw.random() < 0.5:
+                    self.optimizer.state[parameter]["momentum_buffer"] = torch.randn(parameter.shape)
+            self.kept["optimizer"] = self.optimizer
         self.keywords: dict[str, Any] = {}
         if self.draw.random() < 0.3:
             dataset = TensorDataset(torch.randn(12, WIDTH), torch.randint(CLASSES, (12,)))
@@ -79,6 +87,20 @@ class Trial:
             self.handle = vs.recalibrate(self.model, self.loader, **self.keywords)
             self.handle.undo()
             return self.handle
+        if self.door in ("fix", "fix_"):
+            known = [code for code in _CURES if code in REMEDIES]
+            wishes = [code for code in known if self.draw.random() < 0.4] or ["recalibrate"]
+            cured = getattr(vs, self.door)(
+                self.model,
+                loader=self.loader,
+                cures=wishes,
+                optimizer=self.optimizer,
+                recheck=False,
+                **self.keywords,
+            )
+            self.handle = cured
+            cured.undo()
+            return cured
         return getattr(vs, self.door)(self.model, self.loader, **self.keywords)
 
     def run(self) -> str:

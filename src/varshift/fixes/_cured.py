@@ -86,10 +86,15 @@ class Cured:
 
     def undo(self) -> None:
         """Makes `model`, `optimizer` and `loader` what they were, bit for bit; a second time does nothing."""
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
-            self.changes, self.plan, self.after = (), Plan(()), None
+        if self._undo is None:
+            return
+        try:
+            self._undo()
+        except BaseException:  # an interrupt in the middle: all of it once more
+            self._undo()
+            raise
+        self._undo = None
+        self.changes, self.plan, self.after = (), Plan(()), None
 
     def __str__(self) -> str:
         return "\n".join(lines_of(self))

@@ -26,6 +26,8 @@ class Refused(ModelError):  # noqa: N818 - an answer as much as an error
 class Surgery:
     """A module tree under the knife, and the record of what was done to it.
 
+    The way back is noted before each change, so that an interrupt in between costs nothing.
+
     Attributes:
         network: The root; another module once the root itself was replaced.
         replaced: For every parameter that left the tree, by identity, the parameter and the one that stands
@@ -87,29 +89,29 @@ class Surgery:
             if vars(parent).get(name) is module:  # kept as an attribute as well
                 self._entry(vars(parent), name, new)
         if module is self.network:
-            self.network = new
             self._undo.append(lambda: setattr(self, "network", module))
+            self.network = new
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute of a module or of another object."""
         before = vars(owner).get(name, _ABSENT) if hasattr(owner, "__dict__") else getattr(owner, name)
         if isinstance(owner, nn.Module) and before is _ABSENT and hasattr(owner, name):
             before = getattr(owner, name)  # a parameter, a buffer, a child or a property
-        setattr(owner, name, value)
 
         def undo() -> None:
-            if before is _ABSENT:
-                delattr(owner, name)
-            else:
+            if before is not _ABSENT:
                 setattr(owner, name, before)
+            elif hasattr(owner, name):
+                delattr(owner, name)
 
         self._undo.append(undo)
+        setattr(owner, name, value)
 
     def set_class(self, module: nn.Module, cls: type) -> None:
         """Makes a module an instance of another class of the same layout."""
         before = type(module)
-        module.__class__ = cls
         self._undo.append(lambda: setattr(module, "__class__", before))
+        module.__class__ = cls
 
     def set_child(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         """Registers a child, or takes it out where it is None; the order of the others stays."""
@@ -133,11 +135,13 @@ class Surgery:
             self.added.add(id(new))
 
     def undo(self) -> None:
-        """Takes everything back, the last change first; an error does not stop it."""
-        undo, self._undo = self._undo[::-1], []
+        """Takes everything back, the last change first; an error does not stop it.
+
+        An interrupt may: then all of it is taken back by the next call. Every step can be taken twice.
+        """
+        self.undo_to(0)
         self.replaced.clear()
         self.added.clear()
-        restore_each(undo)
 
     def on_undo(self, restore: Callable[[], None]) -> None:
         """Has something else taken back together with the changes."""
@@ -149,21 +153,21 @@ class Surgery:
 
     def undo_to(self, mark: int) -> None:
         """Takes back what was done since a mark."""
-        undo, self._undo[mark:] = self._undo[mark:][::-1], []
-        restore_each(undo)
+        restore_each(self._undo[mark:][::-1])
+        del self._undo[mark:]
 
     def _entry(self, entries: dict[str, Any], name: str, value: Any) -> None:
         order = dict(entries)
-        if value is _ABSENT:
-            entries.pop(name, None)
-        else:
-            entries[name] = value
 
         def undo() -> None:
             entries.clear()
             entries.update(order)
 
         self._undo.append(undo)
+        if value is _ABSENT:
+            entries.pop(name, None)
+        else:
+            entries[name] = value
 
     def _retire(self, module: nn.Module, new: nn.Module, parameters: dict[str, str] | None) -> None:
         stay = {id(parameter) for parameter in new.parameters()}
@@ -180,8 +184,8 @@ class Surgery:
         self.added.update({id(p) for p in new.parameters()} - before - stand_ins)
 
     def _note_replaced(self, old: nn.Parameter, new: nn.Parameter | None) -> None:
-        self.replaced[id(old)] = (old, new)
         self._undo.append(lambda: self.replaced.pop(id(old), None) and None)
+        self.replaced[id(old)] = (old, new)
 
 
 def like(module: nn.Module) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def transplant(tried: Cured, network: nn.Module, optimizer: Optimizer | None, lo
             optimizer=optimizer,
             loader=tried.loader,
             recalibration=tried.recalibration,
-            undo=surgery.undo,
+            undo=lambda: _undo(surgery),
         )
     except BaseException:  # an interrupt among others: without a handle nobody could undo it
         try:
