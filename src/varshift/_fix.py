@@ -51,6 +51,8 @@ def fix(
     cures: Cures | None = None,
     example_inputs: Any = None,
     shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    deploy: Iterable[Any] | None = None,
+    reference: nn.Module | Sequence[nn.Module] | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
     max_batches: int = 16,
@@ -86,6 +88,8 @@ def fix(
             (``{"swap-noise": {"to": "uniform"}}``). Without a target a cure acts wherever it can.
         example_inputs: Instead of a loader, one batch without targets.
         shape: Instead of a loader, the shape of an input without the batch dimension, or several.
+        deploy: Batches as deployment prepares them, as in `check`.
+        reference: The network or networks that the weights come from, as in `check`.
         forward: How the model is called with a batch, as in `check`.
         loss: Function of outputs and targets, as in `check`.
         max_batches: Number of batches to check with.
@@ -129,6 +133,8 @@ def fix_(
     cures: Cures | None = None,
     example_inputs: Any = None,
     shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    deploy: Iterable[Any] | None = None,
+    reference: nn.Module | Sequence[nn.Module] | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
     max_batches: int = 16,
@@ -152,7 +158,9 @@ def fix_(
     """
     arguments = dict(locals())
     network = _own(model)
-    tried = _treated(network, twin_of(network), None, arguments)
+    twin = twin_of(network)
+    copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
+    tried = _treated(network, twin, copied, arguments)
     return transplant(tried, network, optimizer, loader)
 
 
@@ -197,7 +205,7 @@ def apply_plan(
     network = _own(model)
     twin = twin_of(network)
     copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
-    surgery = Surgery(twin)
+    surgery = Surgery(twin, optimizer=copied)
     changes, failures = [], []
     for edit in plan.edits:
         mark = surgery.mark()
@@ -258,14 +266,23 @@ def _treated(
         shape = _stated(network, forward)
     run = {name: arguments[name] for name in ("forward", "loss", "max_batches", "device", "seed")}
     how = {"example_inputs": example, "shape": shape}
+    others = {name: arguments[name] for name in ("reference", "deploy", "progress")}
+    surgery = Surgery(twin, loader, optimizer)
 
     def check_again(changed: nn.Module, data: Any) -> Report:
-        return check(changed, data, **how, **run, progress=arguments["progress"])
+        return check(changed, data, **how, **run, **others, optimizer=surgery.optimizer)
 
     codes = resolve_selection(select, ignore)
     if report is None and (wishes is None or (arguments["recheck"] and loader is not None)):
         report = check(
-            network, loader, **how, **run, select=select, ignore=ignore, progress=arguments["progress"]
+            network,
+            loader,
+            **how,
+            **run,
+            **others,
+            optimizer=arguments["optimizer"],
+            select=select,
+            ignore=ignore,
         )
     courses = wishes
     if courses is None:
@@ -275,8 +292,7 @@ def _treated(
     cured = Cured(twin, before=report, optimizer=optimizer, loader=loader)
     if not courses:
         return cured
-    patient = _patient(twin, report, loader, how, run)
-    surgery = Surgery(twin, loader)
+    patient = _patient(twin, report, loader, how, {**run, "reference": arguments["reference"]})
     rechecks = arguments["recheck"] and report is not None
     treatment = Treatment(patient, courses, check_again if rechecks else None, surgery)
     try:
@@ -313,7 +329,8 @@ def _patient(
     twin: nn.Module, report: Report | None, loader: Any, how: dict[str, Any], run: dict[str, Any]
 ) -> Patient:
     """The copy with its capture and the example that it was captured with."""
-    settings = {**{name: value for name, value in how.items() if value is not None}, **run}
+    settings = {name: value for name, value in {**how, **run}.items() if value is not None}
+    run = {name: value for name, value in run.items() if name != "reference"}
     if loader is None and all(value is None for value in how.values()):
         return Patient(twin, report, settings=settings)
     subject = Subject(twin, loader=loader, **how, **run)

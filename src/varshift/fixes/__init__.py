@@ -11,6 +11,7 @@ from varshift.fixes._edit import Edit as Edit
 from varshift.fixes._edit import edit as edit
 from varshift.fixes._edit import read_edit as read_edit
 from varshift.fixes._edited_class import edited_instance as edited_instance
+from varshift.fixes._exclude_from_decay import ExcludeFromDecay as ExcludeFromDecay
 from varshift.fixes._noise_action import NoiseAction as NoiseAction
 from varshift.fixes._norm_layers import LAYERS as LAYERS
 from varshift.fixes._norm_layers import LayerSettings as LayerSettings
@@ -22,6 +23,7 @@ from varshift.fixes._patient import Patient as Patient
 from varshift.fixes._plan import Plan as Plan
 from varshift.fixes._proof import Proof as Proof
 from varshift.fixes._proof import prove as prove
+from varshift.fixes._rebind_statistics import RebindStatistics as RebindStatistics
 from varshift.fixes._recalibrate import Recalibrate as Recalibrate
 from varshift.fixes._remedy import REMEDIES as REMEDIES
 from varshift.fixes._remedy import NoOptions as NoOptions

@@ -34,11 +34,15 @@ class Surgery:
             in for it, None where none does.
         added: Identities of the parameters that came and stand in for none.
         data: The loader of the training, changed by cures of data; None without one.
+        optimizer: The optimiser of the network, changed by cures of its groups; None without one.
     """
 
-    def __init__(self, network: nn.Module, data: Any = None) -> None:
+    def __init__(
+        self, network: nn.Module, data: Any = None, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         self.network = network
         self.data = data
+        self.optimizer = optimizer
         self.replaced: dict[int, tuple[nn.Parameter, nn.Parameter | None]] = {}
         self.added: set[int] = set()
         self._undo: list[Callable[[], None]] = []
@@ -106,6 +110,10 @@ class Surgery:
 
         self._undo.append(undo)
         setattr(owner, name, value)
+
+    def set_item(self, mapping: dict[str, Any], key: str, value: Any) -> None:
+        """Sets an entry of a dictionary."""
+        self._entry(mapping, key, value)
 
     def set_class(self, module: nn.Module, cls: type) -> None:
         """Makes a module an instance of another class of the same layout."""

@@ -32,7 +32,7 @@ def transplant(tried: Cured, network: nn.Module, optimizer: Optimizer | None, lo
             "the new one."
         )
     statistics = _statistics(tried)
-    surgery = Surgery(network, tried.loader if tried.loader is not None else loader)
+    surgery = Surgery(network, loader, optimizer)
     try:
         _operate(surgery, tried, statistics, optimizer)
         return Cured(

@@ -17,6 +17,7 @@ from varshift.fixes._cured import Failure, still_there
 from varshift.fixes._edit import Change, Edit
 from varshift.fixes._patient import Patient
 from varshift.fixes._proof import prove
+from varshift.fixes._rebind_statistics import RebindStatistics, rebound, references_of
 from varshift.fixes._recalibrate import Recalibrate, statistics_changes
 from varshift.fixes._remedy import REMEDIES, plan_cure
 from varshift.fixes._surgery import Refused, Surgery
@@ -211,6 +212,7 @@ class Treatment:
 
     def _restate(self) -> None:
         """Re-estimates statistics where that is a cure, or where what arrives at norms has changed."""
+        self._rebind()
         asked = [course for course in self._courses if any(_is_recalibration(e) for e in course.edits)]
         follows = any(
             course.changes and course.cure and REMEDIES[course.cure.code].restates for course in self._courses
@@ -244,14 +246,33 @@ class Treatment:
             kept = next(iter(handle.skipped.items()), ("", "there is no norm with running statistics"))
             self._give_up_all(asked, f"no norm got new statistics: {kept[1]}")
             return
-        self.recalibration = handle
         self._surgery.on_undo(handle.undo)
+        self.recalibration = handle
         owner = asked[0] if asked else next(c for c in self._courses if c.changes)
         why = (
             owner.finding.message if asked and owner.finding is not None else "they follow the other changes"
         )
         code = owner.finding.code if owner.finding is not None else ""
         owner.changes += tuple(replace(c, cure="recalibrate", finding=code, why=why) for c in changes)
+
+    def _rebind(self) -> None:
+        """Takes statistics over from other networks, where that is a cure."""
+        for course in self._courses:
+            if not any(isinstance(edit, RebindStatistics) for edit in course.edits):
+                continue
+            handle = rebound(self._surgery.network, references_of(self._patient))
+            changes = statistics_changes(handle)
+            if not changes:
+                course.give_up("no reference has norms like those of this network")
+                continue
+            self._surgery.on_undo(handle.undo)
+            handle.apply()
+            self.recalibration = handle
+            finding = course.finding
+            why, code = (finding.message, finding.code) if finding is not None else ("", "")
+            course.changes = tuple(
+                replace(change, cure="rebind-statistics", finding=code, why=why) for change in changes
+            )
 
     def _recalibrated(self, wish: Recalibrate) -> Recalibration:
         patient, network = self._patient, self._surgery.network

@@ -15,6 +15,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "recalibrate": "Re-estimates the running statistics and leaves the weights as they are.",
         "keep-statistics": "Leaves the running statistics as they are.",
+        "rebind-statistics": "Takes running statistics over from the networks that the weights come from.",
         "load-weights": "Loads the weights, or the statistics, that are missing.",
         "move-noise": "Moves the noise to another place of the network.",
         "lower-rate": "Lowers the rate of the noise.",

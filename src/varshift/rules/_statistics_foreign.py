@@ -12,6 +12,7 @@ from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cost import Cost, cost_of, graded, price
+from ._cures import cure
 from ._finding import SEVERITIES, Confidence, Cure, Finding, Severity
 from ._places import norm_places
 from ._reading import known, learns, norms_in_order, positive, without_none
@@ -149,7 +150,7 @@ class ForeignStatistics(Rule):
                 ),
                 **({"shares": _shares(references)} if references.is_average else {}),
             },
-            cures=_cures(evidence, certain=bool(certain)),
+            cures=_cures(evidence, form, certain=bool(certain)),
             step="statistics",
             cost=price(cost),
         )
@@ -263,11 +264,19 @@ def _message(form: Form, sites: list[_Site], references: References, cost: Cost 
     return f"{text}."
 
 
+_REBIND = cure(
+    "rebind-statistics",
+    "take the statistics over from the networks that the weights come from, pooled over several",
+    "unsafe",
+)
+
+
 def _metric(cost: Cost) -> str:
     return "loss" if cost.metric == "loss" else "distance of the outputs"
 
 
-def _cures(evidence: Evidence, *, certain: bool) -> tuple[Cure, ...]:
-    """Recalibration, unless it was measured not to help."""
+def _cures(evidence: Evidence, form: Form, *, certain: bool) -> tuple[Cure, ...]:
+    """Recalibration, unless it was measured not to help; what was left behind can be fetched, too."""
     remedy = recalibration(evidence, certain=certain)
-    return () if remedy is None else (remedy,)
+    others = (_REBIND,) if form in ("defaults", "averaged") else ()
+    return others if remedy is None else (remedy, *others)
