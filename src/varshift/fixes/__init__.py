@@ -19,6 +19,13 @@ from varshift.fixes._norm_layers import group_count as group_count
 from varshift.fixes._norm_places import NormPlace as NormPlace
 from varshift.fixes._norm_places import norm_places as norm_places
 from varshift.fixes._optimizer import sync_optimizer as sync_optimizer
+from varshift.fixes._follow_mode import FollowMode as FollowMode
+from varshift.fixes._lower_rate import LowerOptions as LowerOptions
+from varshift.fixes._lower_rate import LowerRate as LowerRate
+from varshift.fixes._noise_action import NoiseAction as NoiseAction
+from varshift.fixes._noise_edits import SetAttribute as SetAttribute
+from varshift.fixes._noise_edits import SwapNoiseModule as SwapNoiseModule
+from varshift.fixes._noise_method import plan_noise as plan_noise
 from varshift.fixes._patient import Patient as Patient
 from varshift.fixes._plan import Plan as Plan
 from varshift.fixes._proof import Proof as Proof
@@ -44,3 +51,10 @@ from varshift.fixes._swap_norm import SwapNormOptions as SwapNormOptions
 from varshift.fixes._transplant import transplant as transplant
 from varshift.fixes._treatment import Treatment as Treatment
 from varshift.fixes._versions import versions_of as versions_of
+from varshift.fixes._remove_noise import RemoveNoise as RemoveNoise
+from varshift.fixes._rescale_noise import RescaleNoise as RescaleNoise
+from varshift.fixes._rescale_noise import RescaleOptions as RescaleOptions
+from varshift.fixes._surgery import Refused as Refused
+from varshift.fixes._surgery import Surgery as Surgery
+from varshift.fixes._swap_noise import SwapNoise as SwapNoise
+from varshift.fixes._swap_noise import SwapOptions as SwapOptions

@@ -22,7 +22,7 @@ OTHER_NOISE: tuple[NoiseKind, ...] = ("dropout", "uniform", "gaussian", "channel
 
 _RANGES = {  # the least and the greatest value; None where the kind takes no value
     "remove": None,
-    "rate": (0.0, 1.0),
+    "rate": (0.0, math.inf),
     "dropout": (0.0, 1.0),
     "uniform": (0.0, 1.0),
     "gaussian": (0.0, math.inf),
@@ -43,6 +43,7 @@ class NoiseAction:
             training by the mean of its factor).
         value: Drop probability, half-width of the uniform noise, standard deviation of the Gaussian noise, or
             the factor to divide by; None where the kind needs none.
+        note: What its user should know of the value.
 
     Raises:
         ValueError: If the value does not fit the kind.
@@ -57,6 +58,7 @@ class NoiseAction:
 
     kind: NoiseKind
     value: float | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in _RANGES:
@@ -100,6 +102,50 @@ class NoiseAction:
         if self.kind == "channel_dropout" and input.dim() > 2:
             return torch.feature_dropout(input, self.value, True)
         return nn.functional.dropout(input, self.value, True)
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """``torch.nn.functional.scaled_dot_product_attention`` with this noise on its weights.
+
+        The fused function knows no noise but dropout: where its dropout acts, the weights are computed.
+        Everywhere else it is called as it was.
+
+        Args:
+            query: As for the function, like all others.
+            key: The keys.
+            value: The values.
+            attn_mask: What may be attended to, or what is added to the scores.
+            dropout_p: Its drop probability; only whether it is above 0 matters.
+            is_causal: Whether only earlier positions may be attended to.
+            scale: What the scores are multiplied with.
+            enable_gqa: Whether several heads of queries share one of keys and values.
+        """
+        attend = nn.functional.scaled_dot_product_attention
+        if self.kind not in OTHER_NOISE or not dropout_p:
+            rate = (self.value or 0.0) if self.kind == "rate" and dropout_p else 0.0
+            options = {"scale": scale, "enable_gqa": enable_gqa}
+            return attend(query, key, value, attn_mask, rate, is_causal, **options)
+        if enable_gqa:
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+        scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                scores = scores.masked_fill(~attn_mask, -math.inf)
+            else:
+                scores = scores + attn_mask
+        return self.act(scores.softmax(-1), True).to(value.dtype) @ value
 
     def around(self, call: Callable[[], Tensor], input: Tensor, training: bool) -> Tensor:
         """What becomes of a call, for every kind but ``"rate"``, which only changes an argument of it.
@@ -147,7 +193,8 @@ class NoiseAction:
         if self.kind == "remove":
             return ""
         value = None if self.value is None else float(f"{self.value:.6g}")
-        return {
+        note = f" ({self.note})" if self.note else ""
+        text = {
             "rate": f"p={value}",
             "dropout": f"Dropout(p={value})",
             "uniform": f"UniformDropout(beta={value})",
@@ -156,41 +203,22 @@ class NoiseAction:
             "follow-mode": "in training only",
             "rescale": f"divided by {value}",
         }[self.kind]
+        return text + note
 
 
-def relative_variance(kind: str, rate: float) -> float | None:
-    """Variance of the noise's factor around its mean 1, or None for noise that is no factor.
+def of_equal_variance(kind: NoiseKind, variance: float) -> NoiseAction:
+    """Noise of a kind whose factor has a given variance, or the most that the kind can do.
 
-    A kept value is divided by the keep probability ``1 - p``, hence ``E[f^2] - 1 = 1 / (1 - p) - 1 =
-    p / (1 - p)``; a uniform factor has ``beta^2 / 3``; a Gaussian one ``sigma^2``.
-
-    Args:
-        kind: Kind of a noise site, or of an action.
-        rate: Its rate: drop probability, half-width or standard deviation.
-    """
-    if kind == "uniform":
-        return rate * rate / 3
-    if kind == "gaussian":
-        return rate * rate
-    if kind in ("alpha_dropout", "feature_alpha_dropout", "rrelu", "sampling", "permutation", "other"):
-        return None
-    return rate / (1 - rate) if rate < 1 else math.inf
-
-
-def of_equal_variance(kind: NoiseKind, variance: float) -> tuple[NoiseAction, bool]:
-    """Noise of a kind whose factor has a variance, or the most that the kind can do.
+    A uniform factor has ``beta^2 / 3``, a Gaussian one ``sigma^2``, dropout ``p / (1 - p)``.
 
     Args:
         kind: One of `OTHER_NOISE`.
         variance: Variance of the factor.
-
-    Returns:
-        The action, and whether the variance is matched: uniform noise has at most 1/3.
     """
     if kind == "uniform":
         beta = math.sqrt(3 * variance)
-        return NoiseAction("uniform", min(beta, 1.0)), beta <= 1 + 1e-9
+        note = f"its variance is 1/3 at most, and was {variance:.3g}" if beta > 1 + 1e-9 else ""
+        return NoiseAction("uniform", min(beta, 1.0), note)
     if kind == "gaussian":
-        sigma = math.sqrt(variance)
-        return NoiseAction("gaussian", sigma if math.isfinite(sigma) else 1e4), math.isfinite(sigma)
-    return NoiseAction(kind, variance / (1 + variance) if math.isfinite(variance) else 1.0), True
+        return NoiseAction("gaussian", math.sqrt(variance))
+    return NoiseAction(kind, variance / (1 + variance))

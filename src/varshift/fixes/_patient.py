@@ -30,6 +30,7 @@ class Patient:
         loader: The training data, None without any.
         settings: Arguments of `varshift.check` that say how the network is run: ``forward``, ``loss``, ...
         recapture: Captures a network on the same example, for planners that have to try something on a copy.
+        notes: What the user should know besides the changes: places that were left as they are, and why.
     """
 
     network: nn.Module
@@ -39,6 +40,7 @@ class Patient:
     loader: Iterable[Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     recapture: Callable[[nn.Module], Capture] | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def forward(self) -> Forward | None:

@@ -38,6 +38,11 @@ class Proof:
         """Whether nothing changed that was not to change."""
         return not self.unexpected
 
+    @property
+    def reason(self) -> str:
+        """The first difference where nothing was to change; empty where there is none."""
+        return self.unexpected[0] if self.unexpected else ""
+
 
 def prove(before: Capture, after: Capture, touched: Collection[SiteId]) -> Proof:
     """Compares two captures of a network, before and after edits.
@@ -218,8 +223,15 @@ class _Comparison:
 
     def _wiring(self, pairs: dict[int, int]) -> list[str]:
         """Every operation that stayed reads the signals that it read, through what came and went."""
-        before = _origins(self._before, set(pairs))
-        after = _origins(self._after, set(pairs.values()))
+        noisy = {  # at a rate of zero their readers are seen to read what they read
+            one
+            for one, other in pairs.items()
+            if "noise" in (self._before.nodes[one].kind, self._after.nodes[other].kind)
+            and self._may_change(self._before.nodes[one].module)
+        }
+        stays = {one: other for one, other in pairs.items() if one not in noisy}
+        before = _origins(self._before, set(pairs), set(stays))
+        after = _origins(self._after, set(pairs.values()), set(stays.values()))
         new_names = {other: one for one, other in pairs.items()}
         odd = []
         for one, other in pairs.items():
@@ -242,8 +254,8 @@ class _Comparison:
         )
 
 
-def _origins(flow: Flow, stays: set[int]) -> dict[int, frozenset[Hashable]]:
-    """For every operation that stays, the ones that it reads, through those that do not stay."""
+def _origins(flow: Flow, wanted: set[int], stays: set[int]) -> dict[int, frozenset[Hashable]]:
+    """For every operation that is wanted, the ones that it reads, through those that do not stay."""
     through: dict[int, frozenset[Hashable]] = {}  # what a value that is read counts as
     reads: dict[int, frozenset[Hashable]] = {}
     for node in flow.nodes:
@@ -252,11 +264,10 @@ def _origins(flow: Flow, stays: set[int]) -> dict[int, frozenset[Hashable]]:
             reads[node.index] = sources
         elif node.kind in _LEAVES:
             through[node.index] = frozenset([f"input {node.index}"] if node.kind == "input" else _name(node))
-        elif node.index in stays:
-            reads[node.index] = sources
-            through[node.index] = frozenset([node.index])
         else:
-            through[node.index] = sources
+            through[node.index] = frozenset([node.index]) if node.index in stays else sources
+            if node.index in wanted:
+                reads[node.index] = sources
     return reads
 
 

@@ -1,0 +1,315 @@
+"""What each noise site of a network hangs on: a module of its own, or an attribute that sets its rate."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varshift._errors import VarshiftError
+from varshift._sites import SiteId
+from varshift.fixes._noise_edits import plain_attributes
+from varshift.fixes._patient import Patient
+from varshift.flow import Flow, NoiseSite, capture_in_place
+from varshift.model import Guard, one_at_a_time, shadowed
+
+_NEAR = 4  # modules around a call in which the attribute that drives it is looked for
+_ERROR = 2e-5  # of rates that are read from a mask's arithmetic
+_LOW, _WIDTH = 0.05, 0.44  # probe values: below one half, so that none is another's complement
+
+
+@dataclass(frozen=True, slots=True)
+class OwnModule:
+    """A module whose only job is the noise.
+
+    Attributes:
+        path: Its first path.
+        cls: Its class name.
+        sites: The noise sites that it stands for, one for every place that calls it.
+        dimensions: Number of dimensions of its input.
+        always: Whether it acts in evaluation, too.
+    """
+
+    path: str
+    cls: str
+    sites: tuple[SiteId, ...]
+    dimensions: int
+    always: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A number that a module, or an object that it holds, has under a name.
+
+    Attributes:
+        path: Path of the module.
+        name: Name of the attribute, dotted where an object of the module holds it.
+        value: Its value.
+    """
+
+    path: str
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """An attribute that was seen to drive rates.
+
+    Attributes:
+        attribute: The attribute.
+        sites: Every site whose rate follows it.
+        keeps: Whether it is a keep probability: the rate is 1 minus its value.
+    """
+
+    attribute: Attribute
+    sites: tuple[SiteId, ...]
+    keeps: bool = False
+
+
+class Handles:
+    """What the noise sites of a patient hang on; looked at once, before anything is changed.
+
+    Args:
+        patient: The network, with a capture.
+
+    Attributes:
+        sites: The noise sites that act, in training or in evaluation.
+    """
+
+    def __init__(self, patient: Patient) -> None:
+        self._patient = patient
+        self.sites: dict[SiteId, NoiseSite] = patient.noises
+        flows = (patient.capture.train, patient.capture.eval) if patient.capture else ()
+        self._flows: list[Flow] = [flow for flow in flows if flow is not None]
+        self._always = {site.id for flow in self._flows if flow.mode == "eval" for site in flow.noises}
+        self._modules = dict(patient.network.named_modules(remove_duplicate=False))
+        self._own: dict[str, OwnModule] = {}
+        self._identities: dict[Any, bool] = {}
+        for path in dict.fromkeys(site.name for site in self.sites.values()):
+            own = self._own_module(path)
+            if own is not None:
+                self._own[path] = own
+        self._candidates = self._list_candidates()
+        self._drivers: dict[SiteId, Driver] | None = None
+
+    def own_module(self, site: SiteId) -> OwnModule | None:
+        """The module whose only job a noise is; None where it is made by a call in another module."""
+        return self._own.get(site.module)
+
+    def driver(self, site: SiteId) -> Driver | None:
+        """The attribute that drives a site's rate; None where none was seen to do so."""
+        return self._probe().get(site)
+
+    def readers(self, own: OwnModule) -> tuple[Driver, ...]:
+        """Attributes of a noise module that drive other places than its own."""
+        if not any(
+            attribute.path == own.path and self._reads(attribute, own) for attribute in self._candidates
+        ):
+            return ()
+        drivers = {id(driver): driver for driver in self._probe().values()}
+        return tuple(
+            driver
+            for driver in drivers.values()
+            if driver.attribute.path == own.path and set(driver.sites) - set(own.sites)
+        )
+
+    def rates_of(self, own: OwnModule) -> tuple[str, ...]:
+        """The names under which a noise module holds its rate."""
+        rates = [self.sites[site].rate for site in own.sites]
+        return tuple(
+            name
+            for name, value in plain_attributes(self._modules[own.path]).items()
+            if isinstance(value, float) and any(rate is not None and _fits(value, rate) for rate in rates)
+        )
+
+    def _reads(self, attribute: Attribute, own: OwnModule) -> bool:
+        return any(site not in own.sites for site in self._candidates[attribute])
+
+    # -- modules of their own ---------------------------------------------------------------------------
+
+    def _own_module(self, path: str) -> OwnModule | None:
+        module = self._modules.get(path)
+        if module is None or next(module.children(), None) is not None:
+            return None
+        if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+            return None
+        sites = tuple(site.id for site in self.sites.values() if site.name == path)
+        shape = self._shape(self.sites[sites[0]])
+        always = any(site in self._always for site in sites)
+        if path == "" or not _takes_one(module) or not (always or self._is_identity(module, shape)):
+            return None
+        return OwnModule(path, type(module).__name__, sites, len(shape), always)
+
+    def _shape(self, site: NoiseSite) -> tuple[int, ...]:
+        for flow in self._flows:
+            for other in flow.noises:
+                if other.id == site.id:
+                    return flow.nodes[other.node].shape or ()
+        return ()
+
+    def _is_identity(self, module: nn.Module, shape: tuple[int, ...]) -> bool:
+        """Whether a module passes its input on in evaluation."""
+        try:
+            key = type(module), tuple(sorted(plain_attributes(module).items())), len(shape)
+            if key in self._identities:
+                return self._identities[key]
+        except TypeError:  # values that cannot be sorted
+            key = id(module)
+        self._identities[key] = answer = _passes(module, shape)
+        return answer
+
+    # -- attributes ---------------------------------------------------------------------------------------
+
+    def _list_candidates(self) -> dict[Attribute, list[SiteId]]:
+        """Every number near a site that has the value of its rate, or of 1 minus it."""
+        listed: dict[Attribute, list[SiteId]] = {}
+        names: dict[tuple[int, str], Attribute] = {}  # what is reached on several ways is one attribute
+        for site in self.sites.values():
+            if site.rate is None or site.rate <= 0:
+                continue
+            for path in self._near(site):
+                for attribute, owner in self._numbers(path):
+                    if not _fits(attribute.value, site.rate):
+                        continue
+                    attribute = names.setdefault((id(owner), attribute.name.rpartition(".")[2]), attribute)
+                    sites = listed.setdefault(attribute, [])
+                    if site.id not in sites:
+                        sites.append(site.id)
+        return listed
+
+    def _near(self, site: NoiseSite) -> Sequence[str]:
+        """The modules at work where a noise is made, the innermost first."""
+        traces = (*site.traces[:1], *getattr(site, "drawn", ()))
+        calls = [frame.module for trace in traces for frame in reversed(trace.call_frames()[-_NEAR:])]
+        return [path for path in dict.fromkeys([site.name, *calls]) if path in self._modules]
+
+    def _numbers(self, path: str) -> Iterator[tuple[Attribute, Any]]:
+        module = self._modules[path]
+        yield from self._held(path, module)
+        for name, child in module.named_children():
+            if not any(True for _ in child.children()) and not any(True for _ in child.parameters()):
+                yield from self._held(f"{path}.{name}" if path else name, child)
+
+    def _held(self, path: str, module: nn.Module) -> Iterator[tuple[Attribute, Any]]:
+        for name, value in vars(module).items():
+            if isinstance(value, float):
+                yield Attribute(path, name, value), module
+            elif not name.startswith("_") and _is_record(value):
+                for inner, number in vars(value).items():
+                    if isinstance(number, float):
+                        yield Attribute(path, f"{name}.{inner}", number), value
+
+    def _probe(self) -> dict[SiteId, Driver]:
+        """Which attribute drives which sites, by one capture of a copy whose attributes all differ."""
+        if self._drivers is not None:
+            return self._drivers
+        attributes = list(self._candidates)
+        train = self._perturbed(attributes) if attributes else None
+        if train is None:
+            self._drivers = {}
+            return {}
+        step = _WIDTH / (len(attributes) + 1)
+        driven: dict[tuple[int, bool], list[SiteId]] = {}
+        for site in train.noises:
+            if site.rate is None:
+                continue
+            for keeps, value in ((False, site.rate), (True, 1 - site.rate)):
+                number = round((value - _LOW) / step) - 1
+                if 0 <= number < len(attributes) and abs(_LOW + step * (number + 1) - value) <= _ERROR:
+                    driven.setdefault((number, keeps), []).append(site.id)
+        drivers: dict[SiteId, Driver] = {}
+        for (number, keeps), sites in driven.items():
+            if any((number, other) in driven for other in (not keeps,)):
+                continue  # one number as rate here and keep probability there: no value does for both
+            driver = Driver(attributes[number], tuple(sites), keeps)
+            drivers.update(dict.fromkeys(sites, driver))
+        if {site.id for site in train.noises} >= set(self._acting("train")):
+            self._drivers = drivers  # else an earlier cure has taken sites away: ask again next time
+        return drivers
+
+    def _acting(self, mode: str) -> list[SiteId]:
+        return [site.id for flow in self._flows if flow.mode == mode for site in flow.noises]
+
+    def _perturbed(self, attributes: Sequence[Attribute]) -> Flow | None:
+        """The training flow of a copy whose attributes all differ; None where it does not run."""
+        patient = self._patient
+        step = _WIDTH / (len(attributes) + 1)
+        restores: list[tuple[Any, str, Any]] = []
+        with one_at_a_time, shadowed(patient.network, seed=0) as shadow, shadow, shadow:
+            try:
+                for number, attribute in enumerate(attributes):
+                    owner: Any = shadow.network.get_submodule(attribute.path)
+                    *holders, name = attribute.name.split(".")
+                    for holder in holders:
+                        owner = getattr(owner, holder)
+                    restores.append((owner, name, getattr(owner, name)))
+                    setattr(owner, name, _LOW + step * (number + 1))
+                return capture_in_place(shadow.network, patient.example, forward=patient.forward).train
+            except (VarshiftError, AttributeError, TypeError):
+                return None
+            finally:
+                for owner, name, value in reversed(restores):  # objects that copies share
+                    setattr(owner, name, value)
+
+
+def handles_of(patient: Patient) -> Handles:
+    """The handles of a patient, found once.
+
+    Raises:
+        VarshiftError: If the patient has no capture.
+    """
+    handles = vars(patient).get("_noise_handles")
+    if handles is None:
+        handles = vars(patient)["_noise_handles"] = Handles(patient)
+    return handles
+
+
+def _fits(value: float, rate: float) -> bool:
+    """Whether a number is a rate, or the keep probability that belongs to it."""
+    return abs(value - rate) <= _ERROR or abs(1 - value - rate) <= _ERROR
+
+
+def _takes_one(module: nn.Module) -> bool:
+    """Whether a module can be called with a single value."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [
+        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return len(needed) <= 1 and (bool(positional) or any(p.kind is p.VAR_POSITIONAL for p in parameters))
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a value is a plain object with attributes, such as a configuration."""
+    if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or not hasattr(value, "__dict__"):
+        return False
+    return not inspect.ismodule(value)
+
+
+def _passes(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        trial = copy.deepcopy(module).eval()
+        value = torch.linspace(-2, 3, max(_size(shape), 1)).reshape(shape)
+        with one_at_a_time, Guard(seed=0) as guard, guard, torch.no_grad():
+            result = trial(value)
+    except Exception:  # whatever a module of the user's may raise
+        return False
+    return result is value or (
+        isinstance(result, Tensor) and result.shape == value.shape and bool(torch.equal(result, value))
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for number in shape:
+        size *= number
+    return size

@@ -1,0 +1,208 @@
+"""The choice of a method for a change of noise: another module, an attribute, or the call itself."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from varshift._sites import SiteId
+from varshift.fixes._edit import Edit
+from varshift.fixes._noise_action import OTHER_NOISE, NoiseAction
+from varshift.fixes._noise_edits import SetAttribute, SwapNoiseModule
+from varshift.fixes._noise_handles import Handles, OwnModule, handles_of
+from varshift.fixes._patient import Patient
+from varshift.fixes._surgery import Refused
+from varshift.flow import CallFrame, NoiseSite
+
+
+def plan_noise(
+    patient: Patient, wishes: Mapping[SiteId, NoiseAction], *, whole: bool = True
+) -> tuple[Edit, ...]:
+    """The edits that change some noise sites, each by the least that does it.
+
+    Where a module does nothing but make the noise, another module takes its place on all of its paths.
+    Where an attribute drives the rate of exactly the wished places, it is set: one more capture, of a copy in
+    which every number near the calls has a value of its own, shows which one drives what. Otherwise the call
+    is rewritten in its method. A call in a loop is one place, however often it runs.
+
+    Args:
+        patient: The network, with a capture.
+        wishes: What becomes of which noise site.
+        whole: Whether all or nothing is wished; otherwise places that cannot be changed are noted and left.
+
+    Raises:
+        Refused: If a place cannot be changed, or none can; the text says why, and what to edit by hand.
+    """
+    require_capture(patient)
+    choice = _Choice(patient, wishes)
+    reasons: list[Refused] = []
+    edits = choice.edits(None if whole else reasons)
+    if reasons and not edits:
+        raise reasons[0]
+    patient.notes.extend(str(reason) for reason in reasons if str(reason) not in patient.notes)
+    return edits
+
+
+def require_capture(patient: Patient) -> None:
+    """Refuses where the network was not run, so that its noise is not known."""
+    if patient.capture is None:
+        raise Refused("where noise acts is only seen when the network is run: pass a loader or shape=.")
+
+
+class _Choice:
+    """The wishes, and what is planned for them so far."""
+
+    def __init__(self, patient: Patient, wishes: Mapping[SiteId, NoiseAction]) -> None:
+        self._patient, self._wishes = patient, wishes
+        self._handles: Handles = handles_of(patient)
+        self._done: set[SiteId] = set()
+        self._edits: list[Edit] = []
+
+    def edits(self, reasons: list[Refused] | None) -> tuple[Edit, ...]:
+        """The edits for all wishes; what cannot be changed is raised, or listed where there is a list."""
+        for site, action in self._wishes.items():
+            if site not in self._handles.sites:
+                raise Refused(f"{site}: no noise acts there.")
+            if site in self._done:
+                continue
+            try:
+                self._plan(self._handles.sites[site], action)
+            except Refused as reason:
+                if reasons is None:
+                    raise
+                reasons.append(reason)
+        return tuple(dict.fromkeys(self._edits))
+
+    def _plan(self, site: NoiseSite, action: NoiseAction) -> None:
+        if self._swaps(site, action) or self._sets(site, action) or self._rewrites(site, action):
+            return
+        raise Refused(by_hand(site, action))
+
+    def _note(self, edit: Edit, sites: Iterable[SiteId]) -> bool:
+        self._edits.append(edit)
+        self._done.update(sites)
+        return True
+
+    def _wished(self, sites: Iterable[SiteId], action: NoiseAction) -> bool:
+        """Whether the same is wished for all of some sites."""
+        return all(self._wishes.get(site) == action for site in sites)
+
+    # -- a module of its own ------------------------------------------------------------------------------
+
+    def _swaps(self, site: NoiseSite, action: NoiseAction) -> bool:
+        own = self._handles.own_module(site.id)
+        if own is None or action.kind not in ("remove", *OTHER_NOISE):
+            return False
+        if own.always and action.kind != "remove":
+            return False  # it acts in evaluation, and a layer would not
+        if not self._wished(own.sites, action):
+            return False
+        carried: list[tuple[str, float]] = []
+        sites = [*own.sites]
+        if action.kind == "remove":
+            others = {reader.attribute.name: reader for reader in self._handles.readers(own)}
+            for name in self._handles.rates_of(own):
+                reader = others.get(name)
+                if reader is None or self._wished(reader.sites, action):
+                    keeps = name == "keep_prob" or (reader is not None and reader.keeps)
+                    carried.append((name, 1.0 if keeps else 0.0))
+                    sites += [other for other in (reader.sites if reader else ()) if other not in sites]
+        edit = SwapNoiseModule(
+            own.path, own.cls, action, tuple(sites), own.dimensions, tuple(carried), site.source
+        )
+        return self._note(edit, sites)
+
+    # -- an attribute ---------------------------------------------------------------------------------------
+
+    def _sets(self, site: NoiseSite, action: NoiseAction) -> bool:
+        if action.kind not in ("remove", "rate"):
+            return False
+        driver = self._handles.driver(site.id)
+        if driver is None or not self._wished(driver.sites, action):
+            return False
+        rate = action.value or 0.0
+        attribute = driver.attribute
+        after = 1 - rate if driver.keeps else rate
+        edit = SetAttribute(
+            attribute.path, attribute.name, attribute.value, after, driver.sites, source=site.source
+        )
+        return self._note(edit, driver.sites)
+
+    # -- the call ----------------------------------------------------------------------------------------
+
+    def _rewrites(self, site: NoiseSite, action: NoiseAction) -> bool:
+        """Rewrites the call that stands for the fewest places that are not wished."""
+        try:
+            from varshift.fixes._rewrite_call import RewriteCall, call_chain
+        except ImportError:
+            return False
+        best: tuple[int, Edit, Sequence[SiteId]] | None = None
+        for path, chain in call_chain(self._patient.network, site):
+            sites = self._sharing(site, path, chain)
+            extra = sum(self._wishes.get(other) != action for other in sites)
+            if best is None or extra < best[0]:
+                best = extra, RewriteCall(site.id, path, tuple(chain), action, tuple(sites)), sites
+        if best is None:
+            return False
+        return self._note(*best[1:])
+
+    def _sharing(self, site: NoiseSite, path: str, chain: Sequence[Any]) -> list[SiteId]:
+        """All noise sites that a call stands for: a loop runs it more than once."""
+        place = _span(site.calls, path, chain)
+        if place is None:
+            return [site.id]
+        return [
+            other.id
+            for other in self._handles.sites.values()
+            if other.id == site.id or _passes(other.calls, path, place)
+        ]
+
+
+def _span(calls: Sequence[CallFrame], path: str, chain: Sequence[Any]) -> tuple[Any, ...] | None:
+    """The positions of a chain of calls among those that led to a noise."""
+    for start in range(len(calls) - len(chain), -1, -1):
+        frames = calls[start : start + len(chain)]
+        if frames[0].module == path and all(
+            frame.function == place.function for frame, place in zip(frames, chain, strict=True)
+        ):
+            return tuple(map(_position, frames))
+    return None
+
+
+def _passes(calls: Sequence[CallFrame], path: str, place: tuple[Any, ...]) -> bool:
+    return any(
+        calls[start].module == path and tuple(map(_position, calls[start : start + len(place)])) == place
+        for start in range(len(calls) - len(place) + 1)
+    )
+
+
+def _position(frame: CallFrame) -> tuple[Any, ...]:
+    return frame.file, frame.function, frame.line, frame.end_line, frame.column, frame.end_column
+
+
+def by_hand(site: NoiseSite, action: NoiseAction, reason: str = "") -> str:
+    """What to edit by hand: file, line, before and after."""
+    why = reason or "it is made inside a function that cannot be edited"
+    start = f"{site.id} cannot be changed here: {why}"
+    source = site.source
+    if source is None:
+        return f"{start}. Pass {_argument(action)} where the network is built."
+    line = linecache.getline(source.file, source.line).strip()
+    before = f" Before: `{line}`." if line else ""
+    return f"{start}. Edit {source}.{before} After: {_after(action)}."
+
+
+def _argument(action: NoiseAction) -> str:
+    if action.kind == "remove":
+        return "a rate of 0"
+    return f"a rate of {action.value:g}" if action.kind == "rate" else f"noise of kind {action.kind!r}"
+
+
+def _after(action: NoiseAction) -> str:
+    return {
+        "remove": "the same without the noise, the signal itself in its place",
+        "rate": f"the same at the rate {action.value}",
+        "follow-mode": "the same under `if self.training:`, the signal itself otherwise",
+        "rescale": f"the same, divided by {action.value} in training",
+    }.get(action.kind, f"`varshift.nn.{action.text}` in its place")
