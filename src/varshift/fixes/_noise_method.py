@@ -10,7 +10,7 @@ from varshift._sites import SiteId
 from varshift.fixes._edit import Edit
 from varshift.fixes._noise_action import OTHER_NOISE, NoiseAction
 from varshift.fixes._noise_edits import SetAttribute, SwapNoiseModule
-from varshift.fixes._noise_handles import Handles, OwnModule, handles_of
+from varshift.fixes._noise_handles import Handles, handles_of
 from varshift.fixes._patient import Patient
 from varshift.fixes._surgery import Refused
 from varshift.flow import CallFrame, NoiseSite
