@@ -31,7 +31,7 @@ def survey_row(network: Network, with_data: bool) -> dict[str, Any]:
     """
     row: dict[str, Any] = {"name": network.name, "torch": torch.__version__}
     try:
-        built, batches, size = _settled(network)
+        built, batches, size = settled(network)
     except Unbuildable as error:
         return {**row, "unbuildable": str(error)}
     model, inputs = built.model, batches[0]
@@ -52,11 +52,19 @@ def survey_row(network: Network, with_data: bool) -> dict[str, Any]:
     return row
 
 
-def _settled(network: Network) -> tuple[Built, list[tuple[Tensor, ...]], int]:
-    """The first attempt that builds and runs in both modes, with statistics of a few random batches."""
+def settled(network: Network, samples: int | None = None) -> tuple[Built, list[tuple[Tensor, ...]], int]:
+    """The first attempt that builds and runs in both modes, with statistics of a few random batches.
+
+    Args:
+        network: The network.
+        samples: Samples per batch; by default 8, above 128 pixels 4.
+
+    Raises:
+        Unbuildable: If none does.
+    """
     errors = []
     for size, build in network.attempts():
-        count = 8 if size <= 128 else 4
+        count = samples or (8 if size <= 128 else 4)
         torch.manual_seed(0)
         try:
             built = build()
@@ -106,11 +114,11 @@ def _loader(
     """The batches with random targets that fit the network's outputs, and how `check` is called with them."""
     with torch.no_grad():
         output = model.eval()(*batches[0])
-    first = _first_tensor(output)
+    first = first_tensor(output)
     options: dict[str, Any] = {}
     if not isinstance(output, Tensor) and getattr(output, "logits", None) is None:
         width = len(batches[0])
-        options["forward"] = lambda module, batch: _first_tensor(module(*batch[:width]))
+        options["forward"] = lambda module, batch: first_tensor(module(*batch[:width]))
     if not network.targets:
         return [_batch(inputs) for inputs in batches], {}
     if network.regression:
@@ -125,11 +133,12 @@ def _batch(inputs: tuple[Tensor, ...]) -> Any:
     return inputs if len(inputs) > 1 else next(iter(inputs))
 
 
-def _first_tensor(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
+    """The first tensor of what a network returns."""
     if isinstance(output, Tensor):
         return output
     entries = output.values() if hasattr(output, "values") else output
-    return next(_first_tensor(entry) for entry in entries if entry is not None)
+    return next(first_tensor(entry) for entry in entries if entry is not None)
 
 
 def _checked(model: nn.Module, inputs: tuple[Tensor, ...], check: Callable[[], vs.Report]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from _surveyed_calls import call_networks
 from _surveyed_network import Network
 from _surveyed_others import others
 from _surveyed_zoo import timm_networks, torchvision_networks
@@ -14,7 +15,7 @@ def networks() -> list[Network]:
     """All networks, those of small libraries first, then timm's families and torchvision's in turn."""
     declare_torchvision_operators()
     families = _interleaved(timm_networks(), torchvision_networks())
-    return [*others(), *families]
+    return [*others(), *call_networks(), *families]
 
 
 def installed(library: str) -> bool:

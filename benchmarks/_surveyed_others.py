@@ -19,9 +19,11 @@ def others() -> list[Network]:
     return [*_transformers(), *_monai(), *_torch_geometric(), *_braindecode(), *_ultralytics()]
 
 
-def _single(
+def single(
     name: str, make: Callable[[], nn.Module], inputs: Callable[[int, int], tuple[Tensor, ...]], **options: Any
 ) -> Network:
+    """A network with one way to build it; images are 64 pixels wide."""
+
     def attempts() -> Iterator[tuple[int, Callable[[], Built]]]:
         yield 64, lambda: Built(make(), name.partition("/")[2], {})
 
@@ -71,32 +73,32 @@ def _transformers() -> list[Network]:
     }
     classes = {"num_labels": CLASSES}
     return [
-        _single(
+        single(
             "transformers/ResNet",
             make("ResNetForImageClassification", "ResNetConfig", **small, **classes),
             images(3),
         ),
-        _single(
+        single(
             "transformers/RegNet",
             make("RegNetForImageClassification", "RegNetConfig", groups_width=16, **small, **classes),
             images(3),
         ),
-        _single(
+        single(
             "transformers/LeViT",
             _levit,
             images(3),
         ),
-        _single(
+        single(
             "transformers/MobileViT",
             make("MobileViTForImageClassification", "MobileViTConfig", image_size=64, **classes),
             images(3),
         ),
-        _single(
+        single(
             "transformers/Wav2Vec2-Conformer",
             make("Wav2Vec2ConformerForSequenceClassification", "Wav2Vec2ConformerConfig", **audio),
             lambda count, _: (torch.randn(count, 1600),),
         ),
-        _single(
+        single(
             "transformers/PatchTST",
             make("PatchTSTForPrediction", "PatchTSTConfig", **series),
             lambda count, _: (torch.randn(count, 64, 3),),
@@ -122,9 +124,9 @@ def _monai() -> list[Network]:
 
     unet = {"channels": (8, 16, 32), "strides": (2, 2), "num_res_units": 2, "norm": "batch", "dropout": RATE}
     return [
-        _single("monai/UNet", make("UNet", **unet), images(1)),
-        _single("monai/DenseNet", make("DenseNet121", dropout_prob=RATE), images(1)),
-        _single(
+        single("monai/UNet", make("UNet", **unet), images(1)),
+        single("monai/DenseNet", make("DenseNet121", dropout_prob=RATE), images(1)),
+        single(
             "monai/SegResNet", make("SegResNet", init_filters=8, norm="batch", dropout_prob=RATE), images(1)
         ),
     ]
@@ -140,7 +142,7 @@ def _torch_geometric() -> list[Network]:
         nodes = 16 * count
         return torch.randn(nodes, 16), torch.randint(nodes, (2, 4 * nodes))
 
-    return [_single(f"torch_geometric/{title}", make(title), graph) for title in ("GCN", "GIN", "GAT")]
+    return [single(f"torch_geometric/{title}", make(title), graph) for title in ("GCN", "GIN", "GAT")]
 
 
 def _braindecode() -> list[Network]:
@@ -153,8 +155,8 @@ def _braindecode() -> list[Network]:
         return lambda count, _: (torch.randn(count, 8, times),)
 
     return [
-        _single("braindecode/EEGNet", make("EEGNet", 256), signals(256)),
-        _single("braindecode/Deep4Net", make("Deep4Net", 600), signals(600)),
+        single("braindecode/EEGNet", make("EEGNet", 256), signals(256)),
+        single("braindecode/Deep4Net", make("Deep4Net", 600), signals(600)),
     ]
 
 
@@ -164,4 +166,4 @@ def _ultralytics() -> list[Network]:
         tasks = importlib.import_module("ultralytics.nn.tasks")
         return tasks.DetectionModel("yolov8n.yaml", verbose=False)
 
-    return [_single("ultralytics/yolov8n", build, images(3), targets=False)]
+    return [single("ultralytics/yolov8n", build, images(3), targets=False)]
