@@ -55,6 +55,7 @@ from varshift.fixes._rewrite_chain import chain_of as chain_of
 from varshift.fixes._source_code import CallPlace as CallPlace
 from varshift.fixes._surgery import Refused as Refused
 from varshift.fixes._surgery import Surgery as Surgery
+from varshift.fixes._surgery import refused as refused
 from varshift.fixes._swap_noise import SwapNoise as SwapNoise
 from varshift.fixes._swap_noise import SwapOptions as SwapOptions
 from varshift.fixes._swap_norm import SwapNorm as SwapNorm

@@ -258,12 +258,15 @@ def _origins(flow: Flow, wanted: set[int], stays: set[int]) -> dict[int, frozens
     """For every operation that is wanted, the ones that it reads, through those that do not stay."""
     through: dict[int, frozenset[Hashable]] = {}  # what a value that is read counts as
     reads: dict[int, frozenset[Hashable]] = {}
+    inputs = [node.index for node in flow.nodes if node.kind == "input"]
     for node in flow.nodes:
         sources = frozenset().union(*(through.get(index, frozenset()) for index in node.inputs))
         if node.kind == "output":
             reads[node.index] = sources
         elif node.kind in _LEAVES:
-            through[node.index] = frozenset([f"input {node.index}"] if node.kind == "input" else _name(node))
+            through[node.index] = frozenset(
+                [f"input {inputs.index(node.index)}"] if node.kind == "input" else _name(node)
+            )
         else:
             through[node.index] = frozenset([node.index]) if node.index in stays else sources
             if node.index in wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -194,6 +194,13 @@ class Surgery:
     def _note_replaced(self, old: nn.Parameter, new: nn.Parameter | None) -> None:
         self._undo.append(lambda: self.replaced.pop(id(old), None) and None)
         self.replaced[id(old)] = (old, new)
+
+
+def refused(reasons: Sequence[str], limit: int = 3) -> Refused:
+    """A refusal for several places: the first reasons, and how many more there are."""
+    more = len(reasons) - limit
+    text = " ".join(reasons[:limit])
+    return Refused(f"{text} ({more} more like these.)" if more > 0 else text)
 
 
 def like(module: nn.Module) -> dict[str, Any]:

@@ -86,6 +86,10 @@ class Treatment:
 
     def run(self) -> None:
         """Treats until every course has worked or run out of cures."""
+        self._treat()
+        self.notes = [*dict.fromkeys([*self._patient.notes, *self.notes])]
+
+    def _treat(self) -> None:
         while True:
             self._surgery.undo()
             self._operate()
@@ -102,6 +106,7 @@ class Treatment:
     def _operate(self) -> None:
         """Plans and makes the edits of every course."""
         self.recalibration, self.after, self.notes = None, None, []
+        self._patient.notes.clear()
         for course in self._courses:
             course.edits, course.changes = (), ()
         made: set[Edit] = set()
