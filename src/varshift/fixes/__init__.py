@@ -12,13 +12,6 @@ from varshift.fixes._edit import edit as edit
 from varshift.fixes._edit import read_edit as read_edit
 from varshift.fixes._edited_class import edited_instance as edited_instance
 from varshift.fixes._exclude_from_decay import ExcludeFromDecay as ExcludeFromDecay
-from varshift.fixes._noise_action import NoiseAction as NoiseAction
-from varshift.fixes._norm_layers import LAYERS as LAYERS
-from varshift.fixes._norm_layers import LayerSettings as LayerSettings
-from varshift.fixes._norm_layers import group_count as group_count
-from varshift.fixes._norm_places import NormPlace as NormPlace
-from varshift.fixes._norm_places import norm_places as norm_places
-from varshift.fixes._optimizer import sync_optimizer as sync_optimizer
 from varshift.fixes._follow_mode import FollowMode as FollowMode
 from varshift.fixes._lower_rate import LowerOptions as LowerOptions
 from varshift.fixes._lower_rate import LowerRate as LowerRate

@@ -41,7 +41,6 @@ class Patient:
     settings: Mapping[str, Any] = field(default_factory=dict)
     recapture: Callable[[nn.Module], Capture] | None = None
     notes: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @property
     def forward(self) -> Forward | None:
