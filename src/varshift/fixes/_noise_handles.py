@@ -80,6 +80,7 @@ class Handles:
 
     Attributes:
         sites: The noise sites that act, in training or in evaluation.
+        always: Those that act in evaluation.
     """
 
     def __init__(self, patient: Patient) -> None:
@@ -87,20 +88,20 @@ class Handles:
         self.sites: dict[SiteId, NoiseSite] = patient.noises
         flows = (patient.capture.train, patient.capture.eval) if patient.capture else ()
         self._flows: list[Flow] = [flow for flow in flows if flow is not None]
-        self._always = {site.id for flow in self._flows if flow.mode == "eval" for site in flow.noises}
+        self.always = {site.id for flow in self._flows if flow.mode == "eval" for site in flow.noises}
         self._modules = dict(patient.network.named_modules(remove_duplicate=False))
-        self._own: dict[str, OwnModule] = {}
         self._identities: dict[Any, bool] = {}
-        for path in dict.fromkeys(site.name for site in self.sites.values()):
+        self._own: dict[SiteId, OwnModule] = {}
+        for path in dict.fromkeys(maker for site in self.sites.values() for maker in _makers(site)):
             own = self._own_module(path)
             if own is not None:
-                self._own[path] = own
+                self._own.update((site, own) for site in own.sites if site not in self._own)
         self._candidates = self._list_candidates()
         self._drivers: dict[SiteId, Driver] | None = None
 
     def own_module(self, site: SiteId) -> OwnModule | None:
         """The module whose only job a noise is; None where it is made by a call in another module."""
-        return self._own.get(site.module)
+        return self._own.get(site)
 
     def driver(self, site: SiteId) -> Driver | None:
         """The attribute that drives a site's rate; None where none was seen to do so."""
@@ -139,18 +140,19 @@ class Handles:
             return None
         if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
             return None
-        sites = tuple(site.id for site in self.sites.values() if site.name == path)
-        shape = self._shape(self.sites[sites[0]])
-        always = any(site in self._always for site in sites)
+        sites = tuple(site.id for site in self.sites.values() if path in _makers(site))
+        shape = self._shape(path, self.sites[sites[0]])
+        always = any(site in self.always for site in sites)
         if path == "" or not _takes_one(module) or not (always or self._is_identity(module, shape)):
             return None
         return OwnModule(path, type(module).__name__, sites, len(shape), always)
 
-    def _shape(self, site: NoiseSite) -> tuple[int, ...]:
+    def _shape(self, path: str, site: NoiseSite) -> tuple[int, ...]:
+        """Shape of what a module makes noise on."""
+        node = site.node if site.name == path else site.drawn[0].node
         for flow in self._flows:
-            for other in flow.noises:
-                if other.id == site.id:
-                    return flow.nodes[other.node].shape or ()
+            if any(other is site for other in flow.noises):
+                return flow.nodes[node].shape or ()
         return ()
 
     def _is_identity(self, module: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -185,9 +187,10 @@ class Handles:
 
     def _near(self, site: NoiseSite) -> Sequence[str]:
         """The modules at work where a noise is made, the innermost first."""
-        traces = (*site.traces[:1], *getattr(site, "drawn", ()))
-        calls = [frame.module for trace in traces for frame in reversed(trace.call_frames()[-_NEAR:])]
-        return [path for path in dict.fromkeys([site.name, *calls]) if path in self._modules]
+        calls = (site.calls, *(draw.calls for draw in site.drawn))
+        near = [frame.module for frames in calls for frame in reversed(frames[-_NEAR:])]
+        paths = [site.name, *(draw.name for draw in site.drawn), *near]
+        return [path for path in dict.fromkeys(paths) if path in self._modules]
 
     def _numbers(self, path: str) -> Iterator[tuple[Attribute, Any]]:
         module = self._modules[path]
@@ -268,6 +271,12 @@ def handles_of(patient: Patient) -> Handles:
     if handles is None:
         handles = vars(patient)["_noise_handles"] = Handles(patient)
     return handles
+
+
+def _makers(site: NoiseSite) -> tuple[str, ...]:
+    """The module where a noise acts, and that which draws it for others: a mask that several layers share."""
+    drawn = {draw.name for draw in site.drawn}
+    return (site.name, *drawn) if len(drawn) == 1 and site.name not in drawn else (site.name,)
 
 
 def _fits(value: float, rate: float) -> bool:

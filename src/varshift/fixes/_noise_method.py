@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,12 @@ from varshift._sites import SiteId
 from varshift.fixes._edit import Edit
 from varshift.fixes._noise_action import OTHER_NOISE, NoiseAction
 from varshift.fixes._noise_edits import SetAttribute, SwapNoiseModule
-from varshift.fixes._noise_handles import Handles, handles_of
+from varshift.fixes._noise_handles import Handles, OwnModule, handles_of
 from varshift.fixes._patient import Patient
+from varshift.fixes._rewrite import RewriteCall
+from varshift.fixes._rewrite_by_hand import edit_by_hand
+from varshift.fixes._rewrite_chain import call_chain
+from varshift.fixes._source_code import CallPlace
 from varshift.fixes._surgery import Refused
 from varshift.flow import CallFrame, NoiseSite
 
@@ -77,7 +80,7 @@ class _Choice:
     def _plan(self, site: NoiseSite, action: NoiseAction) -> None:
         if self._swaps(site, action) or self._sets(site, action) or self._rewrites(site, action):
             return
-        raise Refused(by_hand(site, action))
+        raise Refused(f"{site.id} cannot be changed here. By hand: {edit_by_hand(site, action)}")
 
     def _note(self, edit: Edit, sites: Iterable[SiteId]) -> bool:
         self._edits.append(edit)
@@ -92,12 +95,11 @@ class _Choice:
 
     def _swaps(self, site: NoiseSite, action: NoiseAction) -> bool:
         own = self._handles.own_module(site.id)
-        if own is None or action.kind not in ("remove", *OTHER_NOISE):
+        if own is None or not _takes(own, action) or not self._wished(own.sites, action):
             return False
-        if own.always and action.kind != "remove":
-            return False  # it acts in evaluation, and a layer would not
-        if not self._wished(own.sites, action):
-            return False
+        return self._swap(site, own, action)
+
+    def _swap(self, site: NoiseSite, own: OwnModule, action: NoiseAction) -> bool:
         carried: list[tuple[str, float]] = []
         sites = [*own.sites]
         if action.kind == "remove":
@@ -133,24 +135,34 @@ class _Choice:
 
     def _rewrites(self, site: NoiseSite, action: NoiseAction) -> bool:
         """Rewrites the call that stands for the fewest places that are not wished."""
-        try:
-            from varshift.fixes._rewrite_call import RewriteCall, call_chain
-        except ImportError:
-            return False
+        always = site.id in self._handles.always and action.kind in OTHER_NOISE
         best: tuple[int, Edit, Sequence[SiteId]] | None = None
+        refusal: Refused | None = None
         for path, chain in call_chain(self._patient.network, site):
             sites = self._sharing(site, path, chain)
             extra = sum(self._wishes.get(other) != action for other in sites)
-            if best is None or extra < best[0]:
-                best = extra, RewriteCall(site.id, path, tuple(chain), action, tuple(sites)), sites
-        if best is None:
-            return False
-        return self._note(*best[1:])
+            if best is not None and extra >= best[0]:
+                continue
+            edit = RewriteCall(site.id, path, chain, action, always, tuple(sites))
+            try:
+                edit.edited(self._patient.network)
+            except Refused as reason:
+                refusal = refusal or reason
+                continue
+            best = extra, edit, sites
+        own = self._handles.own_module(site.id)
+        if best is not None and best[0] and own and _takes(own, action) and set(own.sites) <= set(best[2]):
+            return self._swap(site, own, action)  # its call is one for all places: as good, without surgery
+        if best is not None:
+            return self._note(*best[1:])
+        if refusal is not None:
+            raise Refused(f"{site.id}: {refusal} By hand: {edit_by_hand(site, action)}")
+        return False
 
-    def _sharing(self, site: NoiseSite, path: str, chain: Sequence[Any]) -> list[SiteId]:
+    def _sharing(self, site: NoiseSite, path: str, chain: Sequence[CallPlace]) -> list[SiteId]:
         """All noise sites that a call stands for: a loop runs it more than once."""
         place = _span(site.calls, path, chain)
-        if place is None:
+        if not place:
             return [site.id]
         return [
             other.id
@@ -159,50 +171,35 @@ class _Choice:
         ]
 
 
-def _span(calls: Sequence[CallFrame], path: str, chain: Sequence[Any]) -> tuple[Any, ...] | None:
-    """The positions of a chain of calls among those that led to a noise."""
-    for start in range(len(calls) - len(chain), -1, -1):
-        frames = calls[start : start + len(chain)]
-        if frames[0].module == path and all(
-            frame.function == place.function for frame, place in zip(frames, chain, strict=True)
-        ):
-            return tuple(map(_position, frames))
-    return None
+def _takes(own: OwnModule, action: NoiseAction) -> bool:
+    """Whether a layer can take the place of a module: one acts in training only."""
+    return action.kind == "remove" or (action.kind in OTHER_NOISE and not own.always)
+
+
+def _span(calls: Sequence[CallFrame], path: str, chain: Sequence[CallPlace]) -> tuple[Any, ...]:
+    """The positions of a chain of calls among those that led to a noise; empty where it is not there."""
+    places = list(chain)
+    last = None
+    for index in reversed(range(len(calls))):
+        function = calls[index].function
+        if function != places[-1].function and not function.startswith(f"{places[-1].function}.<locals>"):
+            continue
+        last = index if last is None else last
+        places.pop()
+        if not places:
+            return _positions(calls[index : last + 1]) if calls[index].module == path else ()
+    return ()
 
 
 def _passes(calls: Sequence[CallFrame], path: str, place: tuple[Any, ...]) -> bool:
     return any(
-        calls[start].module == path and tuple(map(_position, calls[start : start + len(place)])) == place
+        calls[start].module == path and _positions(calls[start : start + len(place)]) == place
         for start in range(len(calls) - len(place) + 1)
     )
 
 
-def _position(frame: CallFrame) -> tuple[Any, ...]:
-    return frame.file, frame.function, frame.line, frame.end_line, frame.column, frame.end_column
-
-
-def by_hand(site: NoiseSite, action: NoiseAction, reason: str = "") -> str:
-    """What to edit by hand: file, line, before and after."""
-    why = reason or "it is made inside a function that cannot be edited"
-    start = f"{site.id} cannot be changed here: {why}"
-    source = site.source
-    if source is None:
-        return f"{start}. Pass {_argument(action)} where the network is built."
-    line = linecache.getline(source.file, source.line).strip()
-    before = f" Before: `{line}`." if line else ""
-    return f"{start}. Edit {source}.{before} After: {_after(action)}."
-
-
-def _argument(action: NoiseAction) -> str:
-    if action.kind == "remove":
-        return "a rate of 0"
-    return f"a rate of {action.value:g}" if action.kind == "rate" else f"noise of kind {action.kind!r}"
-
-
-def _after(action: NoiseAction) -> str:
-    return {
-        "remove": "the same without the noise, the signal itself in its place",
-        "rate": f"the same at the rate {action.value}",
-        "follow-mode": "the same under `if self.training:`, the signal itself otherwise",
-        "rescale": f"the same, divided by {action.value} in training",
-    }.get(action.kind, f"`varshift.nn.{action.text}` in its place")
+def _positions(frames: Sequence[CallFrame]) -> tuple[Any, ...]:
+    return tuple(
+        (frame.file, frame.function, frame.line, frame.end_line, frame.column, frame.end_column)
+        for frame in frames
+    )

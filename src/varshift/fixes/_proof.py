@@ -281,8 +281,8 @@ def _name(node: Node) -> Iterator[str]:
 
 def _modules_of(site: NoiseSite) -> set[str]:
     """The modules in which a noise is drawn and meets its signal."""
-    frames = [trace.call_frames() for trace in (*site.traces, *getattr(site, "drawn", ()))]
-    return {calls[-1].module for calls in frames if calls}
+    met = [calls[-1].module for trace in site.traces if (calls := trace.call_frames())]
+    return {*met, *(draw.name for draw in site.drawn)}
 
 
 def _noise_key(site: NoiseSite) -> Hashable:

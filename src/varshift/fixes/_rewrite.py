@@ -13,8 +13,10 @@ from varshift._sites import SiteId, Source
 from varshift.fixes._edit import Change, edit
 from varshift.fixes._edited_class import ClassDraft, ClassEdit, EditedText, user_class, with_edit
 from varshift.fixes._noise_action import NoiseAction
+from varshift.fixes._noise_edits import several
 from varshift.fixes._rewrite_actions import (
     Where,
+    is_attention,
     makes_noise,
     noisy_call,
     noisy_forward,
@@ -44,6 +46,7 @@ class RewriteCall(ClassEdit):
             this module, so that nothing changes for others who call them.
         action: What becomes of the call.
         always: Whether noise acts in evaluation, too, where the call has no argument that says when.
+        sites: All noise sites that the call stands for where those are several: it may run in a loop.
     """
 
     site: SiteId
@@ -51,10 +54,23 @@ class RewriteCall(ClassEdit):
     chain: tuple[CallPlace, ...]
     action: NoiseAction
     always: bool = False
+    sites: tuple[SiteId, ...] = ()
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Puts the module into a class whose method makes another call."""
-        module = editable(surgery.network, self.path)
+        module, cls, source = self.edited(surgery.network)
+        surgery.set_class(module, cls)
+        before, sites = self.chain[-1].text, self.sites or (self.site,)
+        why = several(sites, f"`{before}`")
+        return tuple(Change(site, before, self.action.text, "call", source, why=why) for site in sites)
+
+    def edited(self, network: nn.Module) -> tuple[nn.Module, type, Source]:
+        """The module, its class with the other call, and the line of the call; nothing is changed.
+
+        Raises:
+            Refused: If the edit cannot be made.
+        """
+        module = editable(network, self.path)
         text, call = ClassDraft(user_class(module)).find(self.chain)
         runs_as_written(module, text)
         layer = text.value_of(call, module)
@@ -63,9 +79,7 @@ class RewriteCall(ClassEdit):
                 f"`{self.chain[-1].text}` runs a {type(layer).__name__}, whose rate cannot be changed for "
                 "one of its calls: put other noise in its place."
             )
-        surgery.set_class(module, with_edit(module, self))
-        before, source = self.chain[-1].text, text.line_of(call)
-        return (Change(self.site, before, self.action.text, "call", source),)
+        return module, with_edit(module, self), text.line_of(call)
 
     def build(self, draft: ClassDraft) -> None:
         """Replaces the call."""
@@ -74,13 +88,13 @@ class RewriteCall(ClassEdit):
         written = f"`{self.chain[-1].text}`"
         if self.action.kind == "rate" and arguments.known and arguments.rate is None:
             raise Refused(f"{written} has no argument for a rate: put other noise in its place.")
-        if makes_noise(self.action) and not arguments.pure:
+        if makes_noise(self.action) and not arguments.pure and not is_attention(*text.called(call)):
             raise Refused(f"{written} does more than make noise: its rate can be changed, its kind cannot.")
         draft.replace(text, call, replaced_call(self.action, arguments, self.always))
 
     def without_place(self) -> RewriteCall:
         """The same edit of any module of the class."""
-        return replace(self, site=SiteId("", self.site.kind), path="")
+        return replace(self, site=SiteId("", self.site.kind), path="", sites=())
 
     def supersedes(self, earlier: ClassEdit) -> bool:
         """Whether the call that it replaces was replaced before."""

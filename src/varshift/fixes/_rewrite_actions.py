@@ -37,6 +37,8 @@ def replaced_call(action: NoiseAction, arguments: Arguments, always: bool) -> Me
         return unscripted(_following_mode(arguments))
 
     def call(self: nn.Module, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if makes_noise(action) and is_attention(function):
+            return action.attention(*args, **kwargs)
         signal = arguments.signal_of(args, kwargs)
         if action.kind == "remove":
             return signal
@@ -141,6 +143,11 @@ def noisy_forward(forward: Any, action: NoiseAction, where: Where) -> Any:
         return forward(self, *args, **kwargs)
 
     return unscripted(noisy)
+
+
+def is_attention(function: Any, bound: bool = False) -> bool:
+    """Whether a function is torch's fused attention, whose weights can be given other noise."""
+    return function is nn.functional.scaled_dot_product_attention
 
 
 def makes_noise(action: NoiseAction) -> bool:
