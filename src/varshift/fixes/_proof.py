@@ -209,11 +209,11 @@ class _Comparison:
             for offset in range(size):
                 pairs[mobile[0][start + offset].index] = mobile[1][other_start + offset].index
         known = set(pairs.values())
-        for node, verb in (
-            *((node, "is gone") for node in mobile[0] if node.index not in pairs),
-            *((node, "is new") for node in mobile[1] if node.index not in known),
+        for flow, node, verb in (
+            *((self._before, node, "is gone") for node in mobile[0] if node.index not in pairs),
+            *((self._after, node, "is new") for node in mobile[1] if node.index not in known),
         ):
-            if node.kind in ("weight", "norm") and not self._is_free(node.module):
+            if _has_weights(flow, node) and not self._is_free(node.module):
                 odd.append(f"In {self._mode}, {_words(node)} {verb}.")
         return pairs, odd
 
@@ -272,6 +272,13 @@ def _origins(flow: Flow, wanted: set[int], stays: set[int]) -> dict[int, frozens
             if node.index in wanted:
                 reads[node.index] = sources
     return reads
+
+
+def _has_weights(flow: Flow, node: Node) -> bool:
+    """Whether an operation is a norm or has weights of its own; attention is a product of signals."""
+    if node.kind == "norm":
+        return True
+    return node.kind == "weight" and any(flow.nodes[index].kind == "parameter" for index in node.inputs)
 
 
 def _name(node: Node) -> Iterator[str]:
