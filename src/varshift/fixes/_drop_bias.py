@@ -73,7 +73,9 @@ class DropBiasRemedy(Remedy):
         """One edit for each layer; without sites, for all whose output only a batch norm reads."""
         flow = patient.capture.train if patient.capture is not None else None
         if flow is None or patient.capture is None or patient.capture.eval is None:
-            raise Refused("what reads a bias is seen in both modes of the network: pass a loader or example inputs.")
+            raise Refused(
+                "what reads a bias is seen in both modes of the network: pass a loader or example inputs."
+            )
         idle = dict(_idle(patient, flow))
         deployed = dict(_idle(patient, patient.capture.eval))
         wanted = list(dict.fromkeys(site.module for site in sites)) if sites else list(idle)
@@ -82,8 +84,8 @@ class DropBiasRemedy(Remedy):
             place = idle.get(path)
             if place is None or path not in deployed or deployed[path].module is not place.module:
                 raise Refused(
-                    f"'{path}' has no bias that a batch norm alone reads in both modes: build it with bias=False "
-                    "by hand if it does nothing."
+                    f"'{path}' has no bias that a batch norm alone reads in both modes: if it does nothing, "
+                    "build it by hand with bias=False."
                 )
             layer = patient.network.get_submodule(path)
             edits.append(DropBias(SiteId(path, "weight"), path, type(layer).__name__, place.path))

@@ -66,8 +66,8 @@ class DropStatisticsRemedy(Remedy):
                 refused.append(place.words)
         if refused:
             raise Refused(
-                f"the norm {', '.join(refused)} is written by hand: in its forward, use the mean and variance "
-                "of each sample whether self.training is set or not, and leave the running ones out."
+                f"the norm {', '.join(refused)} is written by hand: in its forward, use the mean and the "
+                "variance of each sample whether self.training is set or not, and leave the running ones out."
             )
         if not edits:
             raise Refused("no norm keeps running statistics of single samples.")

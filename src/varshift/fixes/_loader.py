@@ -78,10 +78,11 @@ def dropping_last(loader: Any) -> DataLoader[Any]:
         changed.drop_last = True
     else:
         raise Refused(
-            f"the loader draws its batches from a {type(sampler).__name__}: let that leave out the last batch."
+            f"the loader draws its batches from a {type(sampler).__name__}: let that leave the last one out."
         )
-    if isinstance(size, int) and _count(loader) is not None and _count(loader) < size:
-        raise Refused(f"a batch holds {size} samples, and there are {_count(loader)}: nothing would be left.")
+    samples = _count(loader)
+    if isinstance(size, int) and samples is not None and samples < size:
+        raise Refused(f"a batch holds {size} samples, and there are {samples}: nothing would be left.")
     return _rebuilt(loader, batch_sampler=changed, drop_last=loader.batch_size is not None)
 
 
@@ -94,7 +95,8 @@ def reshuffling(loader: Any) -> DataLoader[Any]:
     _require_loader(loader, "shuffle=True")
     if isinstance(loader.dataset, IterableDataset):
         raise Refused("the data set decides the order of its samples: let its __iter__ shuffle them.")
-    batches, sampler = loader.batch_sampler, loader.sampler
+    batches: Any = loader.batch_sampler
+    sampler = loader.sampler
     if loader.batch_size is None and batches is not None:
         if type(batches) is not BatchSampler:
             raise Refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ def mixed_class(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
     return cls if issubclass(cls, mixin) else _mixed(mixin, cls)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mixed(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
     names = {
         "__module__": cls.__module__,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from varshift.fixes._surgery import HOOKS
 
 _SAMPLE = 16  # values that are kept of an input to know it again
 
@@ -102,13 +103,9 @@ def _copied(norm: nn.Module, shared: bool) -> nn.Module:
     """A copy of a norm, with the very parameters or copies of them."""
     keep = {id(one): one for one in norm.parameters()} if shared else {}
     twin = copy.deepcopy(norm, keep)
-    for name in _hooks(norm):
-        vars(twin)[name] = vars(norm)[name]
+    for name in HOOKS:
+        vars(twin)[name] = copy.copy(vars(norm)[name])
     return twin
-
-
-def _hooks(module: nn.Module) -> Iterator[str]:
-    yield from (name for name in vars(module) if name.endswith("_hooks") or "_hooks_" in name)
 
 
 def _sample(input: Tensor) -> Tensor:

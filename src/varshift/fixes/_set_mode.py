@@ -42,7 +42,9 @@ class SetMode(Edit):
         surgery.on_undo(restore)
         module.train(self.training)
         if all(part.training == training for part, training in before):
-            raise Refused(f"module '{self.path or 'the model itself'}' stays in {other}, whatever train() says.")
+            raise Refused(
+                f"module '{self.path or 'the model itself'}' stays in {other}, whatever train() says."
+            )
         return (Change(self.site, other, after, "attribute"),)
 
 
@@ -89,7 +91,11 @@ class SetModeRemedy(Remedy):
             paths = list(dict.fromkeys(site.module for site in sites))
         else:
             paths = [path for path, module in network.named_modules() if module.training != training]
-            paths = [path for path in paths if not any(path.startswith(f"{one}." if one else "") for one in paths if one != path)]
+            paths = [
+                path
+                for path in paths
+                if not any(path.startswith(f"{one}." if one else "") for one in paths if one != path)
+            ]
         edits = []
         for path in paths:
             kinds = [site for site in sites if site.module == path]

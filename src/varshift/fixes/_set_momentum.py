@@ -85,6 +85,6 @@ def _attribute(place: NormPlace) -> tuple[str, float | None, bool]:
             if len(names) == 1:
                 return names[0], values[names[0]], complement
     raise Refused(
-        f"{place.words} is written by hand, and no attribute of it is seen to be its momentum: set the weight "
-        "of a batch where its forward updates the statistics."
+        f"{place.words} is written by hand, and no attribute of it is seen to be its momentum: set the "
+        "weight of a batch where its forward updates the statistics."
     )

@@ -11,7 +11,7 @@ from varshift.fixes._norm_per_call import NormPerCall
 from varshift.fixes._norm_places import NormPlace, norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import Remedy, remedy
-from varshift.fixes._surgery import Refused, Surgery
+from varshift.fixes._surgery import HOOKS, Refused, Surgery
 from varshift.flow import Flow
 from varshift.rules import Finding, Safety
 
@@ -43,11 +43,9 @@ class SplitNorm(Edit):
         if module is surgery.network:
             raise Refused("the norm is the model itself.")
         norms = NormPerCall(module, self.calls, self.shared)
-        hooks = {name: dict(value) for name, value in vars(module).items() if name.endswith("_hooks")}
+        hooks = {name: vars(norms)[name] for name in HOOKS}
         surgery.swap(module, norms)
-        for name, value in hooks.items():  # they stay with the norms
-            if value and name in vars(norms):
-                vars(norms)[name] = type(vars(module)[name])()
+        vars(norms).update(hooks)  # those of the norm stay with it
         handle = surgery.network.register_forward_pre_hook(norms.begin)
         surgery.on_undo(handle.remove)
         after = f"{self.calls} of them, one for each call"
@@ -91,8 +89,8 @@ class SplitNormRemedy(Remedy):
         way = finding.evidence.get("way") if finding is not None else None
         if way in ("configurations", "batches"):
             raise Refused(
-                f"the signals come in different {'passes' if way == 'configurations' else 'batches'}, and only "
-                "the caller knows which is which: keep one norm for each in a ModuleDict, and choose by name."
+                f"the signals come in different {'passes' if way == 'configurations' else 'batches'}, and "
+                "only the caller knows which is which: keep one norm for each in a ModuleDict, by name."
             )
         capture = patient.capture
         if capture is None or capture.train is None or capture.eval is None:
@@ -111,7 +109,7 @@ class SplitNormRemedy(Remedy):
                 )
             if place.path == "" or (place.norm is not None and "#" in place.norm.name):
                 raise Refused(
-                    f"{place.words} is no module of its own: make one of what normalises there, one per signal."
+                    f"{place.words} is no module of its own: make one of what normalises there, one a signal."
                 )
             edits.append(SplitNorm(place.id, place.path, place.cls, calls, options.shared, place.source))
         if not edits:
