@@ -105,7 +105,7 @@ def reshuffling(loader: Any) -> DataLoader[Any]:
             )
         sampler = batches.sampler
     shuffled = _shuffled(sampler, loader)
-    if loader.batch_size is None and batches is None:
+    if batches is None:
         return _rebuilt(loader, sampler=shuffled)
     changed = BatchSampler(shuffled, batches.batch_size, batches.drop_last)
     if loader.batch_size is None:
