@@ -65,6 +65,22 @@ class TestHead:
         slots = slots_of(Body(first, Gated()), 3, 8, 8)
         assert addresses(slots, slots.head()) == [("head.0", "before")]
 
+    def test_a_mean_of_several_classifiers(self):
+        class Mean(nn.Module):
+            def __init__(self, *, past: bool) -> None:
+                super().__init__()
+                self.a, self.b, self.past = nn.Linear(8, 8), nn.Linear(8, 8), past
+
+            def forward(self, x: Tensor) -> Tensor:
+                scores = (self.a(x) + self.b(x)) / 2
+                return scores + x if self.past else scores
+
+        slots = slots_of(Body(Mean(past=False)), 3, 8, 8)
+        assert addresses(slots, slots.head()) == [("head.0.a", "before"), ("head.0.b", "before")]
+        slots = slots_of(Body(Mean(past=True)), 3, 8, 8)
+        with pytest.raises(Refused, match="no weight layer follows"):
+            slots.head()
+
     def test_every_output_has_its_own(self):
         class Heads(nn.Module):
             def __init__(self) -> None:

@@ -16,9 +16,18 @@ from varshift._errors import VarshiftError
 from varshift.functional import gaussian_dropout, uniform_dropout
 
 NoiseKind = Literal[
-    "remove", "rate", "dropout", "uniform", "gaussian", "channel_dropout", "follow-mode", "rescale"
+    "remove",
+    "rate",
+    "dropout",
+    "uniform",
+    "gaussian",
+    "channel_dropout",
+    "drop_path",
+    "follow-mode",
+    "rescale",
 ]
 OTHER_NOISE: tuple[NoiseKind, ...] = ("dropout", "uniform", "gaussian", "channel_dropout")
+NEW_NOISE: tuple[NoiseKind, ...] = (*OTHER_NOISE, "drop_path")  # what can be put where no noise was
 
 _RANGES = {  # the least and the greatest value; None where the kind takes no value
     "remove": None,
@@ -27,6 +36,7 @@ _RANGES = {  # the least and the greatest value; None where the kind takes no va
     "uniform": (0.0, 1.0),
     "gaussian": (0.0, math.inf),
     "channel_dropout": (0.0, 1.0),
+    "drop_path": (0.0, 1.0),
     "follow-mode": None,
     "rescale": (0.0, math.inf),
 }
@@ -39,6 +49,8 @@ class NoiseAction:
     Attributes:
         kind: ``"remove"`` (the input passes as it is), ``"rate"`` (the same noise at another rate),
             ``"dropout"``, ``"uniform"``, ``"gaussian"``, ``"channel_dropout"`` (noise of this kind instead),
+            ``"drop_path"`` (at a new place only: whole samples are dropped, the others divided by the
+            probability that they are kept),
             ``"follow-mode"`` (the same noise, in training only) or ``"rescale"`` (the same noise, divided in
             training by the mean of its factor).
         value: Drop probability, half-width of the uniform noise, standard deviation of the Gaussian noise, or
@@ -91,10 +103,14 @@ class NoiseAction:
         """
         if self.kind == "remove":
             return input
-        if self.kind not in OTHER_NOISE:
+        if self.kind not in NEW_NOISE:
             raise VarshiftError(f"kind={self.kind!r} keeps the noise that is there: it makes none.")
         if not training or not self.value:
             return input
+        if self.kind == "drop_path":
+            keep = 1 - self.value
+            gate = input.new_full((input.shape[0], *[1] * (input.dim() - 1)), keep).bernoulli()
+            return input * (gate / keep if keep else gate)
         if self.kind == "uniform":
             return uniform_dropout(input, self.value, True)
         if self.kind == "gaussian":
@@ -200,6 +216,7 @@ class NoiseAction:
             "uniform": f"UniformDropout(beta={value})",
             "gaussian": f"GaussianDropout(sigma={value})",
             "channel_dropout": f"channel dropout(p={value})",
+            "drop_path": f"DropPath(p={value})",
             "follow-mode": "in training only",
             "rescale": f"divided by {value}",
         }[self.kind]

@@ -161,8 +161,8 @@ class _Comparison:
             for site in rest
             if not self._may_change(site.id.module)
         ]
-        old = {site.id: key(site) for site in before if site.id in self._touched}
-        kept = [site.id for site in rest if old.get(site.id) == key(site)]
+        old = {site.id: (key(site), _columns(site)) for site in before if site.id in self._touched}
+        kept = [site.id for site in rest if old.get(site.id) == (key(site), _columns(site))]
         names = {site.id for site in rest}
         return Proof(
             tuple(site for site in old if site not in names),
@@ -297,6 +297,12 @@ def _noise_key(site: NoiseSite) -> Hashable:
     mean = None if site.mean_factor is None else round(site.mean_factor, 4)
     lines = tuple((frame.module, frame.file, frame.line) for frame in site.calls)
     return site.name, site.kind, rate, mean, site.additive, site.drops, site.source, lines
+
+
+def _columns(site: NoiseSite | NormSite) -> Hashable:
+    """Where in its line a noise is made: what moved within a line is not what was there."""
+    calls = site.calls if isinstance(site, NoiseSite) else ()
+    return tuple((call.column, call.end_column) for call in calls)
 
 
 def _norm_key(site: NormSite) -> Hashable:

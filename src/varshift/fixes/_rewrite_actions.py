@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from varshift.fixes._noise_action import OTHER_NOISE, NoiseAction
+from varshift.fixes._noise_action import NEW_NOISE, NoiseAction
 from varshift.fixes._rewrite_arguments import Arguments, as_function
 from varshift.fixes._rewrite_functions import unscripted
 
@@ -152,7 +152,7 @@ def is_attention(function: Any, bound: bool = False) -> bool:
 
 def makes_noise(action: NoiseAction) -> bool:
     """Whether an action is noise that can be put where none was."""
-    return action.kind in OTHER_NOISE
+    return action.kind in NEW_NOISE
 
 
 def _with_noise(

@@ -43,16 +43,16 @@ class Slots:
         """In front of the last weight of every output, where no norm is downstream of it.
 
         The last weight is the last one that every way from the network's last norms to an output passes; in
-        a network without norms, every way from the input. Outputs that have none, such as the features that
-        a network returns alongside its scores, are left out.
+        a network without norms, every way from the input. Where there is none, as in a mean of several
+        classifiers, they are the weights that no other weight follows, if every way passes one of them.
+        Outputs without any, such as the features that a network returns alongside its scores, are left out.
 
         Raises:
             Refused: If no output has one.
         """
         slots = {}
         for output in dict.fromkeys(self.ways.outputs):
-            weight = self._last_weight(output)
-            if weight is not None:
+            for weight in self._last_weights(output):
                 slots[weight] = self._in_front(weight)
         if not slots:
             raise Refused(
@@ -161,33 +161,40 @@ class Slots:
             )
         return Slot(values[0], (join,))
 
-    def is_close(self, site: NoiseSite, slot: Slot) -> bool:
-        """Whether nothing but views and activations lies between a site and a slot downstream of it."""
+    def is_close(self, site: NoiseSite, slot: Slot, *, linear: bool = False) -> bool:
+        """Whether nothing but views, activations and averages lies between a site and a slot after it.
+
+        Args:
+            site: The site.
+            slot: The slot.
+            linear: Whether the activations have to hand a factor on unchanged.
+        """
         index: int | None = slot.value
         while index is not None and index != site.node:
             node = self.flow.nodes[index]
-            if not (node.has("view", "elementwise") or node.kind == "noise"):
+            activation = node.has("homogeneous" if linear else "elementwise")
+            if not (activation or node.has("view", "average_pool", "reduction") or node.kind == "noise"):
                 return False
             index = self.ways.signal_input(index)
         return index == site.node
 
-    def noise_at(self, slot: Slot) -> tuple[NoiseSite, ...]:
-        """The acting noise after the last norm that reaches a slot of the head."""
-        above = self.ways.upstream([slot.value])
-        return tuple(
-            site
-            for site in self.flow.noises
-            if site.rate != 0 and site.node in above and site.node not in self._before_norms
-        )
+    def sees_norm(self, site: NoiseSite) -> bool:
+        """Whether a norm with running statistics is downstream of a site."""
+        return site.node in self._before_norms
 
-    def _last_weight(self, output: int) -> int | None:
-        above = self.ways.upstream([output])
-        norms = above & self.ways.norms
+    def _last_weights(self, output: int) -> tuple[int, ...]:
+        ways = self.ways
+        above = ways.upstream([output])
+        norms = above & ways.norms
         sources = norms or {node.index for node in self.flow.nodes if node.kind == "input"} & above
-        for weight in sorted(above & self.ways.weights - self._before_norms, reverse=True):
-            if self.ways.passes(weight, sources, output, above):
-                return weight
-        return None
+        weights = sorted(above & ways.weights - self._before_norms, reverse=True)
+        for weight in weights:
+            if ways.passes([weight], sources, output, above):
+                return (weight,)
+        last = tuple(
+            weight for weight in reversed(weights) if ways.downstream(weight).isdisjoint(ways.weights & above)
+        )
+        return last if ways.passes(last, sources, output, above) else ()
 
     def _in_front(self, weight: int) -> Slot:
         value = self.ways.signal_input(weight)

@@ -81,7 +81,7 @@ class Branches:
         candidates = [weight for weight in sorted(weights & ways.weights, reverse=True) if weight > norms[-1]]
 
         def is_passed(weight: int) -> bool:
-            return all(ways.passes(weight, [fork], end, branch) for end in gated)
+            return all(ways.passes([weight], [fork], end, branch) for end in gated)
 
         slot = next(filter(is_passed, candidates), None)
         if later & ways.norms:

@@ -21,6 +21,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "lower-rate": "Lowers the rate of the noise.",
         "swap-noise": "Puts noise of another kind in the place of this one.",
         "remove-noise": "Removes the noise.",
+        "insert-components": "Puts norm and dropout in front of a weight layer.",
         "rescale-noise": "Divides what noise lets pass by the mean of its factor.",
         "average-noise": "Averages outputs over several draws of the noise in evaluation.",
         "use-result": "Uses a result that the network computes and drops.",

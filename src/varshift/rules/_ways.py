@@ -74,25 +74,27 @@ class Ways:
             stack.extend(fresh)
         return found
 
-    def passes(self, node: int, sources: Iterable[int], end: int, within: Collection[int]) -> bool:
-        """Whether every way from some nodes to another passes a node.
+    def passes(
+        self, nodes: Collection[int], sources: Iterable[int], end: int, within: Collection[int]
+    ) -> bool:
+        """Whether every way from some nodes to another passes one of others.
 
         Args:
-            node: The node in question.
+            nodes: The nodes in question.
             sources: Where the ways begin.
             end: Where they end.
             within: The nodes that they may pass; the sources need not be among them.
         """
-        if node == end:
+        if end in nodes:
             return True
-        stack = [source for source in sources if source != node]
+        stack = [source for source in sources if source not in nodes]
         seen = set(stack)
         while stack:
             current = stack.pop()
             if current == end:
                 return False
             for index in self.readers[current]:
-                if index not in seen and index != node and index in within:
+                if index not in seen and index not in nodes and index in within:
                     seen.add(index)
                     stack.append(index)
         return True
