@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -55,25 +55,27 @@ def call_chain(network: nn.Module, site: NoiseSite) -> list[tuple[str, Chain]]:
         For each candidate the path of the module whose method holds the outermost call, and the calls from
         there inwards: the `path` and `chain` of a `RewriteCall`. Empty where nothing can be rewritten.
     """
-    traces = [trace.call_frames() for trace in site.traces]
-    steps = _steps(traces[0]) if traces else []
-    shared = len(steps)
-    for trace in traces[1:]:
-        others = _steps(trace)
-        shared = min(shared, sum(1 for _ in _same_start(steps, others)))
+    traces = [_steps(trace.call_frames()) for trace in site.traces]
+    if not traces or not traces[0]:
+        return []
+    draws = [_steps(draw.calls) for draw in site.drawn]
+    steps, module = traces[0], traces[0][-1].function.module
+    here = [draw for draw in draws if draw and draw[-1].function.module == module]
+    # A call stands for the noise if all of it happens inside: each draw, and each place where it acts.
+    shared = min(_shared(steps, others) for others in (*traces, *here))
     candidates: list[tuple[str, Chain]] = []
     for last in reversed(range(shared)):
         walked = _walk(network, steps, last)
-        if walked is not None:
-            path, chain, call, names = walked
-            if not _may_stand_for_noise(network, steps, last, call, names):
-                continue
-            candidates.append((path, chain))
-        if _is_large(network, steps[last].function.module):
-            within = last and steps[last - 1].function.module == steps[last].function.module
-            if not within:
-                break  # further out whole modules would have to go
-    return candidates
+        if walked is not None and _may_stand_for_noise(network, steps, last, *walked[2:]):
+            candidates.append(walked[:2])
+        further_in = last and steps[last - 1].function.module == steps[last].function.module
+        if _is_large(network, steps[last].function.module) and not further_in:
+            break  # further out are calls of whole modules
+    for draw in draws:  # elsewhere, such as a mask that a dropout layer makes of ones
+        walked = _walk(network, draw, len(draw) - 1) if draw and draw not in here else None
+        if walked is not None and _is_noise(walked[2], walked[3].value(walked[2].func)):
+            candidates.append(walked[:2])
+    return list(dict.fromkeys(candidates))
 
 
 def chain_of(network: nn.Module, frames: Sequence[CallFrame]) -> tuple[str, Chain] | None:
@@ -108,11 +110,12 @@ def _steps(frames: Sequence[CallFrame]) -> list[_Step]:
     return steps
 
 
-def _same_start(steps: list[_Step], others: list[_Step]) -> Iterator[_Step]:
-    for step, other in zip(steps, others, strict=False):
+def _shared(steps: list[_Step], others: list[_Step]) -> int:
+    """The number of steps that two ways have in common."""
+    for count, (step, other) in enumerate(zip(steps, others, strict=False)):
         if step != other:
-            return
-        yield step
+            return count
+    return min(len(steps), len(others))
 
 
 def _walk(network: nn.Module, steps: list[_Step], last: int) -> tuple[str, Chain, ast.Call, Names] | None:
