@@ -203,7 +203,8 @@ class _Comparison:
             verb = "is gone" if longer is fixed[0] else "is new"
             return {}, [f"In {self._mode}, {_words(node)} {verb}, where nothing was to change."]
         mobile = [[node for node in nodes if self._may_change(node.module)] for nodes in (before, after)]
-        keys = [[_node_key(node) for node in nodes] for nodes in mobile]
+        # The product that is noise is never the product next to it.
+        keys = [[(_node_key(node), node.kind == "noise") for node in nodes] for nodes in mobile]
         matcher = SequenceMatcher(None, *keys, autojunk=False)
         for start, other_start, size in matcher.get_matching_blocks():
             for offset in range(size):

@@ -122,16 +122,19 @@ def source_of(function: FunctionType) -> FunctionSource:
 def compiled(source: FunctionSource, node: FunctionNode) -> CodeType:
     """The code of a tree that takes the place of a function's own: same file, lines, names and scope."""
     code = source.function.__code__
-    statement: ast.stmt = (
-        ast.Assign([ast.Name("_", ast.Store())], node) if isinstance(node, ast.Lambda) else node
-    )
+    lambda_name = ast.Name("_varshift_lambda", ast.Store())
+    statement: ast.stmt = ast.Assign([lambda_name], node) if isinstance(node, ast.Lambda) else node
     names = [name for name in code.co_freevars if source.class_name is None or name != "__class__"]
+    bound = source.class_name or code.co_name
     if source.class_name is not None:
         statement = ast.ClassDef(source.class_name, [], [], [statement], [])
+    # Free variables become arguments of a function around the statement; what the statement itself defines
+    # must stay a global variable there, as it is in the file.
+    body = [statement] if isinstance(statement, ast.Assign) else [ast.Global([bound]), statement]
     scope = ast.FunctionDef(
         _FACTORY,
         ast.arguments([], [ast.arg(name) for name in names], None, [], [], None, []),
-        [statement],
+        [statement] if bound in names else body,
         [],
     )
     for new in (statement, scope):
