@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 
 import varshift as vs
 from varshift.fixes import Change, Patient, Plan, Surgery, plan_cure
@@ -43,3 +47,53 @@ def treated(
     surgery = Surgery(network, loader)
     repeated = Plan.from_json(Plan(tuple(edits)).to_json()).edits
     return surgery, tuple(change for edit in repeated for change in edit.apply(surgery))
+
+
+def images(samples: int = 256, **settings: Any) -> DataLoader[Any]:
+    """Images of different contrast with a class that can be learnt."""
+    generator = torch.Generator().manual_seed(0)
+    contrast = 3 * torch.rand(samples, 1, 1, 1, generator=generator)
+    inputs = (2 * torch.randn(samples, 3, 8, 8, generator=generator) + 1) * contrast
+    targets = (inputs[:, 0].mean((1, 2)) > inputs[:, 1].mean((1, 2))).long()
+    return DataLoader(TensorDataset(inputs, targets), **{"batch_size": 32, "shuffle": True, **settings})
+
+
+def stack(norm: nn.Module, **settings: Any) -> nn.Sequential:
+    """A small network with two norms, the first of which is given."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, **settings), norm, nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
+    )
+
+
+def learnt(build: Callable[[], nn.Module], loader: Any = None, epochs: int = 6) -> nn.Module:
+    """A network after a short training, in training mode."""
+    torch.manual_seed(0)
+    network = build().train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    for _ in range(epochs):
+        for inputs, targets in images() if loader is None else loader:
+            optimizer.zero_grad()
+            cross_entropy(network(inputs), targets).backward()
+            optimizer.step()
+    return network
+
+
+def codes(report: vs.Report | None) -> list[str]:
+    """Codes of the findings of a report."""
+    return [finding.code for finding in report.findings] if report is not None else []
+
+
+def digest(network: nn.Module) -> dict[str, Any]:
+    """State and modes of a network, for a comparison."""
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    return {**state, "modes": [module.training for module in network.modules()]}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two digests are equal, bit for bit."""
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        for name, value in one.items()
+    )

@@ -5,6 +5,8 @@ from varshift.fixes._course import courses_of as courses_of
 from varshift.fixes._course import wishes_of as wishes_of
 from varshift.fixes._cured import Cured as Cured
 from varshift.fixes._cured import Failure as Failure
+from varshift.fixes._drop_bias import DropBias as DropBias
+from varshift.fixes._drop_statistics import DropStatistics as DropStatistics
 from varshift.fixes._edit import EDITS as EDITS
 from varshift.fixes._edit import Change as Change
 from varshift.fixes._edit import Edit as Edit
@@ -12,7 +14,15 @@ from varshift.fixes._edit import edit as edit
 from varshift.fixes._edit import read_edit as read_edit
 from varshift.fixes._edited_class import edited_instance as edited_instance
 from varshift.fixes._exclude_from_decay import ExcludeFromDecay as ExcludeFromDecay
+from varshift.fixes._float32_norm import KeepFloat32 as KeepFloat32
 from varshift.fixes._follow_mode import FollowMode as FollowMode
+from varshift.fixes._freeze_parameters import FreezeParameters as FreezeParameters
+from varshift.fixes._hold_statistics import HoldStatistics as HoldStatistics
+from varshift.fixes._loader import DropLast as DropLast
+from varshift.fixes._loader import Reshuffle as Reshuffle
+from varshift.fixes._lower_rate import LowerOptions as LowerOptions
+from varshift.fixes._lower_rate import LowerRate as LowerRate
+from varshift.fixes._mixed_class import mixed_class as mixed_class
 from varshift.fixes._insert_component import InsertComponent as InsertComponent
 from varshift.fixes._insert_component import InsertComponents as InsertComponents
 from varshift.fixes._insert_component import RemoveNorm as RemoveNorm
@@ -26,6 +36,7 @@ from varshift.fixes._noise_method import plan_noise as plan_noise
 from varshift.fixes._norm_layers import LAYERS as LAYERS
 from varshift.fixes._norm_layers import LayerSettings as LayerSettings
 from varshift.fixes._norm_layers import group_count as group_count
+from varshift.fixes._norm_per_call import NormPerCall as NormPerCall
 from varshift.fixes._norm_places import NormPlace as NormPlace
 from varshift.fixes._norm_places import norm_places as norm_places
 from varshift.fixes._optimizer import sync_optimizer as sync_optimizer
@@ -49,7 +60,9 @@ from varshift.fixes._rewrite import RewriteCall as RewriteCall
 from varshift.fixes._rewrite_by_hand import edit_by_hand as edit_by_hand
 from varshift.fixes._rewrite_chain import call_chain as call_chain
 from varshift.fixes._rewrite_chain import chain_of as chain_of
+from varshift.fixes._set_mode import SetMode as SetMode
 from varshift.fixes._source_code import CallPlace as CallPlace
+from varshift.fixes._split_norm import SplitNorm as SplitNorm
 from varshift.fixes._surgery import Refused as Refused
 from varshift.fixes._surgery import Surgery as Surgery
 from varshift.fixes._surgery import refused as refused
@@ -57,6 +70,8 @@ from varshift.fixes._swap_noise import SwapNoise as SwapNoise
 from varshift.fixes._swap_noise import SwapOptions as SwapOptions
 from varshift.fixes._swap_norm import SwapNorm as SwapNorm
 from varshift.fixes._swap_norm import SwapNormOptions as SwapNormOptions
+from varshift.fixes._sync_norm import SyncNormRemedy as SyncNormRemedy
+from varshift.fixes._track_statistics import TrackStatistics as TrackStatistics
 from varshift.fixes._transplant import transplant as transplant
 from varshift.fixes._treatment import Treatment as Treatment
 from varshift.fixes._versions import versions_of as versions_of

@@ -87,7 +87,8 @@ def wishes_of(cures: Sequence[str | Cure] | Mapping[str, Mapping[str, Any]]) -> 
 
 def _wish(code: str, options: dict[str, Any]) -> Cure:
     found = _remedy(code)
-    return Cure(code, code.replace("-", " "), found.safety, None, options)
+    safety = found.safety_of(options_of(found, options))
+    return Cure(code, code.replace("-", " "), safety, None, options)
 
 
 def _remedy(code: str) -> Any:

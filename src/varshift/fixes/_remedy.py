@@ -46,6 +46,10 @@ class Remedy:
         """The safety with some options, where they decide it."""
         return self.safety
 
+    def restates_with(self, options: Any) -> bool:
+        """Whether what arrives at norms changes with some options."""
+        return self.restates
+
     def plan(
         self, patient: Patient, sites: Sequence[SiteId], options: Any, finding: Finding | None
     ) -> Sequence[Edit]:

@@ -12,7 +12,7 @@ from varshift._errors import ModelError
 from varshift.model import restore_each, write
 
 _ABSENT = object()
-_HOOKS = (
+HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"),
     *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_pre_hooks"),
     *("_backward_hooks", "_is_full_backward_hook"),
@@ -84,7 +84,7 @@ class Surgery:
                 new module; by default those of equal name and shape.
         """
         new.train(module.training)
-        for name in _HOOKS:
+        for name in HOOKS:
             if name in vars(module):
                 vars(new)[name] = vars(module)[name]
         self._retire(module, new, parameters)

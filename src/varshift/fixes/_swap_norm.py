@@ -177,6 +177,10 @@ class SwapNormRemedy(Remedy):
         """By the kind of layer."""
         return LAYERS[options.to].safety
 
+    def restates_with(self, options: SwapNormOptions) -> bool:
+        """By the kind of layer."""
+        return LAYERS[options.to].safety == "unsafe"
+
     def plan(
         self,
         patient: Patient,

@@ -19,7 +19,7 @@ from varshift.fixes._patient import Patient
 from varshift.fixes._proof import prove
 from varshift.fixes._rebind_statistics import RebindStatistics, rebound, references_of
 from varshift.fixes._recalibrate import Recalibrate, statistics_changes
-from varshift.fixes._remedy import REMEDIES, plan_cure
+from varshift.fixes._remedy import REMEDIES, options_of, plan_cure
 from varshift.fixes._surgery import Refused, Surgery
 from varshift.model import find_norms, short_message_of
 from varshift.probe import Recalibration, recalibrate
@@ -29,6 +29,7 @@ from varshift.rules import Cure
 Check = Callable[..., Report]
 _WORSE = 0.05  # of the deployed loss, beyond two standard errors: no cure may cost so much
 _NATS = 0.01
+_OUTSIDE = ("data", "optimizer", "statistics")  # changes that no operation shows
 
 
 class Treatment:
@@ -207,10 +208,12 @@ class Treatment:
             return f"the changed network does not run in training mode: {' '.join(after.failures)}"
         if patient.capture.eval is not None and after.eval is None:
             return f"the changed network does not run in evaluation mode: {' '.join(after.failures)}"
-        touched = {change.site for course in edited for change in course.changes}
+        changes = [change for course in edited for change in course.changes]
+        touched = {change.site for change in changes if change.method not in _OUTSIDE}
         proof = prove(patient.capture, after, touched)
-        if proof.kept:
-            return f"{proof.kept[0]} is as it was after the change"
+        kept = [site for site in proof.kept if site in patient.noises]
+        if kept:  # a norm may keep its face, and another momentum
+            return f"{kept[0]} is as it was after the change"
         return " ".join(proof.unexpected)
 
     # -- statistics -------------------------------------------------------------------------------------
@@ -219,9 +222,7 @@ class Treatment:
         """Re-estimates statistics where that is a cure, or where what arrives at norms has changed."""
         self._rebind()
         asked = [course for course in self._courses if any(_is_recalibration(e) for e in course.edits)]
-        follows = any(
-            course.changes and course.cure and REMEDIES[course.cure.code].restates for course in self._courses
-        )
+        follows = any(course.changes and course.cure and _restates(course.cure) for course in self._courses)
         if not asked and not follows:
             return
         patient, network = self._patient, self._surgery.network
@@ -345,6 +346,11 @@ class Treatment:
             return False
         treated[-1].give_up(f"it made the deployed network worse: the loss rose by {rise:.3g}")
         return True
+
+
+def _restates(cure: Cure) -> bool:
+    remedy = REMEDIES[cure.code]
+    return remedy.restates_with(options_of(remedy, cure.options))
 
 
 def _is_recalibration(edit: Edit) -> bool:

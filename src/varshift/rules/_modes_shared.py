@@ -74,7 +74,9 @@ class SharedNorm(Rule):
 
     ## Cure safety
 
-    Unsafe: new norms have to be trained. Re-estimating is offered where it is measured to help.
+    Safe where one forward calls a norm several times and each call gets statistics of its own, with the
+    weights that they share: evaluation then computes what training does. Norms with weights of their own have
+    to be trained. Re-estimating is offered where it is measured to help.
 
     ## References
 
@@ -201,6 +203,9 @@ def _message(way: _Way, names: Sequence[str], worst: Distributions, cost: Cost |
 
 
 def _cures(evidence: Evidence, way: _Way) -> tuple[Cure, ...]:
+    if way == "calls":  # training is as before, and evaluation then does what training does
+        name = "give each call statistics of its own, with the same weights, and re-estimate them"
+        return (cure("split-norm", name, "safe", shared=True),)
     split = cure("split-norm", "give each of them a norm of its own, and train again", "unsafe")
     step = cost_of(evidence, "statistics")
     if way != "configurations" or step is None or not (step.significant and step.delta > 0):

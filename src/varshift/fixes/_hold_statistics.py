@@ -1,0 +1,92 @@
+"""The cure that holds the statistics of frozen norms, whatever `train()` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from varshift._sites import SiteId, Source
+from varshift.fixes._edit import Change, Edit, edit
+from varshift.fixes._mixed_class import mixed_class
+from varshift.fixes._norm_forms import read_norm
+from varshift.fixes._norm_layers import LayerSettings
+from varshift.fixes._norm_places import norm_places
+from varshift.fixes._patient import Patient
+from varshift.fixes._remedy import NoOptions, Remedy, remedy
+from varshift.fixes._surgery import Refused, Surgery
+from varshift.fixes._swap_norm import already, plan_swap
+from varshift.rules import Finding
+
+
+class Held:
+    """A module that stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Keeps the module and all inside it in evaluation mode."""
+        return super().train(False)  # type: ignore[misc]
+
+
+@edit("hold-statistics")
+@dataclass(frozen=True, slots=True)
+class HoldStatistics(Edit):
+    """Gives a module a `train()` that leaves it in evaluation mode.
+
+    Attributes:
+        site: The norm.
+        path: Path of its module.
+        cls: Class name of its module.
+        source: The line that calls it.
+    """
+
+    site: SiteId
+    path: str
+    cls: str
+    source: Source | None = None
+
+    def apply(self, surgery: Surgery) -> tuple[Change, ...]:
+        """Changes the class, and the mode of the module and all inside it."""
+        module = surgery.module(self.path, self.cls)
+        if isinstance(module, Held):
+            raise Refused(f"module '{self.path}' ({self.cls}) is held in evaluation mode already.")
+        for part in module.modules():
+            surgery.set(part, "training", False)
+        surgery.set_class(module, mixed_class(Held, type(module)))
+        after = f"{self.cls} held in evaluation mode"
+        return (Change(self.site, f"{self.cls} in the mode of train()", after, "call", self.source),)
+
+
+@remedy
+class HoldStatisticsRemedy(Remedy):
+    """Holds norms at their statistics, also where the model's `train()` is called later.
+
+    A plain batch norm becomes a `varshift.nn.FrozenBatchNorm` with the same parameters and statistics; a norm
+    that does more keeps its forward, and its `train()` leaves it in evaluation mode.
+    """
+
+    code = "hold-statistics"
+    answers = ("VS402",)
+    safety = "safe"
+
+    def plan(
+        self, patient: Patient, sites: Sequence[SiteId], options: NoOptions, finding: Finding | None
+    ) -> Sequence[Edit]:
+        """One edit for each norm; without sites, for each whose parameters are all frozen."""
+        edits: list[Edit] = []
+        for place in norm_places(patient, sites):
+            parameters = list(place.module.parameters())
+            frozen = bool(parameters) and not any(one.requires_grad for one in parameters)
+            if (not sites and not frozen) or already(place, "frozen") or isinstance(place.module, Held):
+                continue
+            if place.norm is None:
+                raise Refused(f"{place.words} has no running statistics to hold.")
+            form = None if place.per_sample or not place.path else read_norm(place)
+            if form is not None:
+                edits.append(plan_swap(place, "frozen", LayerSettings(trainable=True)))
+            elif place.path:
+                edits.append(HoldStatistics(place.id, place.path, place.cls, place.source))
+            else:
+                raise Refused("the norm is the model itself: override its train() so that it calls eval().")
+        if not edits:
+            raise Refused("no norm has frozen parameters and statistics that train() would move.")
+        return edits
