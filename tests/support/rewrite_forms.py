@@ -97,7 +97,7 @@ class Annotated(Base):
 
 class Stars(Base):
     def forward(self, *args, **kwargs):
-        return F.dropout(self.layer(*args), **{"p": 0.5, "training": self.training}, **kwargs)
+        return F.dropout(self.layer(*args), p=0.5, training=self.training, **kwargs)
 
 
 class StarArguments(Base):
