@@ -116,9 +116,11 @@ def fix(
     """
     arguments = dict(locals())
     network = _own(model)
-    twin = twin_of(network)
+    twin, notes = twin_of(network)
     copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
-    return _treated(network, twin, copied, arguments)
+    cured = _treated(network, twin, copied, arguments)
+    cured.notes += notes
+    return cured
 
 
 def fix_(
@@ -158,7 +160,7 @@ def fix_(
     """
     arguments = dict(locals())
     network = _own(model)
-    twin = twin_of(network)
+    twin, _ = twin_of(network)
     copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
     tried = _treated(network, twin, copied, arguments)
     return transplant(tried, network, optimizer, loader)
@@ -203,7 +205,7 @@ def apply_plan(
     if not isinstance(plan, Plan):
         plan = Plan.from_json(plan)
     network = _own(model)
-    twin = twin_of(network)
+    twin, _ = twin_of(network)
     copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
     surgery = Surgery(twin, optimizer=copied)
     changes, failures = [], []

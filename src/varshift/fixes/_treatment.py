@@ -112,26 +112,29 @@ class Treatment:
             course.edits, course.changes = (), ()
         made: set[Edit] = set()
         for group in self._groups():
-            while (cure := group[0].cure) is not None:
-                mark = self._surgery.mark()
-                try:
-                    edits, changes = self._carry_out(cure, group, made)
-                except Refused as reason:
-                    self._surgery.undo_to(mark)
-                    for course in group:
-                        course.give_up(str(reason))
-                    if len(group) > 1:  # what does not do for all may do for one
-                        for course in group[1:]:
-                            self._alone(course, made)
-                        group = group[:1]
-                    continue
-                made.update(edits)
-                group[0].edits, group[0].changes = edits, changes
-                for course in group[1:]:
-                    course.edits = edits
-                break
+            if not self._together(group, made):  # what does not do for all may do for one
+                for course in group:
+                    self._alone(course, made)
+
+    def _together(self, group: list[Course], made: set[Edit]) -> bool:
+        """Carries out one cure for several courses at once, where that is possible."""
+        cure = group[0].cure
+        if len(group) == 1 or cure is None:
+            return False
+        mark = self._surgery.mark()
+        try:
+            edits, changes = self._carry_out(cure, group, made)
+        except Refused:
+            self._surgery.undo_to(mark)
+            return False
+        made.update(edits)
+        for course in group:
+            course.edits = edits
+        group[0].changes = changes
+        return True
 
     def _alone(self, course: Course, made: set[Edit]) -> None:
+        """Carries out the first cure of a course that can be carried out."""
         while (cure := course.cure) is not None:
             mark = self._surgery.mark()
             try:
@@ -163,6 +166,8 @@ class Treatment:
             finding = replace(finding, sites=tuple(sites.values()))
             cure = replace(cure, target=None)
         edits = tuple(plan_cure(self._patient, cure, finding))
+        if not edits:
+            raise Refused("there is nothing to change for it.")
         changes: list[Change] = []
         for edit in edits:
             if edit in made:

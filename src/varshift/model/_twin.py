@@ -13,15 +13,18 @@ from varshift.model._copy import ModelCopier, Uncopyable
 from varshift.model._tensors import TensorCopier
 
 
-def twin_of(model: nn.Module) -> nn.Module:
+def twin_of(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """A copy of a module tree with everything that it holds: what was shared stays shared.
+
+    Returns:
+        The copy, and what its user should know: that it uses some object of the original.
 
     Raises:
         ModelError: If a module cannot be copied.
     """
     copier = ModelCopier(TensorCopier())
     try:
-        return copier.copy_model(model)
+        return copier.copy_model(model), (_limit(copier),) if copier.shared else ()
     except (Uncopyable, RecursionError) as error:
         raise ModelError(f"the model cannot be copied ({error}): change it in place with fix_().") from error
 
@@ -42,3 +45,8 @@ def twin_optimizer(optimizer: Optimizer, model: nn.Module, twin: nn.Module) -> O
         for parameter in group["params"]:
             memo.setdefault(id(parameter), parameter)  # of another model: it is trained on as it is
     return copy.deepcopy(optimizer, memo)
+
+
+def _limit(copier: ModelCopier) -> str:
+    names = ", ".join(sorted({type(item).__name__ for item in copier.shared}))
+    return f"The model holds what cannot be copied ({names}): the copy uses the same."
