@@ -107,3 +107,29 @@ def test_what_only_evaluation_computes_is_named(kind, op, maps):
 def test_the_same_function_in_both_modes_is_sound(maps):
     model, batches = trained("same", maps)
     assert vs.check(model, batches, select=["VS405"]).findings == ()
+
+
+class Unmoved(nn.Module):
+    """Noise written by hand whose rate is zero: in training there are operations that do nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        if self.training:
+            x = x * (1 + 0.0 * torch.randn_like(x))
+        return self.last(x)
+
+
+def test_operations_that_do_nothing_are_no_other_function_however_small_the_batches():
+    torch.manual_seed(0)
+    model, inputs = Unmoved().train(), [torch.randn(4, 8) for _ in range(12)]
+    with torch.no_grad():
+        for x in inputs * 4:
+            model(x)
+    report = vs.check(model.eval(), inputs, select=["VS405"])
+    assert report.gap is not None
+    assert abs(report.gap.step("small-batch").delta) > 0.1
+    assert report.findings == ()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from varshift.flow import FunctionDifference, Parting
 
 _WITHOUT_NOISE = ("function", "small-batch", "variance-shift")
+_OF_FUNCTION = ("function", "variance-shift")
 
 
 @register
@@ -118,9 +119,14 @@ class OtherFunction(Rule):
 
 
 def _worth(evidence: Evidence, cost: Cost) -> bool:
-    """Whether evaluation is worse by it; a distance of outputs has no better side."""
+    """Whether evaluation is worse by it.
+
+    A distance of outputs has no better side. It has to be seen in a step that the function changes: what
+    small batches do in between is no other function.
+    """
     if cost.metric != "loss":
-        return True
+        steps = [cost_of(evidence, name) for name in _OF_FUNCTION]
+        return any(step is not None and step.delta != 0 for step in steps)
     step = cost_of(evidence, "function")
     return cost.delta > 0 and step is not None and step.significant
 
