@@ -9,8 +9,7 @@ from torch import nn
 from treatment import codes, digest, images, learnt, same, stack, treated
 
 import varshift as vs
-from varshift.fixes import Refused, mixed_class
-from varshift.fixes._hold_statistics import Held
+from varshift.fixes import Refused
 
 x = next(iter(images(shuffle=False)))[0]
 
@@ -194,14 +193,6 @@ def test_norms_that_train_are_not_held():
         treated(stack(nn.BatchNorm2d(8)), x, "hold-statistics")
 
 
-def test_a_mixed_class_is_the_class_and_made_once():
-    first, second = (mixed_class(Held, nn.BatchNorm2d) for _ in range(2))
-    assert first is second
-    assert issubclass(first, nn.BatchNorm2d)
-    assert first.__name__ == "BatchNorm2d"
-    assert mixed_class(Held, first) is first
-
-
 def test_parameters_of_a_norm_in_evaluation_mode_are_frozen_with_it():
     network = learnt(lambda: stack(nn.BatchNorm2d(8)))
     network[1].eval()
@@ -240,3 +231,51 @@ def test_modes_that_agree_are_left_alone():
     assert not network[1].training
     surgery.undo()
     assert all(module.training for module in network.modules())
+
+
+class KerasNorm(nn.Module):
+    """A batch norm written by hand that weighs the past, as Keras does."""
+
+    def __init__(self, channels, decay=0.9):
+        super().__init__()
+        self.register_buffer("moving_mean", torch.zeros(channels))
+        self.register_buffer("moving_var", torch.ones(channels))
+        self.decay, self.epsilon = decay, 1e-3
+
+    def forward(self, x):
+        mean, var = self.moving_mean, self.moving_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+            with torch.no_grad():
+                self.moving_mean.mul_(self.decay).add_(mean, alpha=1 - self.decay)
+                self.moving_var.mul_(self.decay).add_(var, alpha=1 - self.decay)
+        return (x - mean[:, None, None]) / (var[:, None, None] + self.epsilon).sqrt()
+
+
+def test_a_ported_momentum_is_set_right():
+    network = learnt(lambda: stack(nn.BatchNorm2d(8, momentum=0.99)))
+    cured = vs.fix(network, loader=images(), select=["VS204"])
+    assert codes(cured.before) == ["VS204"]
+    assert codes(cured.after) == []
+    assert cured.model[1].momentum == pytest.approx(0.01)
+    assert (network[1].momentum, cured.model[4].momentum) == (0.99, 0.1)
+
+
+def test_momentum_is_set_where_a_hand_written_norm_keeps_it():
+    network = learnt(lambda: stack(KerasNorm(8)))
+    _, changes = treated(network, x, "set-momentum", momentum=0.3)
+    assert network[1].decay == pytest.approx(0.7)
+    assert network[4].momentum == 0.3
+    assert network[1].epsilon == 1e-3
+    assert len(changes) == 2
+    with pytest.raises(Refused, match="already"):
+        treated(network, x, "set-momentum", momentum=0.3)
+
+
+def test_a_momentum_that_no_attribute_holds_is_refused_with_the_place():
+    network = learnt(lambda: stack(PlainHalfNorm(8)))
+    with pytest.raises(Refused, match=r"'1' \(PlainHalfNorm.*weight of a batch"):
+        treated(network, x, "set-momentum", momentum=0.3)
+    assert network[4].momentum == 0.1
+    with pytest.raises(vs.VarshiftError, match=r"momentum=1\.5"):
+        treated(network, x, "set-momentum", momentum=1.5)

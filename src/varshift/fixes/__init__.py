@@ -1,5 +1,7 @@
 """Cures that are carried out: plans of edits on a copy of a network, one file per cure."""
 
+from varshift.fixes._batch_free_norm import BatchFreeNormOptions as BatchFreeNormOptions
+from varshift.fixes._batch_free_norm import norm_blocks as norm_blocks
 from varshift.fixes._course import Course as Course
 from varshift.fixes._course import courses_of as courses_of
 from varshift.fixes._course import wishes_of as wishes_of
@@ -59,6 +61,7 @@ from varshift.fixes._rewrite_by_hand import edit_by_hand as edit_by_hand
 from varshift.fixes._rewrite_chain import call_chain as call_chain
 from varshift.fixes._rewrite_chain import chain_of as chain_of
 from varshift.fixes._set_mode import SetMode as SetMode
+from varshift.fixes._set_momentum import SetMomentumOptions as SetMomentumOptions
 from varshift.fixes._source_code import CallPlace as CallPlace
 from varshift.fixes._split_norm import SplitNorm as SplitNorm
 from varshift.fixes._surgery import Refused as Refused

@@ -163,7 +163,7 @@ class ClassDraft:
         self._copies: dict[int, tuple[str, EditedText]] = {}
         self._edited: set[int] = set()
         self._members: dict[str, Any] = {}
-        self._wrappers: list[Callable[[Any], Any]] = []
+        self._wrappers: list[tuple[str, Callable[[Any], Any]]] = []
 
     def find(self, chain: Sequence[CallPlace]) -> tuple[EditedText, ast.Call]:
         """The last call of a chain: in a method of the class, or in private copies of what it calls.
@@ -193,7 +193,11 @@ class ClassDraft:
 
     def wrap_forward(self, wrapper: Callable[[Any], Any]) -> None:
         """Puts a function around `forward`, edited or not."""
-        self._wrappers.append(wrapper)
+        self.wrap("forward", wrapper)
+
+    def wrap(self, name: str, wrapper: Callable[[Any], Any]) -> None:
+        """Puts a function around a method, edited or not."""
+        self._wrappers.append((name, wrapper))
 
     def finish(self) -> dict[str, Any]:
         """The members of the class."""
@@ -202,9 +206,8 @@ class ClassDraft:
             self._members[name] = copied if text.cls is not None else linked_call(text.held, copied)
         for name, text in self._methods.items():
             self._members[name] = text.value()
-        for wrapper in self._wrappers:
-            forward = self._members.get("forward") or self.base.forward  # type: ignore[attr-defined]
-            self._members["forward"] = wrapper(forward)
+        for name, wrapper in self._wrappers:
+            self._members[name] = wrapper(self._members.get(name) or getattr(self.base, name))
         return self._members
 
     def _method(self, place: CallPlace) -> EditedText:

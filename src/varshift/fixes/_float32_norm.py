@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from varshift._sites import SiteId, Source
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._mixed_class import mixed_class
+from varshift.fixes._edited_class import ClassDraft, ClassEdit, with_edit
 from varshift.fixes._norm_places import norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import NoOptions, Remedy, remedy
@@ -22,20 +23,9 @@ from varshift.rules import Finding
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class Float32Arithmetic:
-    """A module that computes in float32 and answers in the type of its input."""
-
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Casts a half-precision input to float32, and the output back."""
-        if input.dtype not in _HALF:
-            return super().forward(input, *args, **kwargs)  # type: ignore[misc]
-        output = super().forward(input.float(), *args, **kwargs)  # type: ignore[misc]
-        return output.to(input.dtype) if isinstance(output, Tensor) else output
-
-
 @edit("keep-float32")
 @dataclass(frozen=True, slots=True)
-class KeepFloat32(Edit):
+class KeepFloat32(ClassEdit):
     """Turns the numbers of a norm into float32, and has it compute so.
 
     Attributes:
@@ -68,9 +58,28 @@ class KeepFloat32(Edit):
                 if buffer is not None and buffer.dtype in _HALF:
                     surgery.set(part, name, buffer.float())
         if type(module).forward is not _BatchNorm.forward:
-            surgery.set_class(module, mixed_class(Float32Arithmetic, type(module)))
+            surgery.set_class(module, with_edit(module, self))
         before = ", ".join(sorted(str(one).removeprefix("torch.") for one in types))
         return (Change(self.site, f"{self.cls} in {before}", f"{self.cls} in float32", "call", self.source),)
+
+    def build(self, draft: ClassDraft) -> None:
+        """Casts a half-precision input of the forward to float32, and its output back."""
+        draft.wrap_forward(_in_float32)
+
+    def without_place(self) -> KeepFloat32:
+        """The same for any module of the class."""
+        return KeepFloat32(SiteId("", self.site.kind), "", self.cls)
+
+
+def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def raised(self: nn.Module, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if input.dtype not in _HALF:
+            return forward(self, input, *args, **kwargs)
+        output = forward(self, input.float(), *args, **kwargs)
+        return output.to(input.dtype) if isinstance(output, Tensor) else output
+
+    return raised
 
 
 @remedy

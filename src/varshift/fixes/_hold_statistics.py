@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
+
+from torch import nn
 
 from varshift._sites import SiteId, Source
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._mixed_class import mixed_class
+from varshift.fixes._edited_class import ClassDraft, ClassEdit, base_and_edits, with_edit
 from varshift.fixes._norm_forms import read_norm
 from varshift.fixes._norm_layers import LayerSettings
 from varshift.fixes._norm_places import norm_places
@@ -19,17 +22,9 @@ from varshift.fixes._swap_norm import already, plan_swap
 from varshift.rules import Finding
 
 
-class Held:
-    """A module that stays in evaluation mode."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Keeps the module and all inside it in evaluation mode."""
-        return super().train(False)  # type: ignore[misc]
-
-
 @edit("hold-statistics")
 @dataclass(frozen=True, slots=True)
-class HoldStatistics(Edit):
+class HoldStatistics(ClassEdit):
     """Gives a module a `train()` that leaves it in evaluation mode.
 
     Attributes:
@@ -47,13 +42,34 @@ class HoldStatistics(Edit):
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Changes the class, and the mode of the module and all inside it."""
         module = surgery.module(self.path, self.cls)
-        if isinstance(module, Held):
+        if is_held(module):
             raise Refused(f"module '{self.path}' ({self.cls}) is held in evaluation mode already.")
         for part in module.modules():
             surgery.set(part, "training", False)
-        surgery.set_class(module, mixed_class(Held, type(module)))
+        surgery.set_class(module, with_edit(module, self))
         after = f"{self.cls} held in evaluation mode"
         return (Change(self.site, f"{self.cls} in the mode of train()", after, "call", self.source),)
+
+    def build(self, draft: ClassDraft) -> None:
+        """Has `train` pass False on, whatever it is called with."""
+        draft.wrap("train", _held)
+
+    def without_place(self) -> HoldStatistics:
+        """The same for any module of the class."""
+        return HoldStatistics(SiteId("", self.site.kind), "", self.cls)
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether the class of a module holds it in evaluation mode."""
+    return any(isinstance(edit, HoldStatistics) for edit in base_and_edits(type(module))[1])
+
+
+def _held(train: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(train)
+    def held(self: nn.Module, mode: bool = True) -> Any:
+        return train(self, False)
+
+    return held
 
 
 @remedy
@@ -76,7 +92,7 @@ class HoldStatisticsRemedy(Remedy):
         for place in norm_places(patient, sites):
             parameters = list(place.module.parameters())
             frozen = bool(parameters) and not any(one.requires_grad for one in parameters)
-            if (not sites and not frozen) or already(place, "frozen") or isinstance(place.module, Held):
+            if (not sites and not frozen) or already(place, "frozen") or is_held(place.module):
                 continue
             if place.norm is None:
                 raise Refused(f"{place.words} has no running statistics to hold.")

@@ -36,6 +36,7 @@ _BATCH_CURES = (
         "unsafe",
         to="group_norm",
     ),
+    cure("batch-free-norm", "one norm per block that does not look at the batch, and train again", "unsafe"),
 )
 
 

@@ -26,6 +26,7 @@ CURES: Final[Mapping[str, str]] = MappingProxyType(
         "average-noise": "Averages outputs over several draws of the noise in evaluation.",
         "use-result": "Uses a result that the network computes and drops.",
         "swap-norm": "Puts a norm that does not look at other samples in the place of this one.",
+        "batch-free-norm": "Puts norms that do not look at other samples in the place of one norm per block.",
         "split-norm": "Gives each of several signals a norm of its own.",
         "sync-norm": "Takes batch statistics over all processes.",
         "skip-update": "Leaves the statistics alone in a forward pass that only takes a look.",

@@ -31,6 +31,9 @@ from ._registry import Rule, register
 if TYPE_CHECKING:
     from varshift._sites import SiteId
 
+_BATCH_FREE = cure(
+    "batch-free-norm", "one norm per block that looks at single samples only, and train again", "unsafe"
+)
 _MOVE_NOISE = cure("move-noise", "move the noise after the last norm, and train again", "unsafe", to="head")
 
 
@@ -139,7 +142,7 @@ class VarianceShift(Rule):
         names = sorted(shifted, key=lambda name: shifted[name].shift or 1.0, reverse=True)
         worst = shifted[names[0]]
         more = f", and so will {listed(names[1:])}" if len(names) > 1 else ""
-        remedies = (recalibration(evidence), _MOVE_NOISE)
+        remedies = (recalibration(evidence), _MOVE_NOISE, _BATCH_FREE)
         yield Finding(
             code=self.code,
             severity=graded(None, shift_severity(worst.shift or 1.0), confidence="predicted") or "advice",
@@ -174,7 +177,11 @@ class VarianceShift(Rule):
         text = shift.words(names[0])
         if len(names) > 1:
             text += f"; {others(names[1:], 'is shifted', 'are shifted')}"
-        remedies: tuple[Cure | None, ...] = (recalibration(evidence, certain=shift.learned), _MOVE_NOISE)
+        remedies: tuple[Cure | None, ...] = (
+            recalibration(evidence, certain=shift.learned),
+            _MOVE_NOISE,
+            _BATCH_FREE,
+        )
         return Finding(
             code=self.code,
             severity=severity,
