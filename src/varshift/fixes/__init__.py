@@ -27,7 +27,6 @@ from varshift.fixes._loader import DropLast as DropLast
 from varshift.fixes._loader import Reshuffle as Reshuffle
 from varshift.fixes._lower_rate import LowerOptions as LowerOptions
 from varshift.fixes._lower_rate import LowerRate as LowerRate
-from varshift.fixes._mixed_class import mixed_class as mixed_class
 from varshift.fixes._move_noise import MoveNoise as MoveNoise
 from varshift.fixes._noise_action import NoiseAction as NoiseAction
 from varshift.fixes._noise_edits import SetAttribute as SetAttribute
