@@ -1,0 +1,133 @@
+"""Which cure is tried for which finding, and what happens where one fails."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+from torch import nn
+
+import varshift as vs
+from varshift import SiteId
+from varshift.fixes import REMEDIES, Change, Edit, NoOptions, Refused, Remedy, edit
+from varshift.fixes._course import courses_of
+from varshift.rules import CURES, Cure, Finding, FindingSite
+
+
+def finding(*cures, severity="warning", code="VS101", site="1:dropout"):
+    return Finding(code, severity, "certain", (FindingSite(SiteId.parse(site)),), "It is sick.", cures=cures)
+
+
+SAFE, UNSAFE = Cure("recalibrate", "recalibrate", "safe"), Cure("move-noise", "move it", "unsafe")
+
+
+def test_safe_cures_alone_by_default_and_causes_first_where_all_are_allowed():
+    (course,) = courses_of([finding(SAFE, UNSAFE)], unsafe=False, advice=False)
+    assert [cure.code for cure in course.cures] == ["recalibrate"]
+    (course,) = courses_of([finding(SAFE, UNSAFE)], unsafe=True, advice=False)
+    assert [cure.code for cure in course.cures] == ["move-noise", "recalibrate"]
+
+
+def test_advice_is_treated_only_where_it_is_asked_for():
+    assert courses_of([finding(SAFE, severity="advice")], unsafe=True, advice=False) == []
+    assert len(courses_of([finding(SAFE, severity="advice")], unsafe=True, advice=True)) == 1
+
+
+@dataclass(frozen=True)
+class Rename(Edit):
+    """Writes a mark into a module."""
+
+    path: str
+    fails: bool = False
+    op: ClassVar[str] = "rename"
+
+    def apply(self, surgery):
+        module = surgery.module(self.path)
+        surgery.set(module, "mark", 1)
+        if self.fails:
+            raise Refused("the mark does not stick.")
+        return (Change(SiteId(self.path, "dropout"), "unmarked", "marked", "attribute"),)
+
+
+class Marks(Remedy):
+    code = "move-noise"
+    answers = ("VS101",)
+    safety = "unsafe"
+    options = NoOptions
+    edits: ClassVar[tuple[Edit, ...]] = ()
+
+    def plan(self, patient, sites, options, finding):
+        return self.edits
+
+
+@pytest.fixture
+def marking(monkeypatch):
+    def use(*edits):
+        monkeypatch.setitem(REMEDIES, "move-noise", type("Now", (Marks,), {"edits": edits})())
+
+    return use
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+
+def test_an_edit_that_is_refused_halfway_leaves_nothing(marking):
+    marking(Rename("0"), Rename("1", fails=True))
+    cured = vs.fix(network(), shape=(4,), cures=["move-noise"])
+    assert not cured.changes
+    assert not any(hasattr(module, "mark") for module in cured.model.modules())
+    assert cured.failures[0].tried == (("move-noise", "the mark does not stick."),)
+    assert "does not stick" in str(cured)
+
+
+def test_an_edit_that_changes_nothing_is_found_out_by_the_second_capture(marking):
+    marking(Rename("1"))
+    cured = vs.fix(network(), shape=(4,), cures=["move-noise"])
+    assert not cured.changes
+    assert not hasattr(cured.model[1], "mark")
+    assert "as it was" in cured.failures[0].tried[0][1]
+
+
+def test_a_plan_without_edits_is_a_failure(marking):
+    marking()
+    cured = vs.fix(network(), shape=(4,), cures=["move-noise"])
+    assert "nothing to change" in str(cured.failures[0])
+
+
+def test_a_cure_after_which_the_finding_is_still_there_is_a_failure(sick, monkeypatch):
+    model, _, loader = sick
+
+    class Idle(Marks):
+        options = REMEDIES["recalibrate"].options
+
+        def plan(self, patient, sites, options, finding):
+            return (Idles(),)
+
+    monkeypatch.setitem(REMEDIES, "recalibrate", Idle())
+    cured = vs.fix(model, loader=loader)
+    assert not cured.ok
+    assert not cured.changes
+    assert "still there" in cured.failures[0].tried[0][1]
+    assert cured.failures[0].by_hand
+
+
+@dataclass(frozen=True)
+class Idles(Edit):
+    op: ClassVar[str] = "idles"
+
+    def apply(self, surgery):
+        return (Change(SiteId("", "nothing"), "", "", "attribute"),)
+
+
+def test_names_of_edits_are_taken_once():
+    with pytest.raises(vs.VarshiftError, match="is taken by"):
+        edit("recalibrate")(Rename)
+
+
+def test_every_remedy_is_a_known_cure_with_options_that_have_defaults():
+    for code, remedy in REMEDIES.items():
+        assert code in CURES
+        assert remedy.safety in ("safe", "unsafe")
+        assert remedy.answers
+        remedy.options()
+        assert type(remedy).__doc__
