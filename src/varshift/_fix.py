@@ -45,6 +45,7 @@ def fix(
     *,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
+    intended: Sequence[str] = (),
     unsafe: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
     loader: Iterable[Any] | None = None,
@@ -78,6 +79,7 @@ def fix(
         report: What `varshift.check` found; by default it is checked now.
         select: Codes or prefixes of the findings to treat, all by default.
         ignore: Codes or prefixes of the findings to leave alone.
+        intended: Modules and sites whose noise is meant to act in evaluation too, as in `check`.
         unsafe: Whether cures that need another training are allowed.
         optimizer: The optimiser of the network. `Cured.optimizer` is a copy of it for the cured network: the
             state of untouched parameters is bit for bit the same, replaced ones of the same shape take it
@@ -129,6 +131,7 @@ def fix_(
     *,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
+    intended: Sequence[str] = (),
     unsafe: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
     loader: Iterable[Any] | None = None,
@@ -266,7 +269,7 @@ def _treated(
         loader = list(islice(loader, arguments["max_batches"]))  # it can be gone through once only
     if loader is None and example is None and shape is None:
         shape = _stated(network, forward)
-    run = {name: arguments[name] for name in ("forward", "loss", "max_batches", "device", "seed")}
+    run = {name: arguments[name] for name in ("forward", "loss", "max_batches", "device", "seed", "intended")}
     how = {"example_inputs": example, "shape": shape}
     others = {name: arguments[name] for name in ("reference", "deploy", "progress")}
     surgery = Surgery(twin, loader, optimizer)

@@ -9,11 +9,12 @@ import typer
 from varshift.cli._check import check
 from varshift.cli._entry_points import add_foreign_verbs
 from varshift.cli._explain import explain
+from varshift.cli._fix import fix
 from varshift.cli._recalibrate import recalibrate
 from varshift.cli._rules import rules
 from varshift.cli._state import State
 
-VERBS = (check, recalibrate, explain, rules)
+VERBS = (check, fix, recalibrate, explain, rules)
 
 _HELP = """Why is my network good in train() and bad in eval()?
 

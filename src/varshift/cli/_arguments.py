@@ -25,11 +25,41 @@ def parse_arguments(items: Sequence[str] | None) -> dict[str, Any]:
             raise VarshiftError(f"--arg: {item!r} must read KEY=VALUE, as in --arg drop_rate=0.2.")
         if key in arguments:
             raise VarshiftError(f"--arg: {key!r} is given twice.")
-        arguments[key] = _literal(value)
+        arguments[key] = literal(value)
     return arguments
 
 
-def _literal(text: str) -> Any:
+def parse_cures(items: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """Cures with their options from texts ``code`` or ``code:key=value,key=value``.
+
+    Raises:
+        VarshiftError: If an option has no ``=``, or a cure or a key comes twice.
+    """
+    cures: dict[str, dict[str, Any]] = {}
+    for item in items or ():
+        code, colon, text = item.partition(":")
+        code = code.strip()
+        if not code or code in cures:
+            reason = "is given twice" if code else "has no code"
+            raise VarshiftError(f"--cure: {item!r} {reason}.")
+        cures[code] = {}
+        # A comma within a value stays: it separates only where another key follows.
+        for option in re.split(r",(?=\s*[A-Za-z_][\w-]*\s*=)", text) if colon else ():
+            key, equals, value = option.partition("=")
+            key = key.strip().replace("-", "_")
+            if not equals or not key.isidentifier():
+                raise VarshiftError(
+                    f"--cure: {item!r} must read CODE or CODE:KEY=VALUE,KEY=VALUE, as in "
+                    "--cure recalibrate:frozen=true."
+                )
+            if key in cures[code]:
+                raise VarshiftError(f"--cure: {item!r} gives {key!r} twice.")
+            cures[code][key] = literal(value)
+    return cures
+
+
+def literal(text: str) -> Any:
+    """The value of a text: a Python literal where it reads as one, else the text itself."""
     # The words other languages use for these would otherwise become text, which is true.
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.strip().lower() in words:

@@ -24,8 +24,10 @@ from varshift.cli._options import (
     EstimatorOption,
     FailOn,
     ForwardOption,
+    IgnoreOption,
     LossOption,
     SeedOption,
+    SelectOption,
     ShapeOption,
     TargetArgument,
     VerboseOption,
@@ -95,22 +97,8 @@ def check(
     forward: ForwardOption = None,
     loss: LossOption = None,
     estimator: EstimatorOption = Estimator.pooled,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--select",
-            metavar="CODES",
-            help="Rules to run: codes or prefixes, separated by commas (`VS1,VS207`).",
-            rich_help_panel=RULES,
-            show_default=False,
-        ),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ignore", metavar="CODES", help="Rules not to run.", rich_help_panel=RULES, show_default=False
-        ),
-    ] = None,
+    select: SelectOption = None,
+    ignore: IgnoreOption = None,
     fail_on: Annotated[
         FailOn | None,
         typer.Option(

@@ -31,6 +31,17 @@ def resolve_object(text: str, option: str) -> Any:
         VarshiftError: If there is no such module, file or name; near misses are suggested.
         UserCodeError: If the module fails while it is imported.
     """
+    module, place, name = resolve_module(text, option)
+    return _attribute(module, name, place, option)
+
+
+def resolve_module(text: str, option: str) -> tuple[ModuleType, str, str]:
+    """The module that `text` names, imported, the text before its last colon, and the name after it.
+
+    Raises:
+        VarshiftError: As `resolve_object`.
+        UserCodeError: As `resolve_object`.
+    """
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         example = f"{text or 'path/to/file.py'}:NAME" if _is_file(text) or not text else "package.module:NAME"
@@ -40,7 +51,7 @@ def resolve_object(text: str, option: str) -> Any:
         )
     _put_first(os.getcwd())
     module = _import_file(place, option) if _is_file(place) else _import_module(place, option)
-    return _attribute(module, name, place, option)
+    return module, place, name
 
 
 def _is_file(place: str) -> bool:

@@ -117,7 +117,7 @@ BatchesOption = Annotated[
     typer.Option(
         "--batches",
         min=1,
-        help="Use at most so many batches (check: 16; recalibrate: all).",
+        help="Use at most so many batches (check and fix: 16; recalibrate: all).",
         rich_help_panel=DATA,
         show_default=False,
     ),
@@ -128,6 +128,22 @@ EstimatorOption = Annotated[
         "--estimator",
         help="How statistics are put together: `pooled` over all samples, or `ema`, a moving average.",
         rich_help_panel=DATA,
+    ),
+]
+SelectOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        metavar="CODES",
+        help="Rules to run: codes or prefixes, separated by commas (`VS1,VS207`).",
+        rich_help_panel=RULES,
+        show_default=False,
+    ),
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="CODES", help="Rules not to run.", rich_help_panel=RULES, show_default=False
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed for random weights, inputs and noise.")]

@@ -36,10 +36,16 @@ def build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
     known = models.list_models()
     if name not in known:
         raise VarshiftError(f"torchvision has no model {name!r}{suggestion(name, known)}")
-    accepted = inspect.signature(models.get_model_builder(name)).parameters
-    # A backbone's weights are loaded unless told otherwise, even where the whole network's are not.
-    defaults = {key: None for key in ("weights", "weights_backbone") if key in accepted}
-    return _call(f"torchvision:{name}", models.get_model, (name,), {**defaults, **arguments})
+    return _call(f"torchvision:{name}", models.get_model, (name,), {**no_weights(name), **arguments})
+
+
+def no_weights(name: str) -> dict[str, None]:
+    """The arguments that keep a network of torchvision from loading weights.
+
+    A backbone's weights are loaded unless told otherwise, even where the whole network's are not.
+    """
+    accepted = inspect.signature(_import("torchvision.models").get_model_builder(name)).parameters
+    return {key: None for key in ("weights", "weights_backbone") if key in accepted}
 
 
 def default_shape(target: str, model: nn.Module) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from varshift.fixes._cured import Cured as Cured
 from varshift.fixes._cured import Failure as Failure
 from varshift.fixes._drop_bias import DropBias as DropBias
 from varshift.fixes._drop_statistics import DropStatistics as DropStatistics
+from varshift.fixes._cured import still_there as still_there
 from varshift.fixes._edit import EDITS as EDITS
 from varshift.fixes._edit import Change as Change
 from varshift.fixes._edit import Edit as Edit
@@ -17,6 +18,14 @@ from varshift.fixes._edit import read_edit as read_edit
 from varshift.fixes._edited_class import edited_instance as edited_instance
 from varshift.fixes._exclude_from_decay import ExcludeFromDecay as ExcludeFromDecay
 from varshift.fixes._float32_norm import KeepFloat32 as KeepFloat32
+from varshift.fixes._lines import lines_of as lines_of
+from varshift.fixes._noise_action import NoiseAction as NoiseAction
+from varshift.fixes._norm_layers import LAYERS as LAYERS
+from varshift.fixes._norm_layers import LayerSettings as LayerSettings
+from varshift.fixes._norm_layers import group_count as group_count
+from varshift.fixes._norm_places import NormPlace as NormPlace
+from varshift.fixes._norm_places import norm_places as norm_places
+from varshift.fixes._optimizer import sync_optimizer as sync_optimizer
 from varshift.fixes._follow_mode import FollowMode as FollowMode
 from varshift.fixes._freeze_parameters import FreezeParameters as FreezeParameters
 from varshift.fixes._hold_statistics import HoldStatistics as HoldStatistics

@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from varshift._sites import SiteId
 from varshift.fixes._edit import Change
+from varshift.fixes._lines import lines_of
 from varshift.fixes._plan import Plan
-from varshift.report import Report
+from varshift.report import Report, text_of
 from varshift.rules import Finding
 
 
@@ -23,16 +25,22 @@ class Failure:
         finding: Code of the rule; empty for a wish of the user's.
         tried: Of each cure that was tried, its code and why it did not do.
         by_hand: What can be done outside of `fix`: the names of the other cures.
+        unsafe: Codes of the cures that were not tried because they need another training.
+        sites: The places that the finding concerns.
     """
 
     finding: str
     tried: tuple[tuple[str, str], ...] = ()
     by_hand: tuple[str, ...] = ()
+    unsafe: tuple[str, ...] = ()
+    sites: tuple[SiteId, ...] = ()
 
     def __str__(self) -> str:
-        tried = "; ".join(f"{code}: {reason}" for code, reason in self.tried) or "no cure applies here"
-        text = f"{self.finding or 'asked for'}  {tried}"
-        return text + (f". By hand: {', or '.join(self.by_hand)}" if self.by_hand else "")
+        tried = "; ".join(f"{code}: {reason}" for code, reason in self.tried) or "no safe cure applies here"
+        text = f"{self.finding or 'asked for'}  {tried.rstrip('.')}."
+        if self.unsafe:
+            text += f" With unsafe=True: {', '.join(self.unsafe)}."
+        return text + (f" By hand: {', or '.join(self.by_hand)}." if self.by_hand else "")
 
 
 class Cured:
@@ -96,37 +104,21 @@ class Cured:
         self._undo = None
         self.changes, self.plan, self.after = (), Plan(()), None
 
+    def text(self, *, width: int = 100, full: bool = False) -> str:
+        """The list of changes: place, before, after, line of code; what is gone, what is left and why.
+
+        Args:
+            width: Columns to fill.
+            full: Whether to show every place instead of the first eight of each cure.
+        """
+        return "\n".join(text_of(content) for content in lines_of(self, width=width, full=full))
+
     def __str__(self) -> str:
-        return "\n".join(lines_of(self))
+        return self.text()
 
     def __repr__(self) -> str:
         gone = len(self.gone)
         return f"<Cured: {len(self.changes)} changes, {gone} findings gone, {len(self.failures)} failures>"
-
-
-def lines_of(cured: Cured) -> list[str]:
-    """The list of changes as text, one line each."""
-    if not cured.changes and not cured.failures:
-        return ["Nothing to cure: no change.", *cured.notes]
-    sites = [str(change.site) for change in cured.changes]
-    width = min(max(map(len, sites), default=0), 48)
-    lines = []
-    last = None
-    for site, change in zip(sites, cured.changes, strict=True):
-        heading = f"{change.finding or 'asked for'} · {change.cure}" + (
-            f": {change.why}" if change.why else ""
-        )
-        if heading != last:
-            lines.append(heading)
-            last = heading
-        where = f"  ({change.source})" if change.source is not None else ""
-        after = change.after or "removed"
-        lines.append(f"  {site:{width}}  {change.before or 'nothing'} → {after}{where}")
-    lines += [f"Not cured: {failure}" for failure in cured.failures]
-    lines += cured.notes
-    if cured.before is not None and cured.after is not None and cured.gone:
-        lines.append(f"Gone: {', '.join(dict.fromkeys(f.code for f in cured.gone))}.")
-    return lines
 
 
 def still_there(finding: Finding, findings: tuple[Finding, ...]) -> bool:

@@ -81,8 +81,11 @@ class Treatment:
             finding = course.finding
             tried = tuple(course.reasons.items())
             others = finding.cures if finding is not None else ()
-            by_hand = tuple(cure.name for cure in others if cure.code not in course.reasons)
-            failures.append(Failure(finding.code if finding else "", tried, by_hand))
+            untried = [cure for cure in others if cure.code not in course.reasons]
+            unsafe = [c.code for c in untried if c.code in REMEDIES and c.code != "recalibrate"]
+            by_hand = tuple(cure.name for cure in untried if cure.code not in REMEDIES)
+            sites = tuple(site.id for site in finding.sites) if finding is not None else ()
+            failures.append(Failure(finding.code if finding else "", tried, by_hand, tuple(unsafe), sites))
         return tuple(failures)
 
     def run(self) -> None:

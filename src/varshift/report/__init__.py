@@ -11,6 +11,13 @@ from varshift.report._formats import FORMATS as FORMATS
 from varshift.report._formats import Format as Format
 from varshift.report._formats import format_for as format_for
 from varshift.report._formats import register as register
+from varshift.report._page import Line as Line
+from varshift.report._page import Span as Span
+from varshift.report._page import Style as Style
+from varshift.report._page import heading as heading
+from varshift.report._page import line as line
+from varshift.report._page import paragraph as paragraph
+from varshift.report._page import text_of as text_of
 from varshift.report._report import DataInfo as DataInfo
 from varshift.report._report import Framework as Framework
 from varshift.report._report import ModelInfo as ModelInfo
@@ -21,12 +28,18 @@ from varshift.report._rows import NoiseRow as NoiseRow
 from varshift.report._rows import PredictedFigures as PredictedFigures
 from varshift.report._rows import StatisticsInfo as StatisticsInfo
 from varshift.report._schema import report_schema as report_schema
+from varshift.report._terminal import WIDEST as WIDEST
+from varshift.report._terminal import print_lines as print_lines
 from varshift.report._terminal import print_report as print_report
 from varshift.report._words import counted as counted
 from varshift.report._words import figure as figure
 from varshift.report._words import module_name as module_name
+from varshift.report._words import place as place
 from varshift.report._words import ratio as ratio
+from varshift.report._words import rule_title as rule_title
 from varshift.report._words import shortened as shortened
+from varshift.report._words import site_name as site_name
+from varshift.report._words import uncertain as uncertain
 
 register("json", _json.render, ".json")
 register("text", _text.render, ".txt")

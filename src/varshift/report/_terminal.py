@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from varshift.report._layout import page
+from varshift.report._page import Line, to_ascii
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,19 +33,26 @@ def renderables(
     report: Report, *, width: int, full: bool = False, ascii_only: bool = False
 ) -> Iterable[Text]:
     """The lines of the report as rich texts."""
-    from rich.text import Text
-
-    for content in page(report, width=min(width, WIDEST), full=full, ascii_only=ascii_only):
-        yield Text.assemble(
-            *((span.text, STYLES[span.style]) for span in content), no_wrap=True, overflow="ignore"
-        )
+    return map(_text, page(report, width=min(width, WIDEST), full=full, ascii_only=ascii_only))
 
 
 def print_report(report: Report, console: Console, *, full: bool = False) -> None:
     """Prints the report as wide as the console, in characters that it can show."""
-    lines = renderables(
-        report, width=console.width, full=full, ascii_only=not (console.encoding or "").startswith("utf")
-    )
-    for text in lines:
+    print_lines(page(report, width=min(console.width, WIDEST), full=full), console)
+
+
+def print_lines(lines: Iterable[Line], console: Console) -> None:
+    """Prints lines of styled spans in colour, in characters that the console can show."""
+    ascii_only = not (console.encoding or "").startswith("utf")
+    for content in lines:
+        text = _text(to_ascii(content) if ascii_only else content)
         text.rstrip()
         console.print(text, soft_wrap=True, highlight=False)
+
+
+def _text(content: Line) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(
+        *((span.text, STYLES[span.style]) for span in content), no_wrap=True, overflow="ignore"
+    )
