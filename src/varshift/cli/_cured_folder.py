@@ -1,4 +1,4 @@
-"""The folder that ``varshift fix`` writes: weights, plan, reports and the script that rebuilds the network."""
+"""The folder that ``varshift fix`` writes: weights, plan, reports, and the script that builds the network."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from varshift._errors import VarshiftError
 from varshift.cli._errors import described
 from varshift.cli._folder import whole_folder
 from varshift.cli._rebuild import PLAN, SCRIPT, WEIGHTS, Origin, rebuild_script
-from varshift.cli._weights import Checkpoint, state_writer
+from varshift.cli._weights import Checkpoint, state_writer, write_weights
+from varshift.report import write_text
 
 if TYPE_CHECKING:
     from varshift import Cured
 
 BEFORE, AFTER = "before.json", "after.json"
 FILES = (WEIGHTS, PLAN, BEFORE, AFTER, SCRIPT)
+_NOTHING = "Nothing was written; varshift.fix in Python returns the cured network itself."
 
 
 def write_cured(
@@ -62,12 +64,12 @@ def write_cured(
     origin = Origin(target, arguments, seed, prefix, added, partial)
     with whole_folder(folder, "--out", FILES) as draft:
         metadata = checkpoint.metadata if checkpoint is not None else None
-        state_writer(tensors, ".safetensors", metadata)(draft / WEIGHTS)
+        write_weights(draft / WEIGHTS, state_writer(tensors, ".safetensors", metadata))
         cured.plan.save(draft / PLAN)
         for name, report in ((BEFORE, cured.before), (AFTER, cured.after)):
             if report is not None:
                 report.save(draft / name)
-        (draft / SCRIPT).write_text(rebuild_script(origin, folder), encoding="utf-8")
+        write_text(draft / SCRIPT, rebuild_script(origin, folder))
         _prove(draft / SCRIPT, cured.model)
     return [folder / name for name in FILES if (folder / name).is_file()]
 
@@ -75,9 +77,10 @@ def write_cured(
 def _prefixes(names: Mapping[str, str]) -> tuple[str, str]:
     """What all keys of the file begin with and the network's do not, and the other way round."""
     key, name = next(iter(names.items()), ("", ""))
-    prefix, added = key.removesuffix(name), name.removesuffix(key)
-    fits = all(key == prefix + name or added + key == name for key, name in names.items())
-    return (prefix, added) if fits and not (prefix and added) else ("", "")
+    prefix = key.removesuffix(name) if key.endswith(name) else ""
+    added = name.removesuffix(key) if name.endswith(key) else ""
+    fits = all(added + key == prefix + name for key, name in names.items())
+    return (prefix, added) if fits else ("", "")
 
 
 def _file_keys(names: list[str], prefix: str, added: str) -> dict[str, str]:
@@ -102,19 +105,13 @@ def _prove(script: Path, model: nn.Module) -> None:
         rebuilt = runpy.run_path(str(script))["build"]()
     except Exception as error:  # whatever the user's factory does when it is called a second time
         raise VarshiftError(
-            f"--out: the cured network cannot be built again from the target ({described(error)}). Nothing was "
-            "written; with vs.fix in Python the cured network is yours as it is."
+            f"--out: the cured network cannot be built again from the target ({described(error)}). {_NOTHING}"
         ) from error
     own, other = model.state_dict(), rebuilt.state_dict()
-    different = [
-        key
-        for key in dict.fromkeys((*own, *other))
-        if not _same(own.get(key), other.get(key))
-    ]
+    different = [key for key in dict.fromkeys((*own, *other)) if not _same(own.get(key), other.get(key))]
     if different:
         raise VarshiftError(
-            f"--out: the network that the target builds again differs from the cured one at {different[0]!r}. "
-            "Nothing was written; with vs.fix in Python the cured network is yours as it is."
+            f"--out: built again from the target, the cured network differs at {different[0]!r}. {_NOTHING}"
         )
 
 

@@ -41,12 +41,12 @@ def print_cured(
     for finding in new:
         mark = Span(f"New: {rule_title(finding.code)}: ", finding.severity)
         lines += paragraph(finding.message, width, indent=0, mark=mark)
-    lines.append(())
     if written:
+        lines.append(())
         names = ", ".join(path.name for path in written)
         lines += paragraph(f"Written to {written[0].parent}: {names}.", width, indent=0)
     elif "--dry-run" not in words:
-        lines.append(line("Nothing was written."))
+        lines += [(), line("Nothing was written.")]
     steps = _next_steps(cured, words, again, written=bool(written))
     if steps:
         lines += [(), line(Span("Next", "strong"))]

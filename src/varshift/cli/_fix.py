@@ -13,7 +13,6 @@ from varshift._errors import VarshiftError
 from varshift.cli._options import (
     DATA,
     OUTPUT,
-    RULES,
     ArgOption,
     BatchesOption,
     DeviceOption,
@@ -133,7 +132,7 @@ def fix(
     if out is None and not dry_run:
         raise VarshiftError("--out: name a folder for the cured network, or look first with --dry-run.")
     if wishes and (select or ignore or unsafe):
-        raise VarshiftError("--cure carries out what it names: --select, --ignore and --unsafe are for findings.")
+        raise VarshiftError("--cure does what it names: --select, --ignore and --unsafe are for findings.")
     if data is not None and shapes is not None:
         raise VarshiftError("--shape stands in for --data: give one of the two.")
     if out is not None and not dry_run:

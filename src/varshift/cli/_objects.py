@@ -92,7 +92,7 @@ def _import_file(place: str, option: str) -> ModuleType:
     path = Path(place).expanduser()
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
-        known = [str(path.parent / item.name) for item in folder.glob("*.py")]
+        known = [str(folder / item.name) for item in folder.glob("*.py")]
         raise VarshiftError(f"{option}: there is no file {place!r}{suggestion(place, known)}")
     path = path.resolve()
     if path.suffix != ".py":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,10 +49,10 @@ def rebuild_script(origin: Origin, folder: Path) -> str:
         folder: The folder that the file is for; paths of the user's own modules are relative to it.
     """
     path, statements, value = _factory(origin, folder)
-    state = f'load_file(HERE / "{WEIGHTS}")'
+    rename = ""
     if origin.prefix or origin.added:
         key = f"key.removeprefix({origin.prefix!r})" if origin.prefix else f"{origin.added!r} + key"
-        state = f"{{{key}: value for key, value in {state}.items()}}"
+        rename = f"    state = {{{key}: value for key, value in state.items()}}"
     lines = [
         f'"""The network {_told(origin)}, cured by `varshift fix`: `from apply import build`."""',
         "",
@@ -77,9 +78,11 @@ def rebuild_script(origin: Origin, folder: Path) -> str:
         "def build():",
         '    """The cured network with its weights."""',
         "    with torch.random.fork_rng(devices=[]):",
-        f"        torch.manual_seed({origin.seed})  # as when it was cured: it may draw more than its weights",
+        f"        torch.manual_seed({origin.seed})  # as when it was cured: it may draw more than weights",
         f'        model = varshift.apply_plan(original(), HERE / "{PLAN}").model',
-        f"    model.load_state_dict({state}{', strict=False' if origin.partial else ''})",
+        f'    state = load_file(HERE / "{WEIGHTS}")',
+        *([rename] if rename else []),
+        f"    model.load_state_dict(state{', strict=False' if origin.partial else ''})",
         "    return model",
         "",
     ]
@@ -100,7 +103,7 @@ def _factory(origin: Origin, folder: Path) -> tuple[list[str], list[str], str]:
         value = f"torchvision.models.get_model({_call(arguments, repr(name))})"
         return [], _importing("import torchvision"), value
     module, _, name = resolve_module(origin.target, "target")
-    first, _, rest = name.partition(".")
+    first = name.partition(".")[0]
     is_network = isinstance(resolve_object(origin.target, "target"), nn.Module)
     call = "" if is_network else f"({_call(origin.arguments)})"
     root, dotted = _root(module)
@@ -126,7 +129,7 @@ def _call(arguments: Mapping[str, Any], *positional: str) -> str:
 
 def _importing(statement: str) -> list[str]:
     """An import, after what an installation of torchvision that does not fit torch needs."""
-    if not declare_torchvision_operators():
+    if "torchvision" not in sys.modules or not declare_torchvision_operators():
         return [statement]
     return [
         "from varshift.integrations import declare_torchvision_operators",
@@ -159,5 +162,6 @@ def _reached(path: Path, folder: Path) -> str:
     folder, here = folder.resolve(), Path.cwd().resolve()
     near = path in folder.parents or path == folder
     if near or all(here == item or here in item.parents for item in (path, folder)):
-        return f'HERE / "{Path(os.path.relpath(path, folder)).as_posix()}"'
+        relative = Path(os.path.relpath(path, folder)).as_posix()
+        return {".": "HERE", "..": "HERE.parent"}.get(relative, f'(HERE / "{relative}").resolve()')
     return f'Path("{path.as_posix()}")'

@@ -38,7 +38,11 @@ def lines_of(cured: Cured, *, width: int = 100, full: bool = False) -> list[Line
         full: Whether to show every place instead of the first eight of each cure.
     """
     if not cured.changes and not cured.failures:
-        return [line(Span("Nothing to cure: no change.", "good")), *_notes(cured, width)]
+        return [
+            line(Span("Nothing to cure: no change.", "good")),
+            *_advice(cured, width),
+            *_notes(cured, width),
+        ]
     lines = [line(Span(_summary(cured), "strong"))]
     for (finding, cure), group in groupby(cured.changes, lambda change: (change.finding, change.cure)):
         lines += [(), *_group(finding, cure, list(group), width, full=full)]
@@ -114,7 +118,7 @@ def _place(name: str, change: Change, width: int) -> list[Line]:
 
 
 def _failure(failure: Failure, width: int) -> list[Line]:
-    title = rule_title(failure.finding) if failure.finding else "asked for"
+    title = rule_title(failure.finding) if failure.finding else "As asked for"
     where = [site_name(site) for site in failure.sites[:3]]
     more = f" and {len(failure.sites) - 3} more" if len(failure.sites) > 3 else ""
     at = f" at {', '.join(where)}{more}" if where else ""
@@ -132,7 +136,9 @@ def _failure(failure: Failure, width: int) -> list[Line]:
             mark=Span("with unsafe: ", "quiet"),
         )
     for index, name in enumerate(failure.by_hand):
-        lines += paragraph(name, width, indent=4, mark=Span("by hand: " if index == 0 else "     or: ", "quiet"))
+        lines += paragraph(
+            name, width, indent=4, mark=Span("by hand: " if index == 0 else "     or: ", "quiet")
+        )
     return lines
 
 
@@ -145,13 +151,12 @@ def _gone(cured: Cured, width: int) -> list[Line]:
 
 def effect_lines(before: Report | None, after: Report | None, width: int) -> list[Line]:
     """The loss as deployed before and after, where both checks measured it."""
-    values = [_deployed(report) for report in (before, after)]
-    if values[0] is None or values[1] is None:
+    first, second = _deployed(before), _deployed(after)
+    if first is None or second is None:
         return []
-    (loss, right), (new_loss, now_right) = values
-    text = f"Loss in evaluation: {figure(loss)} before, {figure(new_loss)} after"
-    if right is not None and now_right is not None:
-        text += f"; accuracy {100 * right:.1f} % before, {100 * now_right:.1f} % after"
+    text = f"Loss in evaluation: {figure(first[0])} before, {figure(second[0])} after"
+    if first[1] is not None and second[1] is not None:
+        text += f"; accuracy {100 * first[1]:.1f} % before, {100 * second[1]:.1f} % after"
     return paragraph(f"{text} (on the batches of the check).", width, indent=0)
 
 
@@ -163,9 +168,22 @@ def _deployed(report: Report | None) -> tuple[float, float | None] | None:
     return loss, gap.accuracy.get("eval") if gap.accuracy else None
 
 
+def _advice(cured: Cured, width: int) -> list[Line]:
+    """What the check said that is no fault."""
+    codes = dict.fromkeys(finding.code for finding in cured.before.findings) if cured.before else {}
+    if not codes:
+        return []
+    text = (
+        f"The check has advice only ({', '.join(codes)}), which is treated where it is selected by its code."
+    )
+    return paragraph(text, width, indent=0)
+
+
 def _notes(cured: Cured, width: int) -> list[Line]:
     return _listed(cured.notes, width)
 
 
 def _listed(texts: Sequence[str], width: int) -> list[Line]:
-    return [content for text in texts for content in paragraph(text, width, indent=0, mark=Span("· ", "quiet"))]
+    return [
+        content for text in texts for content in paragraph(text, width, indent=0, mark=Span("· ", "quiet"))
+    ]
