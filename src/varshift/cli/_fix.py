@@ -138,6 +138,7 @@ def fix(
     if out is not None and not dry_run:
         check_folder(out, "--out", force=force)
     device = check_device(device)
+    _check_cures(wishes)
 
     from varshift.cli._cured_folder import write_cured
     from varshift.cli._cured_lines import print_cured
@@ -203,6 +204,24 @@ def _cured(
             progress=progress,
             **settings,
         )
+
+
+def _check_cures(wishes: dict[str, dict[str, Any]]) -> None:
+    """Makes sure, before long work, that the cures and their options are known."""
+    from varshift.cli._objects import suggestion
+    from varshift.fixes import REMEDIES, options_of
+
+    for code, options in wishes.items():
+        if code not in REMEDIES:
+            known = sorted(REMEDIES)
+            raise VarshiftError(
+                f"--cure: {code!r} is no cure that can be carried out{suggestion(code, known)} "
+                f"The cures are {', '.join(known)}."
+            )
+        try:
+            options_of(REMEDIES[code], options)
+        except VarshiftError as error:
+            raise VarshiftError(f"--cure: {error}") from error
 
 
 def _others(codes: tuple[str, ...]) -> list[str] | None:

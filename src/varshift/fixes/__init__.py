@@ -34,6 +34,8 @@ from varshift.fixes._insert_component import InsertComponents as InsertComponent
 from varshift.fixes._insert_component import RemoveNorm as RemoveNorm
 from varshift.fixes._loader import DropLast as DropLast
 from varshift.fixes._loader import Reshuffle as Reshuffle
+from varshift.fixes._follow_mode import FollowMode as FollowMode
+from varshift.fixes._lines import lines_of as lines_of
 from varshift.fixes._lower_rate import LowerOptions as LowerOptions
 from varshift.fixes._lower_rate import LowerRate as LowerRate
 from varshift.fixes._move_noise import MoveNoise as MoveNoise
@@ -57,6 +59,7 @@ from varshift.fixes._recalibrate import Recalibrate as Recalibrate
 from varshift.fixes._remedy import REMEDIES as REMEDIES
 from varshift.fixes._remedy import NoOptions as NoOptions
 from varshift.fixes._remedy import Remedy as Remedy
+from varshift.fixes._remedy import options_of as options_of
 from varshift.fixes._remedy import plan_cure as plan_cure
 from varshift.fixes._remedy import remedy as remedy
 from varshift.fixes._remove_noise import RemoveNoise as RemoveNoise
