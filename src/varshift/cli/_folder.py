@@ -62,7 +62,7 @@ def _take_place(draft: Path, final: Path, names: Sequence[str]) -> None:
         draft.chmod(0o777 & ~mask)
         draft.rename(final)
         return
-    old = Path(tempfile.mkdtemp(dir=draft))
+    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
     moved: list[tuple[Path, Path]] = []
     try:
         for source, target in (
@@ -75,7 +75,10 @@ def _take_place(draft: Path, final: Path, names: Sequence[str]) -> None:
         for source, target in reversed(moved):
             with contextlib.suppress(OSError):
                 os.replace(target, source)
+        with contextlib.suppress(OSError):  # what could not be put back stays there
+            old.rmdir()
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
