@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from varshift import optim as optim
     from varshift import theory as theory
     from varshift._check import check as check
+    from varshift._compare import compare as compare
     from varshift._errors import DataError as DataError
     from varshift._errors import ModelError as ModelError
     from varshift._errors import VarshiftError as VarshiftError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from varshift._mode import Mode as Mode
     from varshift._mode import mode as mode
     from varshift._sites import SiteId as SiteId
+    from varshift.comparison import Comparison as Comparison
+    from varshift.comparison import Variant as Variant
     from varshift.fixes import Cured as Cured
     from varshift.fixes import Plan as Plan
     from varshift.moments import Prediction as Prediction
@@ -44,6 +47,9 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
 # Loaded on first use, so that `varshift --help`, `rules` and `explain` answer without importing torch.
 _HOME = {
     "check": "varshift._check",
+    "compare": "varshift._compare",
+    "Comparison": "varshift.comparison",
+    "Variant": "varshift.comparison",
     "fix": "varshift._fix",
     "fix_": "varshift._fix",
     "apply_plan": "varshift._fix",
@@ -69,6 +75,7 @@ _HOME = {
 _ROOMS = ("data", "functional", "nn", "optim", "theory")
 
 __all__ = [
+    "Comparison",
     "Cure",
     "Cured",
     "DataError",
@@ -80,11 +87,13 @@ __all__ = [
     "Recalibration",
     "Report",
     "SiteId",
+    "Variant",
     "VarshiftError",
     "VarshiftWarning",
     "__version__",
     "apply_plan",
     "check",
+    "compare",
     "data",
     "fix",
     "fix_",

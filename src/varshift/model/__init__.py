@@ -46,8 +46,10 @@ from varshift.model._norms import find_norms as find_norms
 from varshift.model._norms import norm_facts as norm_facts
 from varshift.model._norms import norm_limit as norm_limit
 from varshift.model._outputs import primary_output as primary_output
+from varshift.model._random import keep_process_generators as keep_process_generators
 from varshift.model._random import own_iteration as own_iteration
 from varshift.model._random import seed_all as seed_all
+from varshift.model._random import seed_generators as seed_generators
 from varshift.model._random import seed_held as seed_held
 from varshift.model._reading import Reading as Reading
 from varshift.model._redraw import partition as partition

@@ -132,7 +132,12 @@ def own_iteration(loader: Any) -> Any:
 
 def seed_held(model: nn.Module, seed: int) -> None:
     """Seeds the generators that a model's modules hold themselves, in attributes and short containers."""
-    for number, item in enumerate(_held(tuple(value for m in model.modules() for value in vars(m).values()))):
+    seed_generators(seed, *(value for module in model.modules() for value in vars(module).values()))
+
+
+def seed_generators(seed: int, *holders: Any) -> None:
+    """Seeds all generators that objects hold, in attributes and short containers."""
+    for number, item in enumerate(_held(holders)):
         own = (seed + number) % 2**32
         if isinstance(item, torch.Generator):
             item.manual_seed(own)

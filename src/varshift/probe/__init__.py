@@ -15,6 +15,9 @@ from varshift.probe._leverage import sample_sizes as sample_sizes
 from varshift.probe._loader import batch_size_of as batch_size_of
 from varshift.probe._loader import model_device as model_device
 from varshift.probe._loss import Loss as Loss
+from varshift.probe._loss import batch_loss as batch_loss
+from varshift.probe._loss import correct as correct
+from varshift.probe._loss import loss_of as loss_of
 from varshift.probe._measure import draw_batches as draw_batches
 from varshift.probe._measure import measure as measure
 from varshift.probe._measure import measure_shadow as measure_shadow

@@ -16,7 +16,13 @@ Loss = Callable[[Any, Any], Any]
 
 
 def batch_loss(outputs: Any, call: Call, loss: Loss | None) -> float | None:
-    """Mean loss over one batch, None when there is nothing to compare with.
+    """Mean loss over one batch as a number, None when there is nothing to compare with; see `loss_of`."""
+    value = loss_of(outputs, call, loss)
+    return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
+
+
+def loss_of(outputs: Any, call: Call, loss: Loss | None) -> Any:
+    """Mean loss over one batch, to train with; None when there is nothing to compare with.
 
     The user's function is called as ``loss(outputs, targets)`` with the outputs as the model returned them
     (and the whole batch in place of targets that were not found, or where the batch is an object). Without
@@ -36,21 +42,21 @@ def batch_loss(outputs: Any, call: Call, loss: Loss | None) -> float | None:
                 f"loss= returned {describe(value)}: expected one number. "
                 "Average over the batch inside the function."
             )
-        return number
+        return value
     own = getattr(outputs, "loss", None)
     if own is None and isinstance(outputs, dict):
         own = outputs.get("loss")
     if isinstance(own, Tensor) and own.numel() == 1:
-        return float(own.detach())
+        return own
     output = primary_output(outputs)
     if output is None or not output.is_floating_point():
         return None
     if output.dim() == 0:
-        return float(output.detach())
+        return output
     target = call.targets
     if not isinstance(target, Tensor):
         return None
-    return float(_default_loss(output.float() if output.dtype != torch.float64 else output, target).detach())
+    return _default_loss(output.float() if output.dtype != torch.float64 else output, target)
 
 
 def _own_loss(loss: Loss, outputs: Any, call: Call) -> Any:

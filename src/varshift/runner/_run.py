@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from varshift.runner._assignment import Assignment
 from varshift.runner._executor import Executor
-from varshift.runner._follow import Follower
 from varshift.store import Owner, Progress, Queue, Store
 
 POLL_SECONDS = 0.5
 
 
-def run(store: Store, executor: Executor, assignments: Sequence[Assignment], follow: Follower) -> Progress:
+def run(
+    store: Store,
+    executor: Executor,
+    assignments: Sequence[Assignment],
+    follow: Callable[[Progress, int], object],
+) -> Progress:
     """Has all trials of some assignments run and waits until each is done or has failed.
 
     Trials that other processes run already, on this machine or another that shares the store, are waited for,
@@ -23,7 +27,7 @@ def run(store: Store, executor: Executor, assignments: Sequence[Assignment], fol
         store: The store, where the trials are queued.
         executor: Who starts workers.
         assignments: What each of the workers is told; as many as there shall be workers at most.
-        follow: Told of the progress.
+        follow: Told of the progress and of the number of workers; a `Follower` shows it.
 
     Returns:
         How it ended.
