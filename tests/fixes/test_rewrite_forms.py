@@ -10,7 +10,7 @@ import rewrite_forms as forms
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from varshift.fixes import NoiseAction, RewriteCall, Surgery, call_chain, prove
+from varshift.fixes import NoiseAction, Refused, RewriteCall, Surgery, call_chain, edit_by_hand, prove
 from varshift.flow import capture
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
@@ -81,7 +81,8 @@ def test_nothing_shows_from_outside(form):
     assert list(edited.state_dict()) == list(network.state_dict())
     assert [name for name, _ in edited.named_modules()] == [name for name, _ in network.named_modules()]
     assert list(vars(edited)) == list(vars(network))
-    assert isinstance(edited, cls) and type(network) is cls
+    assert isinstance(edited, cls)
+    assert type(network) is cls
     assert (type(edited).__name__, type(edited).__qualname__) == (cls.__name__, cls.__qualname__)
     assert type(edited).__module__ == cls.__module__
     assert torch.equal(edited.eval()(X), network.eval()(X))
@@ -176,10 +177,11 @@ def test_one_call_of_several_sites_changes_them_together(cls):
 
 @pytest.mark.parametrize("cls", forms.REFUSED, ids=lambda cls: cls.__name__)
 def test_refused(cls):
-    from varshift.fixes import Refused
-
     network = made(cls)
     flows = capture(network, X)
-    with pytest.raises((Refused, IndexError)):
-        edit_of(network, flows).apply(Surgery(network))
+    site = wanted(flows)[0]
+    for path, chain in call_chain(network, site):
+        with pytest.raises(Refused, match="self"):
+            RewriteCall(site.id, path, chain, UNIFORM).apply(Surgery(network))
     assert type(network) is cls
+    assert "rewrite_forms.py:" in edit_by_hand(site)

@@ -1,4 +1,4 @@
-"""Modules with one noise call each, at rate 0.5, in every form in which people write it; other noise has 0.25."""
+"""Modules with one noise call each, at rate 0.5, in every form that people write; other noise has 0.25."""
 
 import functools
 
@@ -55,7 +55,7 @@ class TwoOnALine(Base):
 
 class EqualTexts(Base):
     def forward(self, x):
-        x, y = F.dropout(x, 0.25, self.training), x
+        x, y = F.dropout(x, 0.25, self.training), self.layer(x)
         return F.dropout(y, self.p, self.training) + x
 
 
@@ -96,8 +96,11 @@ class Annotated(Base):
 
 
 class Stars(Base):
+    def settings(self):
+        return {"p": 0.5, "training": self.training}
+
     def forward(self, *args, **kwargs):
-        return F.dropout(self.layer(*args), p=0.5, training=self.training, **kwargs)
+        return F.dropout(self.layer(*args), **self.settings(), **kwargs)
 
 
 class StarArguments(Base):

@@ -54,3 +54,10 @@ def mask_multiply(x, p, training):
 
 def gate(x, rate, training):
     return torch.sigmoid(x) * F.dropout(x, rate, training)
+
+
+def unnamed(function):
+    def wrapper(self, x):
+        return function(self, x)
+
+    return wrapper
