@@ -130,11 +130,13 @@ def compiled(source: FunctionSource, node: FunctionNode) -> CodeType:
         statement = ast.ClassDef(source.class_name, [], [], [statement], [])
     # Free variables become arguments of a function around the statement; what the statement itself defines
     # must stay a global variable there, as it is in the file.
-    body = [statement] if isinstance(statement, ast.Assign) else [ast.Global([bound]), statement]
+    body: list[ast.stmt] = [statement]
+    if bound not in names and not isinstance(statement, ast.Assign):
+        body.insert(0, ast.Global([bound]))
     scope = ast.FunctionDef(
         _FACTORY,
         ast.arguments([], [ast.arg(name) for name in names], None, [], [], None, []),
-        [statement] if bound in names else body,
+        body,
         [],
     )
     for new in (statement, scope):
