@@ -18,22 +18,15 @@ x = next(iter(images(shuffle=False)))[0]
 class Views(nn.Module):
     """One norm for views of different contrast, called in a loop."""
 
-    def __init__(self, checkpointed=False):
+    def __init__(self):
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(16, 2)
-        self.checkpointed = checkpointed
 
     def tower(self, x):
         return torch.relu(self.norm(self.conv(x))).mean((2, 3))
 
     def forward(self, x):
-        features = []
-        for view in (x, 0.1 * x + 3):
-            if self.checkpointed:
-                features.append(checkpoint(self.tower, view, use_reentrant=False))
-            else:
-                features.append(self.tower(view))
-        return self.head(torch.cat(features, 1))
+        return self.head(torch.cat([self.tower(view) for view in (x, 0.1 * x + 3)], 1))
 
 
 @pytest.fixture(scope="module")
@@ -87,34 +80,43 @@ def test_an_error_between_two_calls_does_not_move_the_turn(network):
     assert [int(one.num_batches_tracked) for one in norm.norms] == [count + 1 for count in before]
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradients_under_checkpointing_are_those_without(network, reentrant):
+def pieces(reentrant):
+    """Has every view's tower run again in the backward pass."""
+
+    def wrap(network):
+        tower = network.tower
+        network.tower = lambda view: checkpoint(tower, view, use_reentrant=reentrant)
+        return network
+
+    return wrap
+
+
+def whole(network):
+    """Has the whole network run again in the backward pass."""
+    return lambda x: checkpoint(network, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("wrap", [pieces(False), pieces(True), whole])
+def test_gradients_under_checkpointing_are_those_without(network, wrap):
     treated(network, x, "split-norm", shared=False)
-    other = copy.deepcopy(network)
-
-    class Checkpointed(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-            inner_tower = inner.tower
-            inner.tower = lambda view: checkpoint(inner_tower, view, use_reentrant=reentrant)
-
-        def forward(self, x):
-            return self.inner(x)
-
-    for one in (*network.norm.norms, *other.norm.norms):
-        one.momentum = 0.0  # checkpointing updates statistics twice, as it does with any norm
     with torch.no_grad():
-        for model in (network, other):
-            model.norm.norms[1].weight.mul_(3)  # so that a call that takes the wrong norm shows
-    inputs = x.clone().requires_grad_()
-    network.train()(inputs).square().sum().backward()
-    repeated = x.clone().requires_grad_()
-    Checkpointed(other).train()(repeated).square().sum().backward()
-    torch.testing.assert_close(repeated.grad, inputs.grad, atol=1e-6, rtol=1e-6)
+        network.norm.norms[1].weight.mul_(3)  # so that a call that takes the wrong norm shows
+        for one in network.norm.norms:
+            one.momentum = 0.0  # checkpointing updates statistics twice, as it does with any norm
+    other = copy.deepcopy(network).train()
+    network.train()
+    batches = [x[:16].clone().requires_grad_() for _ in range(2)]
+    again = [batch.detach().clone().requires_grad_() for batch in batches]
+    run = wrap(other)
+    # Two passes before one backward: what the first one saw must be known, still.
+    sum((i + 1) * network(batch * (i + 1)).square().sum() for i, batch in enumerate(batches)).backward()
+    sum((i + 1) * run(batch * (i + 1)).square().sum() for i, batch in enumerate(again)).backward()
+    for one, two in zip(batches, again, strict=True):
+        torch.testing.assert_close(two.grad, one.grad, atol=1e-6, rtol=1e-6)
     gradients = {name: one.grad for name, one in network.named_parameters()}
     for name, one in other.named_parameters():
         torch.testing.assert_close(one.grad, gradients[name], atol=1e-5, rtol=1e-5)
+    assert not any(one.isnan().any() for one in gradients.values())
 
 
 def test_copies_files_and_states_of_the_single_norm(network):
@@ -167,3 +169,15 @@ def test_the_number_of_calls_must_be_the_same_in_both_modes():
 
     with pytest.raises(Refused, match="2 times in training and 1 times in evaluation"):
         treated(Uneven(), x, "split-norm")
+
+
+def test_a_split_norm_is_compiled_whole_and_exported(network):
+    treated(network, x, "split-norm")
+    for one in network.norm.norms:
+        one.running_mean.uniform_(-1, 1)
+    compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")
+    for mode in (True, False, True):
+        expected = network.train(mode)(x)
+        torch.testing.assert_close(compiled.train(mode)(x), expected, atol=1e-6, rtol=1e-6)
+    exported = torch.export.export(network.eval(), (x,)).module()
+    torch.testing.assert_close(exported(x), network(x), atol=1e-6, rtol=1e-6)

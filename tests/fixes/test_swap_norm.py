@@ -61,6 +61,27 @@ class NormAndMore(HandNorm):
         return super().forward(x).relu()
 
 
+class NormAndChildren(nn.BatchNorm2d):
+    """A batch norm with a dropout and an activation inside."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.2), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = nn.functional.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return self.act(self.drop(x))
+
+
 def learnt(network, *shape, batches=20):
     """A network whose norms have seen data, in evaluation mode."""
     torch.manual_seed(0)
@@ -185,6 +206,37 @@ def test_a_norm_written_by_hand_is_swapped_where_it_is_measured_to_be_one(to):
     assert parameters <= set(net.parameters())
     if to in SAME:
         torch.testing.assert_close(net(x), before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("to", [*SAME, *OTHER])
+def test_what_a_norms_module_does_after_it_goes_on_with_the_new_norm(to):
+    net = learnt(nn.Sequential(nn.Conv2d(3, 8, 3), NormAndChildren(8)), 3, 10, 10)
+    parameters, keys = dict(net.named_parameters()), set(net.state_dict())
+    drop = net[1].drop
+    _, changes = treated(net, x, "swap-norm", to=to)
+    assert not isinstance(net[1], NormAndChildren)
+    assert net[1].drop is drop
+    assert net[1].weight is parameters["1.weight"]
+    assert (net.train()(x) == 0).float().mean() > 0.1  # dropout acts, still
+    assert net.eval()(x).min() >= 0
+    other = copy.deepcopy(net)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    assert torch.equal(other(x), net(x))
+    assert torch.equal(torch.load(file, weights_only=False)(x), net(x))
+    assert type(net[1].act) is nn.ReLU  # the dropout is between the two
+    assert len(changes) == 1
+    if to in SAME:
+        assert set(net.state_dict()) == keys
+
+
+@pytest.mark.parametrize("to", SAME)
+def test_norms_with_children_evaluate_as_they_did(to):
+    net = learnt(nn.Sequential(nn.Conv2d(3, 8, 3), NormAndChildren(8)), 3, 10, 10)
+    before = net(x)
+    treated(net, x, "swap-norm", to=to)
+    torch.testing.assert_close(net(x), before, atol=1e-5, rtol=0)
 
 
 def test_a_module_that_does_more_than_normalise_is_refused_by_name_with_the_edit():

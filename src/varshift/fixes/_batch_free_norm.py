@@ -15,7 +15,6 @@ from varshift.fixes._edit import Edit
 from varshift.fixes._norm_layers import LAYERS, LayerSettings
 from varshift.fixes._norm_places import NormPlace, norm_places
 from varshift.fixes._patient import Patient
-from varshift.fixes._rectifiers import rectifier_after
 from varshift.fixes._remedy import Remedy, remedy
 from varshift.fixes._surgery import Refused
 from varshift.fixes._swap_norm import plan_swap
@@ -82,16 +81,15 @@ class BatchFreeNormRemedy(Remedy):
         ]
         wanted = norm_places(patient, sites)
         shifts = _shifts(patient)
+        settings = LayerSettings(options.groups, tlu=True)
         edits: list[Edit] = []
         reasons: list[str] = []
         for block in norm_blocks(patient, everywhere):
             if not any(place.path == one.path for place in block for one in wanted):
                 continue
             chosen = most_shifted(block, shifts)
-            thresholded = options.to == "filter_response_norm"
             try:
-                rectifier = rectifier_after(patient, chosen) if thresholded else None
-                edits.append(plan_swap(chosen, options.to, LayerSettings(options.groups), rectifier))
+                edits.append(plan_swap(patient, chosen, options.to, settings))
             except Refused as error:
                 reasons.append(str(error))
         if not edits:

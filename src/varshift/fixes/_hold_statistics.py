@@ -98,7 +98,7 @@ class HoldStatisticsRemedy(Remedy):
                 raise Refused(f"{place.words} has no running statistics to hold.")
             form = None if place.per_sample or not place.path else read_norm(place)
             if form is not None:
-                edits.append(plan_swap(place, "frozen", LayerSettings(trainable=True)))
+                edits.append(plan_swap(patient, place, "frozen", LayerSettings(trainable=True)))
             elif place.path:
                 edits.append(HoldStatistics(place.id, place.path, place.cls, place.source))
             else:

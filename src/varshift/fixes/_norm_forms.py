@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +78,44 @@ def read_norm(place: NormPlace) -> NormForm | None:
     return _measured(place)
 
 
+def read_followed(place: NormPlace, names: Sequence[str]) -> NormForm | None:
+    """What a batch norm computes before its module passes the output through some children.
+
+    None where, in evaluation mode on a copy, the module's output is not that.
+    """
+    module, norm, shape = place.module, place.norm, place.shape
+    if not isinstance(module, _BatchNorm) or norm is None or not shape or not norm.readable:
+        return None
+    if {*module._parameters, *module._buffers} - _TENSORS or "forward" in vars(module):
+        return None
+    form = _form(place, module.weight, module.bias)
+    try:
+        twin = copy.deepcopy(module).eval()
+        inputs = _inputs(norm.mean.detach().double(), norm.var.detach().double(), shape).to(norm.mean.dtype)
+        with torch.no_grad():
+            outputs = twin(inputs)
+            expected = F.batch_norm(inputs, norm.mean, norm.var, form.weight, form.bias, eps=form.eps)
+            for name in names:
+                expected = twin.get_submodule(name)(expected)
+    except Exception:  # a module that takes something else is no such norm
+        return None
+    return form if isinstance(outputs, Tensor) and _close(outputs, expected) else None
+
+
+def _inputs(mean: Tensor, var: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Random inputs of the size that a norm expects."""
+    noise = torch.randn((4, *shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    view = (1, -1, *[1] * (len(shape) - 2))
+    return mean.view(view) + noise.to(mean.device) * (var.view(view) + 1e-5).sqrt()
+
+
+def _close(outputs: Tensor, expected: Tensor) -> bool:
+    if outputs.shape != expected.shape:
+        return False
+    difference = (expected.double() - outputs.double()).abs().max()
+    return bool(difference <= _CLOSE * max(1.0, float(outputs.abs().max())))
+
+
 def _form(place: NormPlace, weight: Tensor | None, bias: Tensor | None, eps: float | None = None) -> NormForm:
     module, norm = place.module, place.norm
     shape = place.shape
@@ -120,10 +158,7 @@ def _measured(place: NormPlace) -> NormForm | None:
         mean, var = norm.mean.detach().double(), norm.var.detach().double()
         if norm.mean_state is None or not bool(torch.isfinite(var).all()) or bool((var < 0).any()):
             return None
-        noise = torch.randn((4, *shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        noise = noise.to(mean.device)
-        view = (1, -1, *[1] * (len(shape) - 2))
-        inputs = mean.view(view) + noise * (var.view(view) + 1e-5).sqrt()
+        inputs = _inputs(mean, var, shape)
         with torch.no_grad():
             outputs = twin(inputs.to(norm.mean.dtype))
     except Exception:  # a module that takes something else is no plain norm
@@ -153,5 +188,5 @@ def _fitting(place: NormPlace, norm: Norm, inputs: Tensor, outputs: Tensor) -> I
                 None if bias is None else bias.detach().double(),
                 eps=eps,
             )
-            if float((expected - outputs).abs().max()) <= _CLOSE * max(1.0, float(outputs.abs().max())):
+            if _close(outputs, expected):
                 yield _form(place, weight, bias, eps)

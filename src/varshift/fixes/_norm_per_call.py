@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from varshift.fixes._surgery import HOOKS
 
 _SAMPLE = 16  # values that are kept of an input to know it again
+_PASSES = 32  # forward passes whose inputs are known: several may go before one backward pass
 
 
 class NormPerCall(nn.Module):
@@ -49,34 +51,35 @@ class NormPerCall(nn.Module):
         copies = [_copied(norm, shared) for _ in range(calls - 1)]
         self.norms = nn.ModuleList([norm, *copies])
         self._turn = 0
-        self._seen: list[tuple[torch.Size, Tensor]] = []
+        self._again = False  # the whole network is run again in a backward pass
+        self._seen: deque[tuple[int, torch.Size, Tensor]] = deque(maxlen=_PASSES * calls)
 
     def begin(self, *_: Any) -> None:
         """Starts the turn again: a forward pre-hook of the network."""
         self._turn = 0
-        self._seen = []
+        self._again = not torch.compiler.is_compiling() and _in_backward()
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises with the norm whose turn it is."""
-        norms = self.norms
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and _in_backward():
+        norms, compiling = self.norms, torch.compiler.is_compiling()
+        repeated = not compiling and not self._again and _in_backward()
+        if repeated:
             return norms[self._turn_of(input)](input)
         turn = self._turn % len(norms)
         self._turn = turn + 1
-        if self.training and not torch.compiler.is_compiling():
-            if turn == 0:
-                self._seen = []
-            self._seen.append((input.shape, _sample(input)))
+        if self._again:
+            self._again = self._turn < len(norms)
+        elif self.training and not compiling:
+            self._seen.append((turn, input.shape, _sample(input)))
         return norms[turn](input)
 
     def _turn_of(self, input: Tensor) -> int:
-        """The turn that an input had in the forward pass."""
-        turns = [turn for turn, (shape, _) in enumerate(self._seen) if shape == input.shape]
-        if len(turns) > 1:
-            values = _sample(input)
-            distances = [float((values - self._seen[turn][1]).abs().sum()) for turn in turns]
-            turns = [turns[distances.index(min(distances))]]
-        return turns[0] if turns else 0
+        """The turn that an input had in its forward pass."""
+        seen = [(turn, values) for turn, shape, values in self._seen if shape == input.shape]
+        if len({turn for turn, _ in seen}) < 2:
+            return seen[0][0] if seen else 0
+        values = _sample(input)
+        return min(seen, key=lambda one: float((values - one[1]).abs().sum()))[0]
 
     def __getattr__(self, name: str) -> Any:
         """What is read of a norm is read of the first: ``num_features``, ``weight``, ``eps``."""
@@ -88,7 +91,8 @@ class NormPerCall(nn.Module):
             return getattr(self.norms[0], name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_turn": 0, "_seen": []}
+        seen: deque[Any] = deque(maxlen=self._seen.maxlen)
+        return {**vars(self), "_turn": 0, "_again": False, "_seen": seen}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         for name in list(self.norms[0].state_dict()):

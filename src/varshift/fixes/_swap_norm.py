@@ -11,7 +11,8 @@ from varshift import nn as layers
 from varshift._errors import VarshiftError
 from varshift._sites import SiteId, Source
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._norm_forms import NormForm, read_norm
+from varshift.fixes._norm_followers import followers, with_followers
+from varshift.fixes._norm_forms import NormForm, read_followed, read_norm
 from varshift.fixes._norm_layers import LAYERS, LayerSettings, NormKind, group_count
 from varshift.fixes._norm_places import NormPlace, norm_places
 from varshift.fixes._patient import Patient
@@ -35,6 +36,7 @@ class SwapNorm(Edit):
         settings: What else was chosen.
         shape: Shape of the norm's input with any number of samples; None where it is not known.
         rectifier: Path of the ReLU that goes, for a layer with a threshold of its own.
+        children: Names of the children that the norm's module passes its output through.
         states: Where a hand-written norm keeps its statistics.
         source: The line that calls the norm.
     """
@@ -46,16 +48,18 @@ class SwapNorm(Edit):
     settings: LayerSettings = field(default_factory=LayerSettings)
     shape: tuple[int, ...] | None = None
     rectifier: str | None = None
+    children: tuple[str, ...] = ()
     states: NormStates | None = None
     source: Source | None = None
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Swaps the norm, and the ReLU after it for an identity."""
         module = surgery.module(self.path, self.cls)
-        form = read_norm(self._place(surgery.network, module))
+        place = self._place(surgery.network, module)
+        form = read_followed(place, self.children) if self.children else read_norm(place)
         if form is None:
             raise Refused(f"module '{self.path}' ({self.cls}) is no plain norm here, as it was in the plan.")
-        layer = _built(form, self.to, self.settings, str(self.site))
+        layer = with_followers(_built(form, self.to, self.settings, str(self.site)), module, self.children)
         rectifier = surgery.module(self.rectifier, "ReLU") if self.rectifier is not None else None
         changes = [Change(self.site, repr(module), repr(layer), "module", self.source)]
         surgery.swap(module, layer, {"weight": "weight", "bias": "bias"})
@@ -81,29 +85,35 @@ def _built(form: NormForm, to: str, settings: LayerSettings, site: str) -> nn.Mo
         raise Refused(f"the norm {site} cannot become '{to}': {error}") from None
 
 
-def plan_swap(place: NormPlace, to: str, settings: LayerSettings, rectifier: str | None = None) -> SwapNorm:
+def plan_swap(patient: Patient, place: NormPlace, to: str, settings: LayerSettings) -> SwapNorm:
     """The edit that puts a layer in the place of a norm.
 
     Args:
+        patient: The network, with its capture.
         place: The norm.
         to: The kind of layer, one of `LAYERS`.
-        settings: What else is chosen; the positions are filled in.
-        rectifier: Path of the ReLU that goes.
+        settings: What else is chosen; the positions are filled in, and a threshold needs a ReLU whose place
+            it takes.
 
     Raises:
         Refused: If the module is more than a norm, or the layer cannot be built for it.
     """
-    form = read_norm(place)
+    form, children = read_norm(place), ()
+    if form is None and place.path:
+        children = followers(patient, place) or ()
+        form = read_followed(place, children) if children else None
     if form is None:
         raise Refused(
             f"{place.words} is no module that only normalises, so that no other can stand in for it: in its "
             f"forward, write {_call(to, place)} where the running statistics are used."
         )
+    thresholded = to == "filter_response_norm" and settings.tlu
+    rectifier = rectifier_after(patient, place) if thresholded else None
     settings = replace(settings, positions=place.positions, tlu=rectifier is not None)
     _built(form, to, settings, str(place.id))
     states = place.norm.states if place.norm is not None and place.norm.kind == "custom" else None
     return SwapNorm(
-        place.id, place.path, place.cls, to, settings, place.shape, rectifier, states, place.source
+        place.id, place.path, place.cls, to, settings, place.shape, rectifier, children, states, place.source
     )
 
 
@@ -192,16 +202,16 @@ class SwapNormRemedy(Remedy):
         places = norm_places(patient, sites)
         if not sites:
             places = [place for place in places if not place.per_sample]
-        settings = LayerSettings(options.groups, None, False, options.trainable, options.scale, options.shift)
+        settings = LayerSettings(
+            options.groups, None, options.tlu, options.trainable, options.scale, options.shift
+        )
         edits: list[Edit] = []
         reasons: list[str] = []
         for place in places:
             if already(place, options.to):
                 continue
-            thresholded = options.to == "filter_response_norm" and options.tlu
             try:
-                rectifier = rectifier_after(patient, place) if thresholded else None
-                edits.append(plan_swap(place, options.to, settings, rectifier))
+                edits.append(plan_swap(patient, place, options.to, settings))
             except Refused as error:
                 reasons.append(str(error))
         if reasons and (sites or not edits):
