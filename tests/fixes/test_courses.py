@@ -1,14 +1,17 @@
 """Which cure is tried for which finding, and what happens where one fails."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from torch import nn
 
 import varshift as vs
+import varshift.fixes
 from varshift import SiteId
-from varshift.fixes import REMEDIES, Change, Edit, NoOptions, Refused, Remedy, edit
+from varshift.fixes import EDITS, REMEDIES, Change, Edit, NoOptions, Refused, Remedy, edit
 from varshift.fixes._course import courses_of
 from varshift.rules import CURES, Cure, Finding, FindingSite
 
@@ -131,3 +134,16 @@ def test_every_remedy_is_a_known_cure_with_options_that_have_defaults():
         assert remedy.answers
         remedy.options()
         assert type(remedy).__doc__
+
+
+def test_every_edit_and_remedy_is_registered_with_the_package():
+    folder = Path(varshift.fixes.__file__).parent
+    written = "".join(path.read_text(encoding="utf-8") for path in folder.glob("_*.py"))
+    ops = set(re.findall(r'^@edit\("([a-z0-9-]+)"\)', written, flags=re.MULTILINE))
+    codes = re.findall(
+        r'^@remedy\nclass \w+\(.*?^    code = "([a-z0-9-]+)"', written, flags=re.MULTILINE | re.DOTALL
+    )
+    assert ops <= set(EDITS)
+    assert len(ops) > 10
+    assert set(codes) <= set(REMEDIES)
+    assert len(codes) > 15
