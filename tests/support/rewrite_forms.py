@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Modules with one noise call each, at rate 0.5, in every form that people write; other noise has 0.25."""
-=======
-"""Modules with one noise call each, at rate 0.5, in every form in which people write it; others: 0.25."""
->>>>>>> be67f34 (fixes: every remedy is registered with its package)
 
 import functools
 
