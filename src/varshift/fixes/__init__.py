@@ -24,6 +24,8 @@ from varshift.fixes._hold_statistics import HoldStatistics as HoldStatistics
 from varshift.fixes._insert_component import InsertComponent as InsertComponent
 from varshift.fixes._insert_component import InsertComponents as InsertComponents
 from varshift.fixes._insert_component import RemoveNorm as RemoveNorm
+from varshift.fixes._kalman_chain import ChainedKalmanNorm1d as ChainedKalmanNorm1d
+from varshift.fixes._kalman_chain import ChainedKalmanNorm2d as ChainedKalmanNorm2d
 from varshift.fixes._lines import lines_of as lines_of
 from varshift.fixes._loader import DropLast as DropLast
 from varshift.fixes._loader import Reshuffle as Reshuffle

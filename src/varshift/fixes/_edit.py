@@ -66,6 +66,11 @@ class Edit:
         """
         raise NotImplementedError
 
+    @property
+    def linked(self) -> tuple[SiteId, ...]:
+        """Norms that read one another's signals after it, and weight layers that they read."""
+        return ()
+
     def to_json(self) -> dict[str, Any]:
         """The edit as strict-JSON values."""
         return {"op": self.op, **encode(self)}

@@ -44,7 +44,9 @@ class Proof:
         return self.unexpected[0] if self.unexpected else ""
 
 
-def prove(before: Capture, after: Capture, touched: Collection[SiteId]) -> Proof:
+def prove(
+    before: Capture, after: Capture, touched: Collection[SiteId], linked: Collection[SiteId] = ()
+) -> Proof:
     """Compares two captures of a network, before and after edits.
 
     In both modes everything that was not to change has to be there, in the same order of execution: noise
@@ -56,6 +58,7 @@ def prove(before: Capture, after: Capture, touched: Collection[SiteId]) -> Proof
         before: The capture before the edits.
         after: The capture after them, of the same inputs.
         touched: The places that were to change, by their names before the edits.
+        linked: Norms that may read one another's signals from now on, and weight layers that they may read.
 
     Example:
         >>> import torch
@@ -72,7 +75,7 @@ def prove(before: Capture, after: Capture, touched: Collection[SiteId]) -> Proof
         'In training, 1:dropout was to stay, and is gone or changed.'
     """
     results = [
-        _Comparison(mode, one, other, frozenset(touched)).result()
+        _Comparison(mode, one, other, frozenset(touched), frozenset(linked)).result()
         for mode, one, other in (
             ("training", before.train, after.train),
             ("evaluation", before.eval, after.eval),
@@ -104,8 +107,11 @@ def prove(before: Capture, after: Capture, touched: Collection[SiteId]) -> Proof
 class _Comparison:
     """One mode of two captures."""
 
-    def __init__(self, mode: str, before: Flow, after: Flow, touched: frozenset[SiteId]) -> None:
+    def __init__(
+        self, mode: str, before: Flow, after: Flow, touched: frozenset[SiteId], linked: frozenset[SiteId]
+    ) -> None:
         self._mode, self._before, self._after, self._touched = mode, before, after, touched
+        self._linked = linked
         self._flows = before, after
         noises = {site.id: site for site in before.noises}
         self._noise_modules = {site.module for site in touched}
@@ -231,20 +237,34 @@ class _Comparison:
             and self._may_change(self._before.nodes[one].module)
         }
         stays = {one: other for one, other in pairs.items() if one not in noisy}
-        before = _origins(self._before, set(pairs), set(stays))
+        calls = {call for norm in self._before.norms if norm.id in self._linked for call in norm.calls}
+        before = _origins(self._before, set(pairs) | calls, set(stays))
+        shared = frozenset().union(*(self._read(before[call], {}) for call in calls))
         after = _origins(self._after, set(pairs.values()), set(stays.values()))
         new_names = {other: one for one, other in pairs.items()}
         odd = []
         for one, other in pairs.items():
-            read = self._read(before[one], {})
-            if read != self._read(after[other], new_names):
+            if not self._same(before[one], after[other], new_names, shared):
                 node = self._before.nodes[one]
                 odd.append(f"In {self._mode}, {_words(node)} reads other signals than before.")
         outputs = [[node.index for node in flow.nodes if node.kind == "output"] for flow in self._flows]
         for one, other in zip(*outputs, strict=False):
-            if self._read(before[one], {}) != self._read(after[other], new_names):
+            if not self._same(before[one], after[other], new_names, shared):
                 odd.append(f"In {self._mode}, the network returns other signals than before.")
         return odd
+
+    def _same(
+        self,
+        before: frozenset[Hashable],
+        after: frozenset[Hashable],
+        names: dict[int, int],
+        shared: frozenset[Hashable],
+    ) -> bool:
+        """Whether the same signals are read, apart from what linked norms may tell one another."""
+        read, now = self._read(before, {}), self._read(after, names)
+        layers = {site.module for site in self._linked}
+        new = {one for one in now - read - shared if str(one).rpartition(".")[0] not in layers}
+        return read <= now and not new if self._linked else read == now
 
     def _read(self, origins: frozenset[Hashable], names: dict[int, int]) -> frozenset[Hashable]:
         """Signals by their names before; weights of what may change are its own affair."""

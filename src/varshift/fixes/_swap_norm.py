@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from varshift import nn as layers
 from varshift._errors import VarshiftError
 from varshift._sites import SiteId, Source
 from varshift.fixes._edit import Change, Edit, edit
+from varshift.fixes._kalman_chain import plan_kalman
 from varshift.fixes._norm_followers import followers, with_followers
 from varshift.fixes._norm_forms import NormForm, read_followed, read_norm
 from varshift.fixes._norm_layers import LAYERS, LayerSettings, NormKind, group_count
@@ -137,7 +139,7 @@ class SwapNormOptions:
 
     Attributes:
         to: ``"group_norm"``, ``"layer_norm"`` (one group), ``"instance_norm"``, ``"filter_response_norm"``,
-            ``"batch_renorm"``, ``"frozen"`` or ``"sync"``.
+            ``"batch_renorm"``, ``"frozen"``, ``"sync"`` or ``"kalman"`` (where norms follow one another).
         groups: For ``"group_norm"``: the most groups. The number is the largest divisor of the channels that
             leaves two channels and 16 values of a sample in a group.
         tlu: For ``"filter_response_norm"``: whether a learned threshold takes the place of a ReLU module that
@@ -145,21 +147,26 @@ class SwapNormOptions:
         trainable: For ``"frozen"``: whether the affine parameters go on learning.
         scale: For ``"batch_renorm"``: the largest factor by which a batch is corrected.
         shift: For ``"batch_renorm"``: the largest shift, in standard deviations.
+        prediction_weight: For ``"kalman"``: weight of the prediction. Published are 0.9 for two samples on a
+            device and 0.05 for 128.
 
     Raises:
         VarshiftError: If a value is out of range.
     """
 
-    to: NormKind = "group_norm"
+    to: NormKind | Literal["kalman"] = "group_norm"
     groups: int = 32
     tlu: bool = True
     trainable: bool = True
     scale: float = 3.0
     shift: float = 5.0
+    prediction_weight: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.to not in LAYERS:
-            raise VarshiftError(f"to={self.to!r} is no kind of norm: the kinds are {', '.join(LAYERS)}.")
+        if self.to not in (kinds := [*LAYERS, "kalman"]):
+            raise VarshiftError(f"to={self.to!r} is no kind of norm: the kinds are {', '.join(kinds)}.")
+        if not 0 <= self.prediction_weight <= 1:
+            raise VarshiftError(f"prediction_weight={self.prediction_weight!r} must be between 0 and 1.")
         if isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1:
             raise VarshiftError(f"groups={self.groups!r} must be a whole number of at least 1.")
         if not self.scale >= 1 or not self.shift >= 0:
@@ -185,11 +192,11 @@ class SwapNormRemedy(Remedy):
 
     def safety_of(self, options: SwapNormOptions) -> Safety:
         """By the kind of layer."""
-        return LAYERS[options.to].safety
+        return "safe" if options.to == "kalman" else LAYERS[options.to].safety
 
     def restates_with(self, options: SwapNormOptions) -> bool:
         """By the kind of layer."""
-        return LAYERS[options.to].safety == "unsafe"
+        return self.safety_of(options) == "unsafe"
 
     def plan(
         self,
@@ -202,6 +209,8 @@ class SwapNormRemedy(Remedy):
         places = norm_places(patient, sites)
         if not sites:
             places = [place for place in places if not place.per_sample]
+        if options.to == "kalman":
+            return (plan_kalman(patient, places, options.prediction_weight),)
         settings = LayerSettings(
             options.groups, None, options.tlu, options.trainable, options.scale, options.shift
         )

@@ -218,7 +218,8 @@ class Treatment:
             return f"the changed network does not run in evaluation mode: {' '.join(after.failures)}"
         changes = [change for course in edited for change in course.changes]
         touched = {change.site for change in changes if change.method not in _OUTSIDE}
-        proof = prove(patient.capture, after, touched)
+        linked = {site for course in edited for edit in course.edits for site in edit.linked}
+        proof = prove(patient.capture, after, touched, linked)
         kept = [site for site in proof.kept if site in patient.noises]
         if kept:  # a norm may keep its face, and another momentum
             return f"{kept[0]} is as it was after the change"
