@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ def fix(
     shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
     deploy: Iterable[Any] | None = None,
     reference: nn.Module | Sequence[nn.Module] | None = None,
+    step: Callable[[nn.Module, Any], Any] | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
     max_batches: int = 16,
@@ -92,6 +93,7 @@ def fix(
         shape: Instead of a loader, the shape of an input without the batch dimension, or several.
         deploy: Batches as deployment prepares them, as in `check`.
         reference: The network or networks that the weights come from, as in `check`.
+        step: One training step, a function of model and batch, as in `check`.
         forward: How the model is called with a batch, as in `check`.
         loss: Function of outputs and targets, as in `check`.
         max_batches: Number of batches to check with.
@@ -140,6 +142,7 @@ def fix_(
     shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
     deploy: Iterable[Any] | None = None,
     reference: nn.Module | Sequence[nn.Module] | None = None,
+    step: Callable[[nn.Module, Any], Any] | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
     max_batches: int = 16,
@@ -271,7 +274,7 @@ def _treated(
         shape = _stated(network, forward)
     run = {name: arguments[name] for name in ("forward", "loss", "max_batches", "device", "seed", "intended")}
     how = {"example_inputs": example, "shape": shape}
-    others = {name: arguments[name] for name in ("reference", "deploy", "progress")}
+    others = {name: arguments[name] for name in ("reference", "deploy", "step", "progress")}
     surgery = Surgery(twin, loader, optimizer)
 
     def check_again(changed: nn.Module, data: Any) -> Report:

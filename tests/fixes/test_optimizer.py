@@ -105,6 +105,16 @@ def test_parameters_leave_the_weight_decay(in_place):
     assert not watched.differences(Digest(net=net, optimizer=optimizer))
 
 
+def test_a_finding_that_is_not_looked_for_again_is_not_called_gone():
+    net, optimizer = decayed()
+    batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(4)]
+    report = vs.check(net, batches, optimizer=optimizer)
+    assert any(finding.code == "VS501" for finding in report.findings)
+    cured = vs.fix(net, report, loader=batches, cures={"swap-norm": {"to": "group_norm"}})
+    assert cured.after is not None
+    assert not any(finding.code == "VS501" for finding in cured.gone)
+
+
 def test_averaged_weights_get_pooled_statistics():
     parts = []
     for seed in (1, 2):

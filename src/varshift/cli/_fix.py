@@ -232,18 +232,8 @@ def _others(codes: tuple[str, ...]) -> list[str] | None:
 
 
 def _new(cured: Cured, codes: tuple[str, ...]) -> tuple[Finding, ...]:
-    """Findings of the check after that the check before does not have."""
-    from varshift.fixes import still_there
-
-    if cured.before is None or cured.after is None:
-        return ()
-    return tuple(
-        finding
-        for finding in cured.after.findings
-        if finding.severity != "advice"
-        and finding.code in codes
-        and not still_there(finding, cured.before.findings)
-    )
+    """Findings of the check after that the check before does not have, of the rules that were asked for."""
+    return tuple(finding for finding in cured.appeared if finding.code in codes)
 
 
 def _words(**options: Any) -> list[str]:

@@ -7,7 +7,6 @@ from varshift.fixes._course import courses_of as courses_of
 from varshift.fixes._course import wishes_of as wishes_of
 from varshift.fixes._cured import Cured as Cured
 from varshift.fixes._cured import Failure as Failure
-from varshift.fixes._cured import still_there as still_there
 from varshift.fixes._drop_bias import DropBias as DropBias
 from varshift.fixes._drop_statistics import DropStatistics as DropStatistics
 from varshift.fixes._edit import EDITS as EDITS

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from varshift._sites import SiteId
+from varshift.fixes._again import gone, still_there
 from varshift.fixes._edit import Change
 from varshift.fixes._lines import lines_of
 from varshift.fixes._plan import Plan
@@ -87,10 +88,16 @@ class Cured:
 
     @property
     def gone(self) -> tuple[Finding, ...]:
-        """The findings of the check before that the check after does not have."""
+        """The findings of the check before that the check after looked for and does not have."""
+        return gone(self.before, self.after)
+
+    @property
+    def appeared(self) -> tuple[Finding, ...]:
+        """The errors and warnings of the check after that the check before does not have."""
         if self.before is None or self.after is None:
             return ()
-        return tuple(f for f in self.before.findings if not still_there(f, self.after.findings))
+        serious = [finding for finding in self.after.findings if finding.severity != "advice"]
+        return tuple(finding for finding in serious if not still_there(finding, self.before.findings))
 
     def undo(self) -> None:
         """Makes `model`, `optimizer` and `loader` what they were, bit for bit; a second time does nothing."""
@@ -117,22 +124,5 @@ class Cured:
         return self.text()
 
     def __repr__(self) -> str:
-        gone = len(self.gone)
-        return f"<Cured: {len(self.changes)} changes, {gone} findings gone, {len(self.failures)} failures>"
-
-
-def still_there(finding: Finding, findings: tuple[Finding, ...]) -> bool:
-    """Whether a later check has a finding again: of the same rule, at one of its places, and no milder.
-
-    What is left as advice of a warning or an error counts as gone.
-    """
-    places = {(site.id.module, site.id.kind) for site in finding.sites}
-    for later in findings:
-        if later.code != finding.code:
-            continue
-        if later.severity == "advice" and finding.severity != "advice":
-            continue
-        others = {(site.id.module, site.id.kind) for site in later.sites}
-        if not places or not others or places & others:
-            return True
-    return False
+        counts = f"{len(self.changes)} changes, {len(self.gone)} findings gone, {len(self.failures)} failures"
+        return f"<Cured: {counts}>"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from varshift._errors import VarshiftError, VarshiftWarning
+from varshift.fixes._again import not_looked_for, still_there
 from varshift.fixes._course import Course
-from varshift.fixes._cured import Failure, still_there
+from varshift.fixes._cured import Failure
 from varshift.fixes._edit import Change, Edit
 from varshift.fixes._patient import Patient
 from varshift.fixes._proof import prove
@@ -328,7 +329,14 @@ class Treatment:
             finding = course.finding
             if not course.edits or finding is None:
                 continue
-            if still_there(finding, self.after.findings):
+            report = self._patient.report
+            missing = not_looked_for(finding, report, self.after) if report is not None else ()
+            if missing:
+                self.notes.append(
+                    f"{finding.code} was not looked for again: the second check had no evidence of "
+                    f"{', '.join(missing)}. Pass fix what check was given (step=, reference=, deploy=)."
+                )
+            elif still_there(finding, self.after.findings):
                 course.give_up("it was carried out, and the finding is still there")
                 failed = True
         return failed or self._costs_loss()
