@@ -9,10 +9,7 @@ go to ``benchmarks/.survey.jsonl`` (``--rows``), and a network that has one is n
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
-import tempfile
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,46 +18,14 @@ import torch
 from torch import nn
 
 import varshift as vs
+from _alone import append, load, row_of
 from _survey_differences import differences
 from _survey_rows import survey_row
 from _surveyed import installed, networks
-from _surveyed_network import Network
 from _timing import table, write
 
 HERE = Path(__file__).parent
 SECONDS = 900
-
-
-def load(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a file by name; a later one replaces an earlier one."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {row["name"]: row for row in rows}
-
-
-def surveyed(network: Network, with_data: bool, seconds: float) -> dict[str, Any]:
-    """The row of one network, from a process of its own that shares what is imported."""
-    with tempfile.TemporaryDirectory() as folder:
-        result, log = Path(folder) / "row.json", Path(folder) / "log"
-        process = multiprocessing.get_context("fork").Process(
-            target=_alone, args=(network, with_data, result, log)
-        )
-        process.start()
-        process.join(seconds)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            return {"name": network.name, "died": f"not done after {seconds:.0f} s"}
-        if process.exitcode or not result.exists():
-            return {"name": network.name, "died": f"exit {process.exitcode}: {log.read_text()[-1500:]}"}
-        return json.loads(result.read_text())
-
-
-def _alone(network: Network, with_data: bool, result: Path, log: Path) -> None:
-    with log.open("w") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-        result.write_text(json.dumps(survey_row(network, with_data)))
 
 
 def survey(arguments: argparse.Namespace) -> None:
@@ -72,12 +37,12 @@ def survey(arguments: argparse.Namespace) -> None:
         if arguments.only not in network.name or _done(rows.get(network.name)):
             continue
         if installed(network.package):
-            row = surveyed(network, arguments.data and network.with_data, arguments.seconds)
+            work = functools.partial(survey_row, network, arguments.data and network.with_data)
+            row = row_of(network.name, work, arguments.seconds)
         else:
             row = {"name": network.name, "skipped": f"{network.package} is not installed"}
         rows[network.name] = row
-        with arguments.rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(arguments.rows, row)
         print(" | ".join(_cells(row, {})), flush=True)
 
 
