@@ -3,7 +3,7 @@
 Run by itself: ``python benchmarks/sites.py``. Every network is built with noise rates switched on;
 `varshift.fix` removes all of its noise, then puts uniform noise in its place, and captures of the results are
 counted. Libraries that are not installed are skipped and named. Each network has a process of its own with a
-time limit. Rows go to ``benchmarks/.sites.jsonl`` (``--rows``), and a network that has one is not tried again.
+time limit. Rows go to ``benchmarks/.sites.jsonl`` (``--rows``); a network that has one is not tried again.
 """
 
 from __future__ import annotations
