@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import varshift as vs
+from _quick_init import QuickInit
 from _surveyed_network import Network
-from varshift.flow import Flow, capture
+from varshift import Cure
+from varshift.fixes import Patient, Surgery, plan_cure, prove
+from varshift.flow import Capture, NoiseSite, capture
 
+_CURES = {
+    "removed": Cure("remove-noise", "remove it", "safe"),
+    "swapped": Cure("swap-noise", "uniform noise", "unsafe", None, {"to": "uniform", "beta": 0.25}),
+}
 _NO_DROPOUT = ("sampling", "permutation", "other", "rrelu")  # draws that are no noise on a signal
 
 
@@ -28,78 +34,101 @@ def site_row(network: Network) -> dict[str, Any]:
     for size, build in network.attempts():
         torch.manual_seed(0)
         try:
-            built = build()
+            with QuickInit():
+                built = build()
             inputs = network.inputs(2, size)
-            before = capture(built.model, _batch(inputs)).train
+            start = time.process_time()
+            before = capture(built.model, _batch(inputs))
+            seconds = time.process_time() - start
         except Exception as error:  # whatever a size is refused with
             errors.append(f"{size}: {type(error).__name__}: {str(error)[:120]}")
             continue
-        if before is None:
+        if before.train is None:
             errors.append(f"{size}: no capture in training")
             continue
         row |= {"model": built.title, "size": size}
-        return row | trials(built.model, _batch(inputs), before)
+        return row | trials(built.model, _batch(inputs), before, seconds)
     return {**row, "unbuildable": "; ".join(errors) or "no attempt"}
 
 
-def trials(model: nn.Module, batch: Any, before: Flow) -> dict[str, Any]:
-    """The trials of one network that runs."""
-    dropouts = [site for site in before.noises if site.kind not in _NO_DROPOUT]
+def trials(model: nn.Module, batch: Any, before: Capture, seconds: float) -> dict[str, Any]:
+    """The trials of one network that runs, on one copy of it: what `varshift.fix` does, without a check.
+
+    Args:
+        model: The network.
+        batch: What it runs on.
+        before: Its capture.
+        seconds: What that took.
+    """
+    noises = before.train.noises if before.train is not None else ()
+    dropouts = [site for site in noises if site.kind not in _NO_DROPOUT]
     row: dict[str, Any] = {
         "sites": len(dropouts),
-        "no_dropout": Counter(site.kind for site in before.noises if site.kind in _NO_DROPOUT),
+        "no_dropout": Counter(site.kind for site in noises if site.kind in _NO_DROPOUT),
     }
     if not dropouts:
         return row
-    seconds = time.process_time()
-    copy.deepcopy(model)
-    capture(model, batch)
-    row["unit_seconds"] = time.process_time() - seconds
-    row["removed"] = _trial(model, batch, {"remove-noise": {}}, dropouts)
-    row["swapped"] = _trial(model, batch, {"swap-noise": {"to": "uniform", "beta": 0.25}}, dropouts)
+    start = time.process_time()
+    twin = copy.deepcopy(model)
+    row["unit_seconds"] = seconds + time.process_time() - start
+    patient = Patient(twin, None, before, batch, recapture=lambda network: capture(network, batch))
+    outputs = _outputs(model, batch), _outputs(model, batch)
+    for name, cure in _CURES.items():
+        row[name] = _trial(patient, batch, cure, dropouts, outputs)
     return row
 
 
-def _trial(model: nn.Module, batch: Any, cures: dict[str, Any], sites: list[Any]) -> dict[str, Any]:
+def _trial(
+    patient: Patient, batch: Any, cure: Cure, sites: list[NoiseSite], outputs: tuple[Tensor | None, ...]
+) -> dict[str, Any]:
     """One cure of all sites: how many it changed, by which methods, and why not the others."""
-    seconds = time.process_time()
+    start = time.process_time()
+    patient.notes.clear()
+    surgery = Surgery(patient.network)
+    keys = list(patient.network.state_dict())
     try:
-        cured = vs.fix(model, example_inputs=batch, cures=cures)
+        edits = plan_cure(patient, cure, None)
+        changes = [change for edit in edits for change in edit.apply(surgery)]
+        after = capture(surgery.network, batch)
+        proof = prove(patient.capture, after, {change.site for change in changes})
+        seconds = time.process_time() - start
+        same = _equal(outputs, _outputs(surgery.network, batch))
+        same_keys = list(surgery.network.state_dict()) == keys
     except Exception as error:
         return {"done": 0, "error": f"{type(error).__name__}: {str(error)[:500]}"}
-    seconds = time.process_time() - seconds
-    after = capture(cured.model, batch).train
-    remaining = {site.id for site in after.noises} if after is not None else {site.id for site in sites}
-    left = [site for site in sites if site.id in remaining]
-    if "swap-noise" in cures and after is not None:
-        swapped = sum(site.kind == "uniform" for site in after.noises)
-        left = left or sites[swapped:]  # gone, and nothing in its place
+    finally:
+        surgery.undo()
+    new = Counter(site.name for site in after.train.noises if site.kind == "uniform") if after.train else {}
+    remaining = {site.id for site in after.train.noises} if after.train else set()
+    changed = {change.site for change in changes}
+    left = [site for site in sites if site.id in remaining or site.id not in changed]
+    if cure.code == "swap-noise" and sum(new.values()) < len(sites) - len(left):
+        left = sites  # gone, and nothing in its place
     result: dict[str, Any] = {
-        "done": len(sites) - len(left),
-        "methods": Counter(change.method for change in cured.changes),
+        "done": len(sites) - len(left) if proof.exact else 0,
+        "methods": Counter(change.method for change in changes),
         "seconds": seconds,
-        "same_keys": cured.model.state_dict().keys() == model.state_dict().keys(),
-        "same_in_eval": _same(model, cured.model, batch),
+        "same_keys": same_keys,
+        "same_in_eval": same,
     }
-    if left:
+    if left or not proof.exact:
         result["left"] = [f"{site.id} ({site.source})" for site in left[:4]]
-        result["reasons"] = [
-            *(f"{code}: {reason}" for failure in cured.failures for code, reason in failure.tried),
-            *cured.notes,
-        ][:4]
+        result["reasons"] = [*proof.unexpected, *patient.notes][:4]
     return result
 
 
-def _same(model: nn.Module, other: nn.Module, batch: Any) -> bool | None:
-    """Whether two networks compute the same in evaluation; None where the first is not its own equal."""
-    results = []
-    for network in (model, model, other):
-        with torch.no_grad():
-            results.append(_first(network.eval()(*(batch if isinstance(batch, tuple) else (batch,)))))
-        network.train()
-    if any(result is None for result in results) or not torch.equal(results[0], results[1]):
+def _outputs(network: nn.Module, batch: Any) -> Tensor | None:
+    """What a network computes in evaluation; a copy of it does, for some keep what they compute."""
+    with torch.no_grad():
+        return _first(copy.deepcopy(network).eval()(*(batch if isinstance(batch, tuple) else (batch,))))
+
+
+def _equal(before: tuple[Tensor | None, ...], after: Tensor | None) -> bool | None:
+    """Whether outputs are the same to the bit; None where those of the network itself are not."""
+    one, other = before
+    if one is None or other is None or not torch.equal(one, other):
         return None
-    return torch.equal(results[0], results[2])
+    return after is not None and torch.equal(one, after)
 
 
 def _first(value: Any) -> Tensor | None:

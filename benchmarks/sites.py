@@ -1,7 +1,7 @@
 """Which noise sites of other libraries' networks can be removed and replaced, and by which method.
 
-Run by itself: ``python benchmarks/sites.py``. Every network is built with noise rates switched on;
-`varshift.fix` removes all of its noise, then puts uniform noise in its place, and captures of the results are
+Run by itself: ``python benchmarks/sites.py``. Every network is built with noise rates switched on. The steps
+of `varshift.fix` remove all of its noise, then put uniform noise in its place; captures of the results are
 counted. Libraries that are not installed are skipped and named. Each network has a process of its own with a
 time limit. Rows go to ``benchmarks/.sites.jsonl`` (``--rows``); a network that has one is not tried again.
 """
@@ -94,11 +94,11 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     """The trials as Markdown."""
     tried = [row for row in rows.values() if row.get("sites")]
     text = (
-        "`varshift.fix` on networks of other libraries with noise rates switched on: once with "
-        '`cures=["remove-noise"]`, once with `cures={"swap-noise": {"to": "uniform", "beta": 0.25}}`. A '
-        "second capture inside `fix` proves that nothing else changed; a third one is counted here. "
-        "Sampling, permutations and random slopes are listed as other draws, not as sites. Cost is process "
-        "time of the dearer `fix` over that of one deepcopy and one capture. "
+        "The steps of `varshift.fix` (plan, surgery on a copy, a second capture that proves that nothing "
+        "else changed) on networks of other libraries with noise rates switched on: once with the cure "
+        '"remove-noise", once with "swap-noise" to uniform noise with a half-width of 0.25. Sampling, '
+        "permutations and random slopes are listed as other draws, not as sites. Cost is process time of the "
+        "dearer cure over that of one deepcopy and one capture. "
         f"{len(tried)} networks with noise."
     )
     for what in TRIALS:
