@@ -205,3 +205,25 @@ def test_what_cannot_be_reached_is_refused_with_the_edit_by_hand():
     others = operate(net, X, "remove-noise")
     assert others.noises == [("0", "dropout", 0.5)]
     assert "0:dropout cannot be changed here" in others.patient.notes[0]
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["weights returned", "fused"])
+@pytest.mark.parametrize("width", [6, 4], ids=["one width", "two widths"])
+def test_the_attention_layer_of_torch_gets_other_noise(weights, width):
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(6, 2, 0.3, batch_first=True, kdim=width, vdim=width)
+
+        def forward(self, x):
+            keys = x[..., :width]
+            return self.attention(x, keys, keys, need_weights=weights)[0]
+
+    net, x = Attends(), X.reshape(2, 4, 6)
+    operation = operate(net, x, "swap-noise", beta=0.2)
+    assert operation.proof.exact, operation.proof.unexpected
+    assert operation.noises == [("attention", "uniform", 0.2)]
+    assert same_in_eval(net, operation, x)
+    assert operation.network.state_dict().keys() == net.state_dict().keys()
+    lowered = operate(net, x, "lower-rate", rate=0.1)
+    assert [rate for *_, rate in lowered.noises] == [0.1]

@@ -161,6 +161,7 @@ class ClassDraft:
         self.base = base
         self._methods: dict[str, EditedText] = {}
         self._copies: dict[int, tuple[str, EditedText]] = {}
+        self._selves: dict[str, EditedText] = {}  # copies that name themselves, by the name that they use
         self._edited: set[int] = set()
         self._members: dict[str, Any] = {}
         self._wrappers: list[tuple[str, Callable[[Any], Any]]] = []
@@ -204,6 +205,8 @@ class ClassDraft:
         for name, text in self._copies.values():
             copied = text.value()
             self._members[name] = copied if text.cls is not None else linked_call(text.held, copied)
+        for name, text in self._selves.items():
+            self._members[name] = text.value()
         for name, text in self._methods.items():
             self._members[name] = text.value()
         for name, wrapper in self._wrappers:
@@ -248,9 +251,20 @@ class ClassDraft:
             call.func = _attribute(text.owner, name, call)
         else:
             _add_argument(copied.node, _OWNER)
+            self._keep_to_itself(copied, function)
             self._redirect(text, call, name)
         self._copies[id(call)] = (name, copied)
         return copied
+
+    def _keep_to_itself(self, copied: EditedText, function: FunctionType) -> None:
+        """Has a private copy name itself where it names its function: modes of torch call what is named."""
+        name = function.__name__
+        if function.__globals__.get(name) is not function:
+            return
+        reads = _Renamed(name, copied.owner, f"_varshift_call_{len(self._members) + 1}")
+        reads.visit(copied.node)
+        if reads.count:
+            self._selves[self._add(None)] = copied
 
     def _redirect(self, text: EditedText, call: ast.Call, name: str) -> None:
         call.args = [call.func, *call.args]
@@ -265,6 +279,22 @@ class ClassDraft:
         name = f"_varshift_call_{len(self._members) + 1}"
         self._members[name] = method
         return name
+
+
+class _Renamed(ast.NodeTransformer):
+    """Reads an attribute of the module where a name is read."""
+
+    def __init__(self, name: str, owner: str, attribute: str) -> None:
+        self._name, self._owner, self._attribute = name, owner, attribute
+        self.count = 0
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Replaces the name."""
+        if node.id != self._name or not isinstance(node.ctx, ast.Load):
+            return node
+        self.count += 1
+        owner = ast.copy_location(ast.Name(self._owner, ast.Load()), node)
+        return ast.copy_location(ast.Attribute(owner, self._attribute, ast.Load()), node)
 
 
 def base_and_edits(cls: type) -> tuple[type, tuple[ClassEdit, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from varshift._sites import SiteId
+from varshift.fixes._attention_calls import attention_chains
 from varshift.fixes._edit import Edit
 from varshift.fixes._noise_action import OTHER_NOISE, NoiseAction
 from varshift.fixes._noise_edits import SetAttribute, SwapNoiseModule
@@ -78,7 +79,8 @@ class _Choice:
         return tuple(dict.fromkeys(self._edits))
 
     def _plan(self, site: NoiseSite, action: NoiseAction) -> None:
-        if self._swaps(site, action) or self._sets(site, action) or self._rewrites(site, action):
+        methods = (self._swaps, self._sets, self._rewrites, self._rewrites_layer)
+        if any(method(site, action) for method in methods):
             return
         raise Refused(f"{site.id} cannot be changed here. By hand: {edit_by_hand(site, action)}")
 
@@ -158,6 +160,20 @@ class _Choice:
         if refusal is not None:
             raise Refused(f"{site.id}: {refusal} By hand: {edit_by_hand(site, action)}")
         return False
+
+    def _rewrites_layer(self, site: NoiseSite, action: NoiseAction) -> bool:
+        """Rewrites the calls inside an attention layer of torch, all places at which it is called alike."""
+        module = self._patient.network.get_submodule(site.name)
+        sites = tuple(other for other in self._handles.sites if other.module == site.name)
+        chains = attention_chains(module)
+        if not chains or not self._wished(sites, action):
+            return False
+        edits = [RewriteCall(site.id, site.name, chain, action, sites=sites) for chain in chains]
+        for edit in edits:
+            edit.edited(self._patient.network)
+        self._edits += edits
+        self._done.update(sites)
+        return True
 
     def _sharing(self, site: NoiseSite, path: str, chain: Sequence[CallPlace]) -> list[SiteId]:
         """All noise sites that a call stands for: a loop runs it more than once."""

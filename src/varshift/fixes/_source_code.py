@@ -139,6 +139,8 @@ def compiled(source: FunctionSource, node: FunctionNode) -> CodeType:
         body,
         [],
     )
+    if source.class_name is None and isinstance(node, ast.FunctionDef) and node.name not in names:
+        scope.body.insert(0, ast.Global([node.name]))  # a function of a module that calls itself
     for new in (statement, scope):
         if "type_params" in new._fields and not hasattr(new, "type_params"):
             new.type_params = []  # type: ignore[attr-defined]
