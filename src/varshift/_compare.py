@@ -237,24 +237,24 @@ def _check_results(results: Results, criterion: Criterion) -> None:
             if criterion.measure not in entry:
                 raise VarshiftError(
                     f"measure={criterion.measure!r} was not measured of {name!r}: there is "
-                    f"{', '.join(key for key in entry if key != 'samples')}."
+                    f"{', '.join(key for key in entry if key not in ('samples', 'seconds'))}."
                 )
 
 
 def _row(variant: Variant, results: Results, refused: Mapping[str, str], criterion: Criterion) -> VariantRow:
     name = variant.name
     if name in refused:
-        return row_of(variant, {}, [], criterion, "unavailable", refused[name])
+        return row_of(variant, {}, criterion, "unavailable", refused[name])
     figures, failures = results.figures[name], results.failures[name]
     note = ""
     if failures:
         seeds = ", ".join(map(str, failures))
         note = f"no result with seed {seeds}: {next(iter(failures.values()))}"
     if not figures:
-        return row_of(variant, {}, [], criterion, "failed", note)
+        return row_of(variant, {}, criterion, "failed", note)
     if name in results.stopped:
-        return row_of(variant, figures, results.seconds[name], criterion, "stopped", results.stopped[name])
-    return row_of(variant, figures, results.seconds[name], criterion, "measured", note)
+        return row_of(variant, figures, criterion, "stopped", results.stopped[name])
+    return row_of(variant, figures, criterion, "measured", note)
 
 
 def _notes(seeds: int, fixed: bool) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from varshift.cli._check import check
+from varshift.cli._compare import compare
 from varshift.cli._entry_points import add_foreign_verbs
 from varshift.cli._explain import explain
 from varshift.cli._fix import fix
@@ -14,7 +15,7 @@ from varshift.cli._recalibrate import recalibrate
 from varshift.cli._rules import rules
 from varshift.cli._state import State
 
-VERBS = (check, fix, recalibrate, explain, rules)
+VERBS = (check, fix, compare, recalibrate, explain, rules)
 
 _HELP = """Why is my network good in train() and bad in eval()?
 

@@ -29,8 +29,8 @@ def resolve_model(target: str, arguments: dict[str, Any], *, seed: int = 0) -> n
         UserCodeError: If the user's code fails.
     """
     torch.manual_seed(seed)
-    zoo, _, name = target.partition(":")
-    if zoo in ("timm", "torchvision") and name:
+    if is_zoo(target):
+        zoo, _, name = target.partition(":")
         from varshift.cli._zoo import build_timm, build_torchvision
 
         return (build_timm if zoo == "timm" else build_torchvision)(name, arguments)
@@ -50,6 +50,12 @@ def resolve_model(target: str, arguments: dict[str, Any], *, seed: int = 0) -> n
     except (Exception, SystemExit) as error:
         raise user_code_error(f"target: calling {target}", error) from error
     return _checked(made, target)
+
+
+def is_zoo(target: str) -> bool:
+    """Whether a target is a network of a library of networks."""
+    zoo, _, name = target.partition(":")
+    return zoo in ("timm", "torchvision") and bool(name)
 
 
 def check_signature(function: Callable[..., Any], arguments: Mapping[str, Any], target: str) -> None:

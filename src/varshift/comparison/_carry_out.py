@@ -53,13 +53,11 @@ class Results:
 
     Attributes:
         figures: For each variant, what was measured by seed.
-        seconds: For each variant, how long its trainings took.
         failures: For each variant, the reason for each seed without a result.
         stopped: For each variant that was stopped, the sentence that says why.
     """
 
     figures: dict[str, dict[int, Mapping[str, float]]] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
     failures: dict[str, dict[int, str]] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
 
@@ -139,9 +137,11 @@ class _Follow:
         self._place, self._store, self._total = place, store, total
 
     def __call__(self, progress: Any, workers: int) -> None:
-        running = progress.running
-        more = f" and {len(running) - 1} more" if len(running) > 1 else ""
-        _tell(self._place, self._store, f"{running[0]}{more}" if running else "starting workers", self._total)
+        stage = "starting workers" if progress.open else "done"
+        if progress.running:
+            first, *more = progress.running
+            stage = f"{first} and {len(more)} more" if more else first
+        _tell(self._place, self._store, stage, self._total)
 
 
 def _tell(place: Place, store: Store, stage: str, total: int) -> None:
@@ -163,7 +163,6 @@ def _gather(results: Results, trials: Sequence[ComparisonTrial], store: Store) -
         results.figures[name] = {
             trial.seed: measured[trial.key].measurements for trial in own if trial.key in measured
         }
-        results.seconds[name] = [measured[trial.key].seconds for trial in own if trial.key in measured]
         results.failures[name] = {
             trial.seed: by_key[trial.key].reason for trial in own if trial.key not in measured
         }

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def train_loop(
     loss: Loss | None = None,
     folder: Path | None = None,
     record: Callable[[Mapping[str, Any]], None] = lambda _: None,
-) -> None:
+) -> float:
     """Trains a network in place. An attempt that was interrupted goes on after its last whole epoch.
 
     Args:
@@ -61,6 +62,9 @@ def train_loop(
         folder: Where the state after each epoch is kept; None to keep none.
         record: Told of every epoch.
 
+    Returns:
+        The seconds of its whole epochs that earlier attempts took.
+
     Raises:
         TrialError: If the loss is not finite.
         DataError: If there is nothing to train with.
@@ -72,7 +76,8 @@ def train_loop(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
     )
     reader: Reader | None = None
-    stream.epoch = _load(folder, network, optimizer)
+    stream.epoch, before = _load(folder, network, optimizer)
+    start = time.monotonic()
     for epoch in range(stream.epoch, settings.epochs):
         network.train()
         total = torch.zeros((), device=device)
@@ -81,7 +86,7 @@ def train_loop(
             batch = move(batch, device)
             if reader is None:
                 reader = Reader(network, forward)
-                reader.read_running(twin_of(network), batch)
+                reader.read_running(twin_of(network)[0], batch)
             call = reader.read(batch)
             progress = (epoch + (step / steps if steps else 0.0)) / settings.epochs
             for group in optimizer.param_groups:
@@ -103,8 +108,9 @@ def train_loop(
                 f"the loss is {mean} in epoch {epoch + 1}: use a learning rate below "
                 f"{settings.learning_rate:g}."
             )
-        _save(folder, network, optimizer, epoch + 1)
+        _save(folder, network, optimizer, epoch + 1, before + time.monotonic() - start)
         record({"event": "epoch", "epoch": epoch + 1, "loss": mean})
+    return before
 
 
 def _schedule(progress: float) -> float:
@@ -113,11 +119,14 @@ def _schedule(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
 
 
-def _save(folder: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+def _save(
+    folder: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, seconds: float
+) -> None:
     if folder is None:
         return
     state = {
         "epoch": epoch,
+        "seconds": seconds,
         "tensors": dict(_tensors(network)),
         "values": _values(network),
         "optimizer": optimizer.state_dict(),
@@ -127,17 +136,17 @@ def _save(folder: Path | None, network: nn.Module, optimizer: torch.optim.Optimi
     part.replace(folder / _FILE)
 
 
-def _load(folder: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The epochs that are done, 0 where there is no state that can be read."""
+def _load(folder: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """The epochs that are done and their seconds, 0 where there is no state that can be read."""
     if folder is None or not (folder / _FILE).is_file():
-        return 0
+        return 0, 0.0
     try:
         state = torch.load(folder / _FILE, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-        return 0
+        return 0, 0.0
     own = dict(_tensors(network))
     if own.keys() != state["tensors"].keys():
-        return 0
+        return 0, 0.0
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state["tensors"][name])
@@ -147,7 +156,7 @@ def _load(folder: Path | None, network: nn.Module, optimizer: torch.optim.Optimi
         for key, value in values.items():
             with contextlib.suppress(AttributeError):
                 setattr(modules[name], key, value)
-    return int(state["epoch"])
+    return int(state["epoch"]), float(state["seconds"])
 
 
 def _tensors(network: nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -58,7 +58,7 @@ def measure_outcome(
     if not batches:
         raise DataError("the loader yielded no batches: check that its data set is not empty.")
     reader = Reader(network, forward)
-    reader.read_running(twin_of(network), batches[0])
+    reader.read_running(twin_of(network)[0], batches[0])
 
     def passed(several: Any) -> tuple[float, int, int, int]:
         total, samples, right, answers = 0.0, 0, 0, 0

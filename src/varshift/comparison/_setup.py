@@ -57,7 +57,7 @@ class Setup:
         """The network as it is, with the initial weights of a seed."""
         seed_all(seed)
         if isinstance(self.model, nn.Module):
-            return twin_of(network_of(self.model))
+            return twin_of(network_of(self.model))[0]
         made = self.model()
         if not isinstance(made, nn.Module):
             raise ModelError(
@@ -148,7 +148,7 @@ class Setup:
         batch = next(iter(self.loader))
         if self.forward is not None:
             return batch
-        call = Reader(network).read_running(twin_of(network), batch)
+        call = Reader(network).read_running(twin_of(network)[0], batch)
         return dict(call.kwargs) if call.kwargs and not call.args else tuple(call.args)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class ComparisonTrial(Trial):
         setup = workbench.materials
         if not isinstance(setup, Setup) or setup.identity != self.comparison:
             raise TrialError("it belongs to another comparison: call compare() as it was called then.")
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)  # the first one imports a lot
+        start = time.monotonic()
         network = setup.network(self.variant, self.seed).to(workbench.device)
         variant = setup.variants[self.variant]
         window = None if variant.whole else NoiseWindow(network, variant.noise)
@@ -59,7 +62,7 @@ class ComparisonTrial(Trial):
             setup.loader, self.seed, lambda epoch: seed_held(network, epoch_seed(self.seed, epoch)), tick
         )
         try:
-            measured = self._train(network, setup, stream, workbench)
+            measured, before = self._train(network, setup, stream, workbench)
         finally:
             if window is not None:
                 window.close()
@@ -78,13 +81,14 @@ class ComparisonTrial(Trial):
             forward=setup.forward,
             loss=setup.loss,
         )
-        return {**outcome, **(measured or {})}
+        return {**outcome, "seconds": before + time.monotonic() - start, **(measured or {})}
 
     def _train(
         self, network: nn.Module, setup: Setup, stream: Stream, workbench: Workbench
-    ) -> nn.Module | Mapping[str, float] | None:
+    ) -> tuple[nn.Module | Mapping[str, float] | None, float]:
+        """Trains; what the user's training returned, and the seconds of earlier attempts."""
         if setup.train is None:
-            train_loop(
+            before = train_loop(
                 network,
                 stream,
                 setup.loop,
@@ -94,15 +98,15 @@ class ComparisonTrial(Trial):
                 folder=workbench.folder,
                 record=workbench.record,
             )
-            return None
+            return None, before
         options: dict[str, Any] = {"seed": self.seed, "folder": workbench.folder, "device": workbench.device}
         if setup.loop.epochs:
             options["epochs"] = setup.loop.epochs
         result = setup.train(network, streamed(setup.loader, stream), **wanted(setup.train, options))
         if result is None or isinstance(result, (nn.Module, Mapping)):
-            return result
+            return result, 0.0
         if isinstance(result, (list, tuple, torch.Tensor)):  # such as a record of losses
-            return None
+            return None, 0.0
         raise TrialError(
             f"train= returned a {type(result).__name__}: it must return nothing, the trained network, or a "
             "mapping of names to numbers."

@@ -162,7 +162,6 @@ def _text(
 def row_of(
     variant: Variant,
     figures: Figures,
-    seconds: Sequence[float],
     criterion: Criterion,
     state: State = "measured",
     note: str = "",
@@ -190,7 +189,7 @@ def row_of(
         average("loss"),
         average("accuracy"),
         average("gap"),
-        math.fsum(seconds) / len(seconds) if seconds else None,
+        average("seconds"),
         note,
     )
 
