@@ -22,6 +22,7 @@ class Course:
         edits: The edits of that cure.
         changes: What they changed.
         reasons: Why the cures before it would not do, by code.
+        relief: What the cure did for a finding whose cause is still there; empty where it cured it.
     """
 
     finding: Finding | None
@@ -29,6 +30,7 @@ class Course:
     edits: tuple[Edit, ...] = ()
     changes: tuple[Change, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
+    relief: str = ""
 
     @property
     def cure(self) -> Cure | None:
@@ -38,14 +40,20 @@ class Course:
     def give_up(self, reason: str) -> None:
         """Goes on to the next cure."""
         self.reasons[self.cures.pop(0).code] = reason
-        self.edits, self.changes = (), ()
+        self.edits, self.changes, self.relief = (), (), ""
+
+
+# What statistics that are re-estimated without noise take away, whatever the cause is.
+_RELIEF = Cure("recalibrate", "re-estimate the running statistics with the noise off", "safe")
+_RELIEVED = ("variance-shift", "statistics")
 
 
 def courses_of(findings: Sequence[Finding], *, unsafe: bool, advice: bool) -> list[Course]:
     """What is tried for the findings of a check.
 
-    Safe cures are tried in their order. With `unsafe`, cures that take another training come first, for they
-    remove the cause: where one of them applies, statistics are re-estimated after it anyway.
+    Safe cures are tried in their order; re-estimated statistics relieve what they do not cure. With
+    `unsafe`, cures that take another training come first, for they remove the cause: where one of them
+    applies, statistics are re-estimated after it anyway.
 
     Args:
         findings: The findings, worst first.
@@ -58,6 +66,9 @@ def courses_of(findings: Sequence[Finding], *, unsafe: bool, advice: bool) -> li
             continue
         safe = [cure for cure in finding.cures if cure.safety == "safe"]
         rest = [cure for cure in finding.cures if cure.safety == "unsafe" and cure.code != "recalibrate"]
+        costs = finding.step in _RELIEVED and finding.cost is not None and finding.cost > 0
+        if costs and all(cure.code != "recalibrate" for cure in safe):
+            safe.append(_RELIEF)
         courses.append(Course(finding, [*rest, *safe] if unsafe else safe))
     return courses
 

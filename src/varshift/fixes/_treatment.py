@@ -77,12 +77,14 @@ class Treatment:
         """What could not be cured."""
         failures = []
         for course in self._courses:
-            if course.cure is not None:
+            cure, finding = course.cure, course.finding
+            if cure is not None and not course.relief:
                 continue
-            finding = course.finding
             tried = tuple(course.reasons.items())
+            if cure is not None:
+                tried = (*tried, (cure.code, course.relief))
             others = finding.cures if finding is not None else ()
-            untried = [cure for cure in others if cure.code not in course.reasons]
+            untried = [cure for cure in others if cure.code not in dict(tried)]
             unsafe = [c.code for c in untried if c.code in REMEDIES and c.code != "recalibrate"]
             by_hand = tuple(cure.name for cure in untried if cure.code not in REMEDIES)
             sites = tuple(site.id for site in finding.sites) if finding is not None else ()
@@ -337,6 +339,9 @@ class Treatment:
                     f"{', '.join(missing)}. Pass fix what check was given (step=, reference=, deploy=)."
                 )
             elif still_there(finding, self.after.findings):
+                course.relief = _relief(course, report, self.after)
+                if course.relief:
+                    continue
                 course.give_up("it was carried out, and the finding is still there")
                 failed = True
         return failed or self._costs_loss()
@@ -368,6 +373,21 @@ class Treatment:
 def _restates(cure: Cure) -> bool:
     remedy = REMEDIES[cure.code]
     return remedy.restates_with(options_of(remedy, cure.options))
+
+
+def _relief(course: Course, before: Report | None, after: Report) -> str:
+    """What re-estimated statistics did for a finding whose cause is still there; empty where not enough."""
+    finding, cure = course.finding, course.cure
+    gaps = before.gap if before is not None else None, after.gap
+    if finding is None or finding.cost is None or cure is None or cure.code != "recalibrate":
+        return ""
+    losses = [gap.states.get("eval") if gap is not None else None for gap in gaps]
+    if losses[0] is None or losses[1] is None or losses[0] - losses[1] < finding.cost / 2:
+        return ""
+    return (
+        f"the loss in evaluation fell from {losses[0]:.3g} to {losses[1]:.3g}; the cause is still there, and "
+        "will shift the statistics again in training"
+    )
 
 
 def _is_recalibration(edit: Edit) -> bool:
