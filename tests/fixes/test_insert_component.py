@@ -135,6 +135,25 @@ def test_shortcuts_and_gates_get_none(inplace):
     assert gone == (["1.norm2"] if inplace else ["1.norm1", "1.norm2"])
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """A norm with its activation in one module."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(super().forward(input))
+
+
+def test_a_norm_that_does_more_than_normalise_stays():
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    cured = inserted(nn.Sequential(nn.Conv2d(3, 8, 3), NormAndActivation(8), *head), IMAGES)
+    assert not cured.failures
+    steps = ["conv2d", "batch_norm", "relu", "adaptive_avg_pool2d", "batch_norm", "dropout", "linear"]
+    assert order(cured.model, IMAGES) == steps
+
+
 def test_nothing_qualifies():
     tokens = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     cured = inserted(tokens, torch.randn(2, 5, 8))

@@ -223,9 +223,8 @@ class _Insertion:
 
     def _is_plain(self, norm: NormSite) -> bool:
         """Whether its module does nothing but normalise."""
-        nodes = [node for node in self._flow.nodes if node.module == norm.name]
-        signal = [node.index for node in nodes if node.index in self._ways.signal]
-        return signal == list(norm.calls)
+        inside = [node.index for node in self._flow.nodes if f"{node.module}.".startswith(f"{norm.name}.")]
+        return [index for index in inside if index in self._ways.signal] == list(norm.calls)
 
     def _leads_to(self, norm: int, weights: Collection[int]) -> bool:
         readers, nodes = self._ways.readers, self._flow.nodes
