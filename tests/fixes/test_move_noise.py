@@ -267,3 +267,25 @@ def test_an_unknown_place():
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     with pytest.raises((vs.VarshiftError, Refused), match="to='tail' is no place for noise"):
         moved(model, torch.randn(4, 8), "tail")
+
+
+class TwoCalls(nn.Module):
+    """Two calls of dropout in one method, of which one is moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(F.dropout(self.conv(x), 0.3, self.training)))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.fc(F.dropout(x, 0.5, self.training))
+
+
+def test_the_other_noise_of_the_method_stays():
+    model = TwoCalls()
+    cured = moved(model, IMAGES, "before-pooling")
+    assert sorted(noises(cured.model, IMAGES)) == [("", "dropout", 0.3), ("", "dropout", 0.5)]
+    require_equal(model, cured.model, IMAGES)
+    again = vs.apply_plan(TwoCalls(), cured.plan)
+    assert noises(again.model, IMAGES) == noises(cured.model, IMAGES)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from varshift import SiteId
-from varshift.fixes import prove
+from varshift.fixes import InsertNoise, NoiseAction, Surgery, prove
 from varshift.flow import capture
 from varshift.nn import UniformDropout
 
@@ -120,3 +120,13 @@ def test_a_network_that_no_longer_runs_is_no_proof():
     net[0].drop = Raises()
     proof = prove(before, capture(net, X), [DROP])
     assert "cannot be run in training any more" in proof.unexpected[0]
+
+
+def test_noise_that_was_to_be_put_somewhere_and_is_not_there():
+    network, x = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2)), torch.randn(8, 4)
+    before = capture(network, x)
+    network[1] = nn.Identity()
+    proof = prove(before, capture(network, x), [SiteId("1", "dropout"), SiteId("2", "noise")])
+    assert proof.unexpected == ("In training, there is no noise at '2', where it was to be put.",)
+    InsertNoise("2", "before", NoiseAction("dropout", 0.5)).apply(Surgery(network))
+    assert prove(before, capture(network, x), [SiteId("1", "dropout"), SiteId("2", "noise")]).exact

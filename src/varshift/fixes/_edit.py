@@ -14,6 +14,7 @@ from varshift.report import decode, encode
 _Class = TypeVar("_Class", bound="type[Edit]")
 
 EDITS: dict[str, type[Edit]] = {}
+NEW = "noise"  # kind of a place to which noise was put: how many there are is only known once it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Change:
     """One line of the list of changes.
 
     Attributes:
-        site: The place that changed.
+        site: The place that changed; for noise that is new, its module with the kind `NEW`.
         before: What was there, as its user would write it: ``"Dropout(p=0.5)"``.
         after: What is there now; empty where nothing is.
         method: How it was changed: ``"module"`` (another module on all paths), ``"attribute"``, ``"call"``

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from varshift._sites import SiteId
+from varshift.fixes._edit import NEW
 from varshift.flow import Capture, Flow, Node, NoiseSite, NormSite
 
 _LEAVES = ("input", "parameter", "buffer", "attribute", "constant", "output")
@@ -120,7 +121,9 @@ class _Comparison:
                 self._noise_modules |= _modules_of(noises[site])
         self._modules = {node.module for node in before.nodes}
         norms = {site.id for site in before.norms}
-        self._free = {site.module for site in touched if site in norms or site not in noises}
+        self._put = {site.module for site in touched if site.kind == NEW}
+        changed = {site for site in touched if site.kind != NEW}
+        self._free = {site.module for site in changed if site in norms or site not in noises}
 
     def result(self) -> Proof:
         """What differs."""
@@ -170,6 +173,12 @@ class _Comparison:
         old = {site.id: (key(site), _columns(site)) for site in before if site.id in self._touched}
         kept = [site.id for site in rest if old.get(site.id) == (key(site), _columns(site))]
         names = {site.id for site in rest}
+        if self._mode == "training" and key is _noise_key:
+            places = {site.id.module for site in rest if site.id not in kept}
+            unexpected += [
+                f"In {self._mode}, there is no noise at {_module(path)}, where it was to be put."
+                for path in sorted(self._put - places)
+            ]
         return Proof(
             tuple(site for site in old if site not in names),
             tuple(site.id for site in rest if site.id not in old),
@@ -334,7 +343,11 @@ def _node_key(node: Node) -> Hashable:
     return node.module, node.op, node.shape, node.source
 
 
+def _module(path: str) -> str:
+    return f"'{path}'" if path else "the network"
+
+
 def _words(node: Node) -> str:
-    place = f"'{node.module}'" if node.module else "the network"
+    place = _module(node.module)
     line = f" ({node.source})" if node.source is not None else ""
     return f"{node.op} in {place}{line}"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from varshift._sites import SiteId, Source
-from varshift.fixes._edit import Change, edit
+from varshift.fixes._edit import NEW, Change, edit
 from varshift.fixes._edited_class import ClassDraft, ClassEdit, EditedText, user_class, with_edit
 from varshift.fixes._noise_action import NoiseAction
 from varshift.fixes._noise_edits import several
@@ -124,9 +124,8 @@ class InsertNoise(ClassEdit):
         module = editable(surgery.network, self.path)
         surgery.set_class(module, with_edit(module, self))
         side = "input" if self.where == "before" else "output"
-        kind = self.action.kind
         change = f"{self.action.text} on the {side} of {type(module).__name__}"
-        return (Change(SiteId(self.path, kind), "", change, "call", _line_of_forward(user_class(module))),)
+        return (Change(SiteId(self.path, NEW), "", change, "call", _line_of_forward(user_class(module))),)
 
     def build(self, draft: ClassDraft) -> None:
         """Wraps `forward`."""
@@ -163,7 +162,7 @@ class InsertAtCall(ClassEdit):
         text, call = ClassDraft(user_class(module)).find(self.chain)
         runs_as_written(module, text)
         surgery.set_class(module, with_edit(module, self))
-        site = SiteId(self.path, self.action.kind)
+        site = SiteId(self.path, NEW)
         after = f"{self.action.text} {self.where} `{self.chain[-1].text}`"
         return (Change(site, "", after, "call", text.line_of(call)),)
 
