@@ -79,11 +79,8 @@ class EditedText:
 
     def __post_init__(self) -> None:
         self.node = copy.deepcopy(self.source.node)
-        counts: dict[str, int] = {}
-        for original, call in zip(calls_in(self.source.node), calls_in(self.node), strict=True):
-            text = ast.unparse(original)
-            counts[text] = counts.get(text, 0) + 1
-            self.calls[text, counts[text]] = call
+        for (original, key), call in zip(self.source.calls.items(), calls_in(self.node), strict=True):
+            self.calls[key] = call
             self.originals[id(call)] = original
 
     @property

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -233,6 +234,7 @@ def _is_large(network: nn.Module, path: str) -> bool:
     return next(module.parameters(), None) is not None or next(module.children(), None) is not None
 
 
+@lru_cache(maxsize=1024)
 def _module_of(file: str) -> str:
     """Name of the imported module of a file."""
     for name, module in list(sys.modules.items()):

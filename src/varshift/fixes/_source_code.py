@@ -7,7 +7,7 @@ import ast
 import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -58,21 +58,26 @@ class FunctionSource:
         """The file of the function."""
         return self.function.__code__.co_filename
 
+    @cached_property
+    def calls(self) -> dict[ast.Call, tuple[str, int]]:
+        """Its calls, each with its text and its number among those of equal text."""
+        counts: dict[str, int] = {}
+        calls: dict[ast.Call, tuple[str, int]] = {}
+        for call in calls_in(self.node):
+            text = ast.unparse(call)
+            counts[text] = counts.get(text, 0) + 1
+            calls[call] = text, counts[text]
+        return calls
+
     def place(self, call: ast.Call) -> CallPlace:
         """The name of one of its calls."""
-        text = ast.unparse(call)
-        ordinal = 0
-        for other in calls_in(self.node):
-            ordinal += ast.unparse(other) == text
-            if other is call:
-                break
-        return CallPlace(self.function.__qualname__, text, ordinal, self.function.__module__ or "")
+        return CallPlace(self.function.__qualname__, *self.calls[call], self.function.__module__ or "")
 
     def call_at(self, frame: CallFrame) -> ast.Call | None:
         """The call that a frame was evaluating; None where it was another expression, or cannot be told."""
         on_line = [
             call
-            for call in calls_in(self.node)
+            for call in self.calls
             if (call.lineno, call.end_lineno) == (frame.line, frame.end_line)
         ]
         if frame.column is None:

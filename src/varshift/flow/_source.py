@@ -19,6 +19,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _ROOMS = Path(__file__).parent.parent
 _OURS = (_TORCH, *(str(_ROOMS / room) + os.sep for room in ("flow", "model", "fixes", "functional")), "<")
+_SESSIONS = ("<ipython-input-", "<python-input-", "<doctest ")  # typed in, with a source
 
 
 class TextTrace:
@@ -51,7 +52,7 @@ def _parse(text: str) -> tuple[Frame, ...]:
 
 def is_foreign(file: str) -> bool:
     """Whether a frame belongs to torch or to the tracer, not to the user."""
-    return file.startswith(_OURS)
+    return file.startswith(_OURS) and not file.startswith(_SESSIONS)
 
 
 class SourceFinder:
