@@ -1,7 +1,9 @@
 """Rewritten calls and inserted noise: what was seen to go wrong with such edits elsewhere must not happen."""
 
 import copy
+import functools
 import json
+import linecache
 import pickle
 import re
 import traceback
@@ -26,6 +28,7 @@ from varshift.fixes import (
     call_chain,
     chain_of,
     edit_by_hand,
+    prove,
     read_edit,
 )
 from varshift.flow import capture
@@ -457,6 +460,60 @@ class TestTraps:
         compiled(X).square().sum().backward()
         assert network.layer.weight.grad.abs().sum() > 0
 
+    def test_equal_functions_on_one_line(self):
+        class Net(nn.Module):
+            def forward(self, x):
+                first, second = (lambda v: F.dropout(v, 0.5)), (lambda v: F.dropout(v, 0.5))
+                return first(x) + second(2 * x)
+
+        network = Net()
+        flows = capture(network, X)
+        site = flows.train.noises[1]
+        ((path, (place,)),) = call_chain(network, site)
+        assert place.ordinal == 2
+        RewriteCall(site.id, path, (place,), REMOVE).apply(Surgery(network))
+        assert prove(flows, capture(network, X), [site.id]).exact
+
+    def test_symbolic_tracing(self):
+        network = Block()
+        rewritten(network, UNIFORM)
+        InsertNoise("", "after", DROPPED).apply(Surgery(network))
+        traced = torch.fx.symbolic_trace(network.eval())
+        assert torch.equal(traced(X), network(X))
+
+    def test_distributed_data_parallel(self, tmp_path):
+        dist = torch.distributed
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            network = Block()
+            rewritten(network, UNIFORM)
+            replica = nn.parallel.DistributedDataParallel(copy.deepcopy(network))
+            for run in (network, replica):
+                in_training(run).square().sum().backward()
+            gradient = replica.module.layer.weight.grad
+            torch.testing.assert_close(gradient, network.layer.weight.grad)
+            assert gradient.abs().sum() > 0
+            place = CallPlace("Block.forward", "F.dropout(x, 0.125, self.training)")
+            with pytest.raises(Refused, match="fix the model first, and wrap it afterwards"):
+                RewriteCall(SiteId("", "dropout"), "module", (place,), REMOVE).apply(Surgery(replica))
+        finally:
+            dist.destroy_process_group()
+
+    @pytest.mark.parametrize("file", ["<ipython-input-3-0123456789ab>", "<doctest net[0]>"])
+    def test_code_that_was_typed_in(self, file):
+        text = "class Net(nn.Module):\n    def forward(self, x):\n"
+        text += "        return F.dropout(x, 0.5, self.training)\n"
+        scope = {"nn": nn, "F": F, "__name__": "__main__"}
+        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+        try:
+            exec(compile(text, file, "exec"), scope)
+            network = scope["Net"]()
+            rewritten(network, UNIFORM)
+            (site,) = capture(network, X).train.noises
+            assert (site.kind, str(site.source)) == ("uniform", f"{file}:3")
+        finally:
+            del linecache.cache[file]
+
     def test_function_wrapped_without_a_trace_of_it(self):
         class Net(nn.Module):
             @helpers.unnamed
@@ -545,6 +602,36 @@ class TestRefusals:
         place = CallPlace("Net.forward", "F.dropout(x, 0.5, self.training)")
         with pytest.raises(Refused, match="has no source text"):
             RewriteCall(site.id, "", (place,), REMOVE).apply(Surgery(network))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_decorators(self):
+        class Object:
+            def __init__(self, function):
+                self.__wrapped__ = function
+
+            def __get__(self, instance, owner=None):
+                return functools.partial(self.__wrapped__, instance) if instance is not None else self
+
+            def __call__(self, *args):
+                return self.__wrapped__(*args)
+
+        for decorate, message in (
+            (Object, "is not a plain wrapper around it: take the decorator off"),
+            (functools.lru_cache, "is not a plain wrapper around it: take the decorator off"),
+            (torch.compile, "is compiled: fix the model first"),
+        ):
+
+            class Net(nn.Module):
+                @decorate
+                def forward(self, x):
+                    return F.dropout(x, 0.5, self.training)
+
+            name = "TestRefusals.test_decorators.<locals>.Net.forward"
+            place = CallPlace(name, "F.dropout(x, 0.5, self.training)")
+            network = Net()
+            with pytest.raises(Refused, match=message):
+                RewriteCall(SiteId("", "dropout"), "", (place,), REMOVE).apply(Surgery(network))
+            assert type(network) is Net
 
     def test_a_static_method(self):
         class Net(nn.Module):

@@ -220,6 +220,10 @@ class ClassDraft:
                     continue  # another class overrides it
                 if isinstance(held, (staticmethod, classmethod)):
                     raise Refused(f"{place.function} has no module to ask: rewrite the call of it instead.")
+                if hasattr(held, "_torchdynamo_orig_callable"):
+                    raise Refused(
+                        f"{place.function} is compiled: fix the model first, and compile it afterwards."
+                    )
                 if name not in self._methods:
                     self._methods[name] = EditedText(source_of(function), held, self.base)
                 return self._methods[name]
@@ -347,6 +351,8 @@ def with_edit(module: nn.Module, edit: ClassEdit) -> type:
 
 def edited_instance(edits: str, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """An instance of an edited class, for pickle and copy; its state is set afterwards.
+
+    Pickles of whole modules name this function: where they are read, varshift has to be installed.
 
     Args:
         edits: The edits as JSON text.

@@ -8,10 +8,10 @@ from functools import wraps
 from types import FunctionType
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from varshift.fixes._noise_action import NEW_NOISE, NoiseAction
-from varshift.fixes._rewrite_arguments import Arguments, as_function
+from varshift.fixes._rewrite_arguments import SIGNALS, Arguments, as_function
 from varshift.fixes._rewrite_functions import unscripted
 
 Where = Literal["before", "after"]
@@ -125,7 +125,7 @@ def noisy_receiver(action: NoiseAction) -> Method:
     """A method that adds noise to the tensor whose method is called: ``x.mean(-1)``."""
 
     def receiver(self: nn.Module, value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        if not _is_signal(value):
             raise TypeError(f"noise was to go in front of a method of a tensor, and this is a {type(value)}.")
         return action.act(value, self.training)
 
@@ -155,32 +155,36 @@ def makes_noise(action: NoiseAction) -> bool:
     return action.kind in NEW_NOISE
 
 
+def _is_signal(value: Any) -> bool:
+    return isinstance(value, SIGNALS)
+
+
 def _with_noise(
     args: tuple[Any, ...], kwargs: dict[str, Any], action: NoiseAction, training: bool
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     for index, value in enumerate(args):
-        if isinstance(value, Tensor):
+        if _is_signal(value):
             return (*args[:index], action.act(value, training), *args[index + 1 :]), kwargs
     for name, value in kwargs.items():
-        if isinstance(value, Tensor):
+        if _is_signal(value):
             return args, {**kwargs, name: action.act(value, training)}
     raise TypeError("noise was to go in front of a call, and it was given no tensor.")
 
 
 def _on_first(result: Any, action: NoiseAction, training: bool) -> Any:
     """A result with noise on its first tensor: a tensor, or a tuple, a list or a mapping of several."""
-    if isinstance(result, Tensor):
+    if _is_signal(result):
         return action.act(result, training)
     if not training:
         return result
     if isinstance(result, (tuple, list)):
         for index, value in enumerate(result):
-            if isinstance(value, Tensor):
+            if _is_signal(value):
                 noisy = (*result[:index], action.act(value, training), *result[index + 1 :])
                 return getattr(type(result), "_make", type(result))(noisy)  # named tuples have `_make`
     elif isinstance(result, dict):
         for name, value in result.items():
-            if isinstance(value, Tensor):
+            if _is_signal(value):
                 result = copy(result)
                 result[name] = action.act(value, training)
                 return result

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import get_testing_overrides
@@ -17,6 +19,10 @@ _RATES = (
     *("drop_rate", "dropout_rate", "drop_path", "drop_path_rate", "drop_connect_rate", "attention_dropout"),
     *("attn_dropout", "attn_drop", "drop_probability", "dropout_probability", "hidden_dropout"),
 )
+SIGNALS = (
+    Tensor,
+    torch.fx.Proxy,
+)  # what passes through a network while it is traced symbolically counts, too
 _MODES = ("training", "train", "is_training")
 _FUNCTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Dropout: F.dropout,
@@ -70,17 +76,15 @@ class Arguments:
     inplace: Argument | None = None
     pure: bool = True
 
-    def signal_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def signal_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the noise acts on in a call.
 
         Raises:
             TypeError: If the call has no tensor.
         """
         given = self.signal.of(args, kwargs) if self.signal is not None else None
-        if isinstance(given, Tensor):
-            return given
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
+        for value in (given, *args, *kwargs.values()):
+            if isinstance(value, SIGNALS):
                 return value
         raise TypeError("a call whose noise was replaced was given no tensor.")
 

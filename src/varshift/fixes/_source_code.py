@@ -76,9 +76,7 @@ class FunctionSource:
     def call_at(self, frame: CallFrame) -> ast.Call | None:
         """The call that a frame was evaluating; None where it was another expression, or cannot be told."""
         on_line = [
-            call
-            for call in self.calls
-            if (call.lineno, call.end_lineno) == (frame.line, frame.end_line)
+            call for call in self.calls if (call.lineno, call.end_lineno) == (frame.line, frame.end_line)
         ]
         if frame.column is None:
             return on_line[0] if len(on_line) == 1 else None

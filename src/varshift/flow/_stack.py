@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from varshift.flow._raw import Frame
 from varshift.flow._source import is_foreign
 from varshift.flow._types import CallFrame
+
+_Result = TypeVar("_Result")
 
 _RESUMED = 0x20 | 0x80 | 0x200  # code flags of generators, coroutines and asynchronous generators
 
@@ -148,13 +150,38 @@ def _is_method(cls: type, name: str) -> bool:
     return any(name in vars(base) for base in cls.__mro__)
 
 
-@cache
+def _per_code(function: Callable[[CodeType], _Result]) -> Callable[[CodeType], _Result]:
+    """Remembers results by the code object itself: equal ones may be of different files and columns."""
+    results: dict[int, tuple[CodeType, _Result]] = {}
+
+    def remembered(code: CodeType) -> _Result:
+        entry = results.get(id(code))
+        if entry is None:
+            entry = results[id(code)] = code, function(code)  # alive, so that its number stays its own
+        return entry[1]
+
+    return remembered
+
+
+@_per_code
 def _foreign(code: CodeType) -> bool:
     return is_foreign(code.co_filename)
 
 
-@lru_cache(maxsize=4096)
+@_per_code
+def _call_frames(code: CodeType) -> dict[tuple[int, str], CallFrame]:
+    return {}
+
+
 def _call_frame(code: CodeType, instruction: int, module: str) -> CallFrame:
+    frames = _call_frames(code)
+    frame = frames.get((instruction, module))
+    if frame is None:
+        frame = frames[instruction, module] = _new_call_frame(code, instruction, module)
+    return frame
+
+
+def _new_call_frame(code: CodeType, instruction: int, module: str) -> CallFrame:
     positions = _positions(code)
     place = instruction // 2
     line, end_line, column, end_column = positions[place] if 0 <= place < len(positions) else (None,) * 4
@@ -171,12 +198,12 @@ def _call_frame(code: CodeType, instruction: int, module: str) -> CallFrame:
     )
 
 
-@cache
+@_per_code
 def _positions(code: CodeType) -> tuple[tuple[int | None, int | None, int | None, int | None], ...]:
     return tuple(code.co_positions())
 
 
-@cache
+@_per_code
 def _lines(code: CodeType) -> tuple[int | None, ...]:
     return tuple(first for first, *_ in code.co_positions())
 
