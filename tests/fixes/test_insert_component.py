@@ -107,6 +107,15 @@ def test_the_network_is_trained_copied_and_saved():
         version.load_state_dict(cured.state_dict())
 
 
+def test_compiled_and_exported():
+    cured = inserted(Plain(), IMAGES).model.eval()
+    expected = cured(IMAGES)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(cured, fullgraph=True, backend="eager")(IMAGES), expected)
+    program = torch.export.export(cured, (IMAGES,), strict=False)
+    torch.testing.assert_close(program.module()(IMAGES), expected)
+
+
 class Residual(nn.Module):
     """A pre-activation block with a projection and, where asked, a gate."""
 

@@ -114,6 +114,7 @@ class TestHead:
         x = torch.randn(16, 8)
         cured = moved(model, x, "head")
         assert [(kind, p) for _, kind, p in noises(cured.model, x)] == [("dropout", rate)]
+        assert "joins the noise that is there already: '3:dropout'" in cured.notes[0]
         require_equal(model, cured.model, x)
 
     @pytest.mark.parametrize("noise", [vs.nn.UniformDropout(0.2), vs.nn.GaussianDropout(0.3)])
@@ -137,6 +138,25 @@ class TestHead:
         cure = vs.Cure("move-noise", "", "unsafe", None, {"to": "head"})
         cured = vs.fix(model, example_inputs=torch.randn(16, 8), cures=[cure], unsafe=True)
         assert "no weight layer follows the last norm" in str(cured.failures)
+
+
+def test_from_the_finding_to_the_new_place():
+    torch.manual_seed(0)
+    layers = (nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+    model, x = nn.Sequential(*layers), torch.randn(64, 8)
+    for _ in range(100):
+        model.train()(x)
+    learned = model[3].running_var.clone()
+    loader = [(part, torch.zeros(16, dtype=torch.long)) for part in x.split(16)]
+    cured = vs.fix(model, loader=loader, unsafe=True, select=["VS101"])
+    assert not cured.failures
+    assert {change.cure for change in cured.changes} == {"move-noise", "recalibrate"}
+    assert noises(cured.model, x) == [("5", "dropout", 0.5)]
+    assert cured.after is not None
+    assert not [finding.code for finding in cured.after.findings if finding.code < "VS300"]
+    assert torch.equal(model[3].running_var, learned)
+    normed = nn.Sequential(*list(cured.model.eval())[:4])(x)
+    assert 0.9 < normed.var(0).mean() < 1.1  # the statistics are those without noise
 
 
 class PreActivation(nn.Module):

@@ -122,8 +122,12 @@ class _Move:
             present = [site for site in self._slots.flow.noises if site.rate != 0 and self._is_at(site, slot)]
             if not present:
                 empty.append(slot)
-            elif max(map(_strength, present)) < _variance(action.kind, action.value):
+                continue
+            if max(map(_strength, present)) < _variance(action.kind, action.value):
                 stronger[present[-1].id] = _in_place_of(present[-1], action)
+            note = f"What was moved joins the noise that is there already: {place_of(present[-1])}."
+            if note not in self._patient.notes:
+                self._patient.notes.append(note)
         changed = plan_noise(self._patient, stronger) if stronger else ()
         return (*self._removal(moved), *changed, *self._insertions({action: empty}, "before"))
 
