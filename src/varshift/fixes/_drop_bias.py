@@ -47,7 +47,7 @@ class DropBias(Edit):
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Moves the bias into the running mean."""
         layer, module = surgery.module(self.path, self.cls), surgery.module(self.norm)
-        norm = next((one for one in find_norms(surgery.network) if one.module is module), None)
+        norm = next((one for one in find_norms(module) if one.module is module), None)
         bias = layer._parameters.get("bias")
         if bias is None:
             raise Refused(f"module '{self.path}' ({self.cls}) has no bias.")

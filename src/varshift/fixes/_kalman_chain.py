@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,11 +163,14 @@ def plan_kalman(patient: Patient, places: Sequence[NormPlace], weight: float) ->
     if flow is None:
         raise Refused("which norm follows which is seen in training mode: pass a loader or example inputs.")
     fit = {place.path: place for place in places if _fits(place)}
+    first = {norm.id: norm.calls[0] for norm in flow.norms if len(norm.calls) == 1}
+    calls = {first[place.id]: path for path, place in fit.items() if place.id in first}
+    runs = Counter(node.module for node in flow.nodes if node.kind == "weight")
     found: dict[str, KalmanLink] = {}
     heads: list[str] = []
-    for path, place in fit.items():
-        chained = _before(patient.network, flow, place, fit)
-        if chained is not None:
+    for call, path in calls.items():
+        place, chained = fit[path], _before(patient.network, flow, call, calls)
+        if chained is not None and runs[chained[1]] == 1:
             before, layer, slope = chained
             found[path] = KalmanLink(
                 place.id, path, place.cls, _dims(place), before, layer, slope, place.source
@@ -202,25 +206,17 @@ def _fits(place: NormPlace) -> bool:
 
 
 def _before(
-    network: nn.Module, flow: Flow, place: NormPlace, fit: dict[str, NormPlace]
+    network: nn.Module, flow: Flow, call: int, calls: Mapping[int, str]
 ) -> tuple[str, str, float] | None:
     """The norm before a norm, the weight layer between them, and the slope of the activation there."""
-    calls = {
-        norm.calls[0]: path
-        for path, other in fit.items()
-        for norm in flow.norms
-        if norm.id == other.id and len(norm.calls) == 1
-    }
-    call = next((index for index, path in calls.items() if path == place.path), None)
-    weight = _signal(flow, flow.nodes[call]) if call is not None else None
+    weight = _signal(flow, flow.nodes[call])
     if weight is None or weight.kind != "weight":
         return None
     try:
         layer = network.get_submodule(weight.module)
     except AttributeError:
         return None
-    runs = sum(1 for node in flow.nodes if node.kind == "weight" and node.module == weight.module)
-    if not isinstance(layer, _LAYERS) or runs != 1:
+    if not isinstance(layer, _LAYERS):
         return None
     source, slope = _signal(flow, weight), 1.0
     if source is not None and source.kind == "activation" and source.op in ("relu", "leaky_relu"):

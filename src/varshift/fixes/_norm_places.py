@@ -99,19 +99,15 @@ def norm_places(patient: Patient, sites: Sequence[SiteId] = ()) -> list[NormPlac
             raise Refused("the network has no norm.")
         return places
     chosen: list[NormPlace] = []
+    names = canonical_names(patient.network)
     for site in sites:
-        paths = {site.module, _real_path(patient.network, site.module)}
-        own = [place for place in places if place.path in paths]
-        inside = [p for p in places if any(p.path.startswith(f"{path}.") for path in paths if path)]
+        path = names.get(site.module, site.module)
+        own = [place for place in places if place.path == path]
+        inside = [place for place in places if not path or place.path.startswith(f"{path}.")]
         if not own and not inside:
             raise Refused(f"there is no norm at '{site.module or 'the model itself'}'.")
         chosen.extend(place for place in own or inside if place not in chosen)
     return chosen
-
-
-def _real_path(network: nn.Module, name: str) -> str:
-    """The path at which the network registers a module of a canonical name."""
-    return next((path for path, known in canonical_names(network).items() if known == name), name)
 
 
 def _census(patient: Patient) -> list[NormPlace]:
@@ -138,19 +134,3 @@ def _census(patient: Patient) -> list[NormPlace]:
         ):
             places.append(NormPlace(path, module, None, site))
     return places
-
-
-def one_norm(place: NormPlace, what: str, by_hand: str) -> NormPlace:
-    """A norm that is one module, as cures that change its module need it.
-
-    Args:
-        place: The norm.
-        what: What is to be done to it, after "cannot".
-        by_hand: The edit to make by hand.
-
-    Raises:
-        Refused: If its module holds several norms.
-    """
-    if place.norm is not None and "#" in place.norm.name:
-        raise Refused(f"{place.words} holds several norms and cannot {what}: {by_hand}.")
-    return place

@@ -26,7 +26,7 @@ def _rectifier_in(network: nn.Module, flow: Flow, place: NormPlace) -> str | Non
     if site is None:
         return None
     calls = set(site.calls)
-    readers = [node for node in flow.nodes if calls & set(node.inputs)]
+    readers = [node for node in flow.nodes if not calls.isdisjoint(node.inputs)]
     paths = {node.module for node in readers}
     if len(paths) != 1 or not all(node.kind == "activation" and node.op == "relu" for node in readers):
         return None

@@ -21,7 +21,7 @@ from varshift.fixes._patient import Patient
 from varshift.fixes._rectifiers import rectifier_after
 from varshift.fixes._remedy import Remedy, remedy
 from varshift.fixes._surgery import Refused, Surgery
-from varshift.model import NormStates, canonical_names, find_norms
+from varshift.model import NormStates, find_norms
 from varshift.rules import Finding, Safety
 
 
@@ -39,7 +39,7 @@ class SwapNorm(Edit):
         shape: Shape of the norm's input with any number of samples; None where it is not known.
         rectifier: Path of the ReLU that goes, for a layer with a threshold of its own.
         children: Names of the children that the norm's module passes its output through.
-        states: Where a hand-written norm keeps its statistics.
+        states: Where a hand-written norm keeps its statistics, by names within its module.
         source: The line that calls the norm.
     """
 
@@ -57,7 +57,7 @@ class SwapNorm(Edit):
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Swaps the norm, and the ReLU after it for an identity."""
         module = surgery.module(self.path, self.cls)
-        place = self._place(surgery.network, module)
+        place = self._place(module)
         form = read_followed(place, self.children) if self.children else read_norm(place)
         if form is None:
             raise Refused(f"module '{self.path}' ({self.cls}) is no plain norm here, as it was in the plan.")
@@ -72,10 +72,9 @@ class SwapNorm(Edit):
             changes.append(Change(site, repr(rectifier), repr(identity), "module"))
         return tuple(changes)
 
-    def _place(self, network: nn.Module, module: nn.Module) -> NormPlace:
+    def _place(self, module: nn.Module) -> NormPlace:
         """The norm, on a network that is not captured."""
-        name = canonical_names(network).get(self.path, self.path)
-        norms = find_norms(network, {name: self.states} if self.states is not None else None)
+        norms = find_norms(module, {"": self.states} if self.states is not None else None)
         norm = next((one for one in norms if one.module is module), None)
         return NormPlace(self.path, module, norm, None, self.shape)
 
@@ -113,10 +112,23 @@ def plan_swap(patient: Patient, place: NormPlace, to: str, settings: LayerSettin
     rectifier = rectifier_after(patient, place) if thresholded else None
     settings = replace(settings, positions=place.positions, tlu=rectifier is not None)
     _built(form, to, settings, str(place.id))
-    states = place.norm.states if place.norm is not None and place.norm.kind == "custom" else None
+    states = own_states(place) if place.norm is not None and place.norm.kind == "custom" else None
     return SwapNorm(
         place.id, place.path, place.cls, to, settings, place.shape, rectifier, children, states, place.source
     )
+
+
+def own_states(place: NormPlace) -> NormStates | None:
+    """Where a norm keeps its statistics, by names within its module; None where they are elsewhere."""
+    if place.norm is None:
+        return None
+    prefix = f"{place.norm.name}." if place.norm.name else ""
+    states = place.norm.states
+    names = [name for name in (states.mean, states.spread) if name is not None]
+    if not all(name.startswith(prefix) for name in names):
+        return None
+    mean, spread = (None if name is None else name[len(prefix) :] for name in (states.mean, states.spread))
+    return replace(states, mean=mean, spread=spread)
 
 
 def _call(to: str, place: NormPlace) -> str:
