@@ -269,3 +269,20 @@ def test_without_data_a_prediction_tells_how_much(build, ratio, confidence, outc
     prediction = Prediction((layer,), {"drop": 0.5}, "anchored")
     found = build.findings("VS102", build.evidence(build.facts(), train=flow, prediction=prediction))
     assert [(one.severity, one.confidence) for one in found] == ([outcome] if outcome else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "safety"),
+    [
+        ({"stale_ratio": 1.05}, "safe"),
+        ({"stale_ratio": 1.15, "stale_error": 0.04}, "safe"),  # as far off as a moving average may be
+        ({"stale_ratio": 1.15, "stale_error": 0.01}, "unsafe"),
+        ({"stale_ratio": 1.15, "stale_error": 0.2}, "unsafe"),  # so uncertain that nothing would be seen
+        ({"stale_mean": 0.15, "stale_mean_error": 0.04}, "safe"),
+        ({"stale_mean": 0.15, "stale_mean_error": 0.01}, "unsafe"),
+    ],
+)
+def test_without_a_loss_statistics_that_training_produced_are_safe_to_estimate_again(build, values, safety):
+    (finding,) = measured(build, "VS101", build.feeding(), build.shifted(**values))
+    (remedy,) = [cure for cure in finding.cures if cure.code == "recalibrate"]
+    assert remedy.safety == safety

@@ -28,6 +28,7 @@ from ._reading import (
 )
 from ._recalibration import cost_words, deployed_cost, recalibration
 from ._registry import Rule, register
+from ._staleness import is_learned
 
 if TYPE_CHECKING:
     from varshift._sites import SiteId
@@ -118,7 +119,7 @@ class _NoiseAtNorm(Rule):
         text = f"{worst.shift.words(worst.norm)}: {noise_words(worst.site)} {way}"
         if len(shown) > 1:
             text += f". {others((one.site.name for one in shown[1:]), 'does so', 'do so')}"
-        certain = all(one.shift.learned for one in shown)
+        certain = all(is_learned(evidence, one.norm) for one in shown)
         remedy = recalibration(evidence, certain=certain)
         yield Finding(
             code=self.code,

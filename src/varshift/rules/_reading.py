@@ -81,13 +81,6 @@ class Shift:
     noise: float
     blamed: float
 
-    @property
-    def learned(self) -> bool:
-        """Whether the norm holds what training with its noise produces: only the noise's absence is felt."""
-        ratio, offset = positive(self.layer.stale_ratio), known(self.layer.stale_mean)
-        near = ratio is not None and fold(ratio) < thresholds.SHIFT_WARNING
-        return near and (offset or 0.0) < thresholds.OFFSET_WARNING
-
     def words(self, name: str) -> str:
         """What is wrong at this norm, as a sentence without its full stop."""
         without = f"(without the noise: {self.layer.control_ratio:.3g})"

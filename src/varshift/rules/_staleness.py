@@ -14,6 +14,7 @@ from ._reading import known, positive
 from ._stored import ratio_severity, size_of
 
 if TYPE_CHECKING:
+    from varshift.evidence import Evidence
     from varshift.model import NormFacts
     from varshift.probe import LayerMeasurement, Measurement
 
@@ -77,6 +78,27 @@ def staleness_of(facts: NormFacts, layer: LayerMeasurement, measurement: Measure
         variance_error=variance_error,
         mean_error=mean_error,
     )
+
+
+def is_learned(evidence: Evidence, name: str) -> bool:
+    """Whether a norm holds what training with its noise produces: only the absence of the noise is felt.
+
+    A moving average of noisy batches is never exact. It counts as far as its own error tells, if that would
+    tell an error of a shift.
+    """
+    facts, layer, measurement = evidence.norms.get(name), evidence.measured.get(name), evidence.measurement
+    if layer is None:
+        return False
+    ratio, offset = positive(layer.stale_ratio), known(layer.stale_mean) or 0.0
+    if ratio is not None and ratio_severity(ratio, offset) is None:
+        return True
+    if facts is None or measurement is None or measurement.batches < thresholds.FEW_BATCHES:
+        return False
+    staleness = staleness_of(facts, layer, measurement)
+    if staleness is None or staleness.severity is not None:
+        return False
+    seen = 1 + thresholds.STANDARD_ERRORS * staleness.variance_error
+    return ratio_severity(seen, thresholds.STANDARD_ERRORS * staleness.mean_error) != "error"
 
 
 def _within_batches(layer: LayerMeasurement) -> float:

@@ -27,6 +27,7 @@ from ._reading import (
 )
 from ._recalibration import cost_words, deployed_cost, recalibration
 from ._registry import Rule, register
+from ._staleness import is_learned
 
 if TYPE_CHECKING:
     from varshift._sites import SiteId
@@ -178,7 +179,7 @@ class VarianceShift(Rule):
         if len(names) > 1:
             text += f"; {others(names[1:], 'is shifted', 'are shifted')}"
         remedies: tuple[Cure | None, ...] = (
-            recalibration(evidence, certain=shift.learned),
+            recalibration(evidence, certain=is_learned(evidence, names[0])),
             _MOVE_NOISE,
             _BATCH_FREE,
         )
