@@ -239,17 +239,12 @@ def batches(count: int = 8, size: int = 24) -> list[Tensor]:
     return [torch.randn(size, 3, SIZE, SIZE, generator=generator) * scale + 0.5 for _ in range(count)]
 
 
-def learnt(network: nn.Module, passes: int = 4) -> nn.Module:
-    """The network with the running statistics that training mode produces, as averages over all batches."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # an average: the last batches have no more weight than the others
+def learnt(network: nn.Module, passes: int = 6) -> nn.Module:
+    """The network with the running statistics that training mode produces."""
     network.train()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
         for _ in range(passes):
             for batch in batches():
                 network(batch)
-    for norm in norms:
-        norm.momentum = 0.1
     return network.eval()
