@@ -9,6 +9,8 @@ from varshift.comparison._comparison import Pair as Pair
 from varshift.comparison._comparison import VariantRow as VariantRow
 from varshift.comparison._judge import LEVEL as LEVEL
 from varshift.comparison._judge import POWER as POWER
+from varshift.comparison._judge import holm as holm
+from varshift.comparison._judge import paired as paired
 from varshift.comparison._loop import LoopSettings as LoopSettings
 from varshift.comparison._setup import Setup as Setup
 from varshift.comparison._setup import check_sendable as check_sendable
