@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from varshift._sites import SiteId, Source
+from varshift.fixes._class_draft import ClassDraft
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._edited_class import ClassDraft, ClassEdit, with_edit
+from varshift.fixes._edited_class import ClassEdit, with_edit
 from varshift.fixes._norm_places import norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import NoOptions, Remedy, remedy

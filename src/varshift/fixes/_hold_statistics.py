@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from varshift._sites import SiteId, Source
+from varshift.fixes._class_draft import ClassDraft
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._edited_class import ClassDraft, ClassEdit, base_and_edits, with_edit
+from varshift.fixes._edited_class import ClassEdit, base_and_edits, with_edit
 from varshift.fixes._norm_forms import read_norm
 from varshift.fixes._norm_layers import LayerSettings
 from varshift.fixes._norm_places import norm_places

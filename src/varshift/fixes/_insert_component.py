@@ -14,8 +14,9 @@ from varshift._arguments import between
 from varshift._errors import VarshiftError
 from varshift._sites import SiteId, Source
 from varshift.fixes._addresses import Addresses
+from varshift.fixes._class_draft import ClassDraft
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._edited_class import ClassDraft, ClassEdit, with_edit
+from varshift.fixes._edited_class import ClassEdit, with_edit
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import Remedy, remedy
 from varshift.fixes._rewrite_functions import unscripted

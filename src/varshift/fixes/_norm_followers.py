@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from varshift.fixes._class_draft import ClassDraft
 from varshift.fixes._edit import Change, edit
-from varshift.fixes._edited_class import ClassDraft, ClassEdit, with_edit
+from varshift.fixes._edited_class import ClassEdit, with_edit
 from varshift.fixes._norm_places import NormPlace
 from varshift.fixes._patient import Patient
 from varshift.fixes._surgery import Surgery

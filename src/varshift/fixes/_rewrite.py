@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from varshift._sites import SiteId, Source
+from varshift.fixes._class_draft import ClassDraft, EditedText
 from varshift.fixes._edit import NEW, Change, edit
-from varshift.fixes._edited_class import ClassDraft, ClassEdit, EditedText, user_class, with_edit
+from varshift.fixes._edited_class import ClassEdit, user_class, with_edit
 from varshift.fixes._noise_action import NoiseAction
 from varshift.fixes._noise_edits import several
 from varshift.fixes._rewrite_actions import (
