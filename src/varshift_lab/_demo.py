@@ -17,7 +17,7 @@ from varshift_lab.networks import Placement, preresnet
 from varshift_lab.training import Evaluation, evaluate
 
 if TYPE_CHECKING:
-    from varshift import Recalibration, Report
+    from varshift import Cured, Report
 
 TARGET = "varshift_lab.networks:preresnet"
 
@@ -137,17 +137,30 @@ class Demo:
             progress=progress,
         )
 
-    def outcome(self, network: nn.Module, progress: Progress | None) -> Outcome:
-        """Checks a network and evaluates it on the training and the held-out digits."""
+    def outcome(self, network: nn.Module, report: Report) -> Outcome:
+        """Evaluates a network on the training and the held-out digits.
+
+        Args:
+            network: The network.
+            report: The check of it.
+        """
         data, size = self.data, 4 * self.settings.batch_size
         return Outcome(
-            report=self.check(network, progress),
+            report=report,
             training=evaluate(network, tensor_loader(data.train_images, data.train_labels, size)),
             held_out=evaluate(network, tensor_loader(data.test_images, data.test_labels, size)),
         )
 
-    def recalibrate(self, network: nn.Module) -> tuple[Recalibration, float]:
-        """Runs `varshift.recalibrate` on the training digits and returns its handle and the seconds."""
+    def fix(self, network: nn.Module, report: Report, progress: Progress | None) -> tuple[Cured, float]:
+        """Runs `varshift.fix` on what a check found; returns the cured copy and the seconds."""
         start = time.perf_counter()
-        handle = varshift.recalibrate(network, self.loader())
-        return handle, time.perf_counter() - start
+        loader = self.loader()
+        cured = varshift.fix(
+            network,
+            report,
+            loader=loader,
+            max_batches=len(loader),
+            seed=self.settings.seed,
+            progress=progress,
+        )
+        return cured, time.perf_counter() - start

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from varshift import Report
+    from varshift import Cured, Report
     from varshift_lab._demo import Outcome
     from varshift_lab.training import Evaluation
 
@@ -65,19 +65,20 @@ def wrong(evaluation: Evaluation) -> int:
     return round((1 - evaluation.accuracy) * len(evaluation.losses))
 
 
-def tell(before: Outcome, after: Outcome, healthy: Outcome, seconds: float) -> list[str]:
+def tell(before: Outcome, after: Outcome, healthy: Outcome, cured: Cured, seconds: float) -> list[str]:
     """The story of a run, one paragraph each.
 
     Args:
         before: The sick network as trained.
-        after: The sick network after recalibration.
+        after: The cured copy of it.
         healthy: The healthy network.
-        seconds: Time the recalibration took.
+        cured: What the cure brought.
+        seconds: Time that it took, with the check of the result.
     """
     return [
         _harm(before),
         _cause(before.report),
-        _cure(before, after, seconds),
+        _cure(before, after, cured, seconds),
         _second_check(after.report),
         _twin(before, after, healthy),
     ]
@@ -143,32 +144,43 @@ def _cause(report: Report) -> str:
     return f"What the check holds responsible, in loss on the training digits: {told}.{where}"
 
 
-def _cure(before: Outcome, after: Outcome, seconds: float) -> str:
+def _cure(before: Outcome, after: Outcome, cured: Cured, seconds: float) -> str:
+    if not cured.changes:
+        return f"varshift.fix took {seconds:.1f} s and changed nothing."
     training = change(before.training, after.training)
     held_out = change(before.held_out, after.held_out)
     samples = len(before.held_out.losses)
     moved = f"{held_out.difference:+.3f} ± {_error(held_out.error)}"
     start = (
-        f"varshift.recalibrate took {seconds:.1f} s and changed no weight. On the held-out digits the loss "
+        f"varshift.fix ({_cures(cured)}) took {seconds:.1f} s, the check of the result included"
+        f"{', and changed no weight' if _keeps_weights(cured) else ''}. On the held-out digits the loss "
         f"went from {_loss(before.held_out.loss)} to {_loss(after.held_out.loss)} ({moved}), and "
         f"{wrong(after.held_out)} of {samples} are wrong instead of {wrong(before.held_out)}. "
     )
     if held_out.direction < 0:
-        return start + "So it helped, on data that neither training nor recalibration has seen."
+        return start + "So it helped, on data that neither training nor the cure has seen."
     if held_out.direction > 0:
-        return start + "That is worse: recalibration did harm in this run."
+        return start + "That is worse: the cure did harm in this run."
     if training.direction < 0:
         return start + (
             f"That is within chance; on the training digits the loss fell by {-training.difference:.3f} ± "
             f"{_error(training.error)}."
         )
-    return start + "That is within chance, so recalibration did not help in this run."
+    return start + "That is within chance, so the cure did not help in this run."
+
+
+def _cures(cured: Cured) -> str:
+    return ", ".join(dict.fromkeys(change.cure for change in cured.changes))
+
+
+def _keeps_weights(cured: Cured) -> bool:
+    return all(change.method == "statistics" for change in cured.changes)
 
 
 def _second_check(report: Report) -> str:
     if not report.findings:
-        return "Checked again, the sick network has no finding left."
-    return f"Checked again, the sick network still has {_counted(report)}."
+        return "Checked again, the cured network has no finding left."
+    return f"Checked again, the cured network still has {_counted(report)}."
 
 
 def _twin(before: Outcome, after: Outcome, healthy: Outcome) -> str:
@@ -185,18 +197,18 @@ def _twin(before: Outcome, after: Outcome, healthy: Outcome) -> str:
     sick = change(healthy.held_out, before.held_out).direction
     cured = change(healthy.held_out, after.held_out).direction
     compared = {
-        (1, 0): "As trained, the sick network is worse than that; recalibrated, it is as good within chance.",
+        (1, 0): "As trained, the sick network is worse than that; cured, it is as good within chance.",
         (
             1,
             1,
-        ): "The sick network is worse than that as trained, and recalibrated it still is: part of the harm "
+        ): "The sick network is worse than that as trained, and cured it still is: part of the harm "
         "is in its weights.",
-        (1, -1): "As trained, the sick network is worse than that; recalibrated, it is better.",
-        (0, 0): "The sick network is as good within chance, as trained and recalibrated.",
+        (1, -1): "As trained, the sick network is worse than that; cured, it is better.",
+        (0, 0): "The sick network is as good within chance, as trained and cured.",
     }
     return text + compared.get(
         (sick, cured),
-        f"As trained, the sick network is {_judged(sick)}; recalibrated, it is {_judged(cured)}.",
+        f"As trained, the sick network is {_judged(sick)}; cured, it is {_judged(cured)}.",
     )
 
 

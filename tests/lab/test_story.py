@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from varshift import Finding, Report
+from varshift import Cured, Finding, Report
 from varshift._sites import SiteId
+from varshift.fixes import Change
 from varshift.probe import Gap, GapStep
 from varshift.report import Framework, LayerRow, MeasuredFigures, ModelInfo
 from varshift.rules import FindingSite
@@ -56,6 +58,10 @@ def outcome(of: Report, training: Evaluation, held_out: Evaluation) -> Outcome:
     return Outcome(report=of, training=training, held_out=held_out)
 
 
+CURED = Cured(
+    nn.Identity(),
+    changes=(Change(SiteId("norm", "batch_norm"), "mean 1", "mean 2", "statistics", cure="recalibrate"),),
+)
 SICK = report(finding("VS101", "error"), finding("VS207", "error"), finding("VS202", "warning"))
 
 
@@ -65,6 +71,7 @@ def story(before: float, after: float, healthy: float = 0.1, *, left: Report | N
             outcome(SICK, evaluation(before), evaluation(before, 0.9)),
             outcome(left or report(), evaluation(after), evaluation(after, 0.95, seed=1)),
             outcome(report(), evaluation(healthy), evaluation(healthy, seed=2)),
+            CURED,
             0.4,
         )
     )
@@ -75,9 +82,10 @@ def test_a_run_in_which_it_helped():
     assert "it made it worse" in text
     assert "went from 0.400 to 0.100 (-0.300 ± 0.007), and 20 of 400 are wrong instead of 40" in text
     assert "So it helped" in text
+    assert "varshift.fix (recalibrate) took 0.4 s, the check of the result included, and changed no" in text
     assert "has no finding left" in text
     assert "The check finds nothing on it" in text
-    assert "recalibrated, it is as good within chance" in text
+    assert "cured, it is as good within chance" in text
     assert "+0.200 ± 0.010" in text
     assert "second, sees 2.50 times the variance" in text
 
@@ -85,7 +93,7 @@ def test_a_run_in_which_it_helped():
 def test_a_run_in_which_it_did_not_help():
     text = story(0.05, 0.05)
     assert "eval() is better, as it should be" in text
-    assert "recalibration did not help in this run" in text
+    assert "the cure did not help in this run" in text
     assert "helped, on data" not in text
 
 
@@ -99,15 +107,19 @@ def test_a_gap_within_chance_is_not_called_one(loss, words):
 
 def test_a_run_in_which_it_did_harm():
     text = story(0.1, 0.3)
-    assert "recalibration did harm in this run" in text
-    assert "As trained, the sick network is as good within chance; recalibrated, it is worse." in text
+    assert "the cure did harm in this run" in text
+    assert "As trained, the sick network is as good within chance; cured, it is worse." in text
 
 
 def test_a_run_in_which_only_the_training_digits_gained():
     before, after = evaluation(0.2), evaluation(0.1)
     same = evaluation(0.3)
     text = tell(
-        outcome(SICK, before, same), outcome(report(), after, same), outcome(report(), after, same), 1.0
+        outcome(SICK, before, same),
+        outcome(report(), after, same),
+        outcome(report(), after, same),
+        CURED,
+        1.0,
     )[2]
     assert "within chance; on the training digits the loss fell by 0.100" in text
 
@@ -120,17 +132,17 @@ def test_findings_that_stay_are_told():
 def test_a_twin_that_is_not_healthy_is_told():
     sick = outcome(SICK, evaluation(0.4), evaluation(0.4))
     twin = outcome(report(*[finding("VS202", "warning")] * 3), evaluation(0.4), evaluation(0.4))
-    text = tell(sick, sick, twin, 1.0)[-1]
+    text = tell(sick, sick, twin, CURED, 1.0)[-1]
     assert "The check has 3 warnings (VS202)" in text
-    assert "as good within chance, as trained and recalibrated" in text
+    assert "as good within chance, as trained and cured" in text
 
 
 @pytest.mark.parametrize(
     ("before", "after", "healthy", "words"),
     [
         (0.4, 0.2, 0.1, "part of the harm is in its weights"),
-        (0.4, 0.1, 0.2, "recalibrated, it is better"),
-        (0.1, 0.05, 0.2, "As trained, the sick network is better; recalibrated, it is better."),
+        (0.4, 0.1, 0.2, "cured, it is better"),
+        (0.1, 0.05, 0.2, "As trained, the sick network is better; cured, it is better."),
     ],
 )
 def test_the_twins_are_compared_by_their_losses(before, after, healthy, words):
@@ -141,7 +153,7 @@ def test_a_gap_that_could_not_be_measured_is_told():
     unknown = report(train=None, delta=None)
     assert in_training(unknown) is None
     sick = outcome(unknown, evaluation(0.4), evaluation(0.4))
-    first, second, *_ = tell(sick, sick, sick, 1.0)
+    first, second, *_ = tell(sick, sick, sick, CURED, 1.0)
     assert first.startswith("Of its training digits the sick network gets in eval()")
     assert "could not be split" in second
 
@@ -158,3 +170,9 @@ def test_changes_are_paired_and_know_their_error():
     assert wrong(Evaluation(torch.zeros(449), 1 - 34 / 449)) == 34
     with pytest.raises(ValueError, match="first has 400 samples, second 3"):
         change(first, Evaluation(torch.zeros(3), 1.0))
+
+
+def test_a_fix_that_changed_nothing_is_told():
+    sick = outcome(SICK, evaluation(0.4), evaluation(0.4))
+    text = tell(sick, sick, sick, Cured(nn.Identity()), 1.0)[2]
+    assert text == "varshift.fix took 1.0 s and changed nothing."

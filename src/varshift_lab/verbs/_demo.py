@@ -36,7 +36,7 @@ def demo(
         ),
     ] = None,
 ) -> int:
-    """Train a sick and a healthy network on real digits, check both, cure the sick one.
+    """Train a sick and a healthy network on real digits, check both, fix the sick one.
 
     Two pre-activation residual networks learn scikit-learn's handwritten digits. They differ in one thing:
     the sick one has dropout in front of the last norm of each residual branch, the healthy one behind its
@@ -63,7 +63,9 @@ def demo(
 
 def _play(run: Demo, *, out: Path, full: bool, svg: Path | None) -> None:
     from varshift.cli import progress_bar, wide_console
-    from varshift.report import FORMATS, print_report, write_text
+    from varshift.fixes import lines_of
+    from varshift.report import FORMATS, print_lines, print_report, write_text
+    from varshift.report import WIDEST as WIDEST_LINE
     from varshift_lab._story import tell
 
     console = wide_console()
@@ -76,23 +78,27 @@ def _play(run: Demo, *, out: Path, full: bool, svg: Path | None) -> None:
     def examine(title: str, network: Any) -> Outcome:
         _heading(console, title)
         with progress_bar() as progress:
-            outcome = run.outcome(network, progress)
-        print_report(outcome.report, console, full=full)
-        return outcome
+            report = run.check(network, progress)
+        print_report(report, console, full=full)
+        return run.outcome(network, report)
 
     before = examine("The sick network: varshift.check(sick, loader)", run.sick)
     before.report.to_json(out)
     if svg is not None:
         write_text(svg, FORMATS["svg"].render(before.report))
     healthy = examine("The healthy network: varshift.check(healthy, loader)", run.healthy)
-    _heading(console, "The cure: varshift.recalibrate(sick, loader)")
-    handle, cure_seconds = run.recalibrate(run.sick)
-    console.print(repr(handle), markup=False)
-    after = examine("The sick network again: varshift.check(sick, loader)", run.sick)
+    _heading(console, "The cure: varshift.fix(sick, report, loader=loader)")
+    with progress_bar() as progress:
+        cured, cure_seconds = run.fix(run.sick, before.report, progress)
+    print_lines(lines_of(cured, width=min(console.width, WIDEST_LINE), full=full), console)
+    after = run.outcome(cured.model, cured.after or before.report)
+    if cured.after is not None:
+        _heading(console, "The cured network: cured.after, the check that fix has run again")
+        print_report(cured.after, console, full=full)
 
     _heading(console, "What happened")
     console.print(_table(before, after, healthy))
-    for paragraph in tell(before, after, healthy, cure_seconds):
+    for paragraph in tell(before, after, healthy, cured, cure_seconds):
         console.print()
         _print_paragraph(console, paragraph)
     console.print()
@@ -137,7 +143,7 @@ def _table(before: Outcome, after: Outcome, healthy: Outcome) -> Table:
 
     table = Table(box=None, pad_edge=False, show_edge=False)
     table.add_column("loss and accuracy")
-    for heading in ("train()", "eval()", "eval(), recalibrated"):
+    for heading in ("train()", "eval()", "eval(), cured"):
         table.add_column(heading, justify="right")
     for name, outcome, cured in (("sick", before, after), ("healthy", healthy, None)):
         trained = in_training(outcome.report)
