@@ -163,6 +163,23 @@ def test_a_cured_network_is_copied_saved_and_loaded(network, to):
         assert other.second_name is other.norm1
 
 
+@pytest.mark.parametrize("to", [*SAME, *OTHER, "kalman"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_types_are_kept_and_norms_without_parameters_stay_without(to, dtype):
+    plain = nn.BatchNorm2d(8, affine=False, momentum=None)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), plain, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    net = net.to(dtype).eval()
+    inputs = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    before = net(inputs)
+    treated(net, inputs, "swap-norm", to=to)
+    tensors = (*net.parameters(), *net.buffers())
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {dtype}
+    assert net[1].weight is None
+    assert net(inputs).dtype == dtype
+    if to not in OTHER:
+        torch.testing.assert_close(net(inputs), before)
+
+
 def test_a_threshold_takes_the_place_of_a_relu_that_only_its_norm_feeds(network):
     treated(network, x, "swap-norm", to="filter_response_norm")
     assert [type(one).__name__ for one in (network.norm1, network.relu1)] == [
@@ -272,10 +289,18 @@ def test_the_finding_of_small_batches_is_gone_with_norms_of_single_samples():
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(inputs), targets).backward()
             optimizer.step()
-    finding = next(one for one in vs.check(net, loader).findings if one.code == "VS302")
-    treated(net, inputs[:4], "swap-norm", loader=loader, finding=finding)
-    assert isinstance(net[1], nn.GroupNorm)
-    assert "VS302" not in {one.code for one in vs.check(net, loader).findings}
+    cured = vs.fix(net, loader=loader, select=["VS302"], unsafe=True)
+    assert [one.code for one in cured.before.findings] == ["VS302"]
+    assert not cured.after.findings
+    assert not cured.failures
+    assert isinstance(cured.model[1], nn.GroupNorm)
+    assert isinstance(net[1], nn.BatchNorm1d)
+    # One process has nothing to be synchronised with, unless the user says that there will be more.
+    finding = cured.before.findings[0]
+    with pytest.raises(Refused, match="one process only"):
+        treated(net, inputs[:4], "sync-norm", loader=loader, finding=finding)
+    treated(net, inputs[:4], "sync-norm")
+    assert isinstance(net[1], nn.SyncBatchNorm)
 
 
 def test_a_plan_refuses_another_class(network):
