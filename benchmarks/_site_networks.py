@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from _surveyed import installed
+from _surveyed_calls import call_networks
 from _surveyed_network import Network
 from _surveyed_others import others
 from _surveyed_zoo import timm_networks, torchvision_networks
@@ -14,7 +15,7 @@ from varshift.integrations import declare_torchvision_operators
 def networks() -> list[Network]:
     """All networks, timm's families first."""
     declare_torchvision_operators()
-    return [*timm_networks(), *_families(torchvision_networks()), *others()]
+    return [*timm_networks(), *_families(torchvision_networks()), *others(), *call_networks()]
 
 
 def _families(zoo: list[Network]) -> list[Network]:

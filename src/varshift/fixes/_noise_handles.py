@@ -79,20 +79,20 @@ class Handles:
         patient: The network, with a capture.
 
     Attributes:
-        sites: The noise sites that act, in training or in evaluation.
+        sites: The noise sites that act, in training or in evaluation, skipped layers among them.
         always: Those that act in evaluation.
     """
 
     def __init__(self, patient: Patient) -> None:
         self._patient = patient
-        self.sites: dict[SiteId, NoiseSite] = patient.noises
+        self.sites: dict[SiteId, NoiseSite] = {**patient.noises, **patient.layer_drops}
         flows = (patient.capture.train, patient.capture.eval) if patient.capture else ()
         self._flows: list[Flow] = [flow for flow in flows if flow is not None]
         self.always = {site.id for flow in self._flows if flow.mode == "eval" for site in flow.noises}
         self._modules = dict(patient.network.named_modules(remove_duplicate=False))
         self._identities: dict[Any, bool] = {}
         self._own: dict[SiteId, OwnModule] = {}
-        for path in dict.fromkeys(maker for site in self.sites.values() for maker in _makers(site)):
+        for path in dict.fromkeys(maker for site in patient.noises.values() for maker in _makers(site)):
             own = self._own_module(path)
             if own is not None:
                 self._own.update((site, own) for site in own.sites if site not in self._own)
@@ -140,7 +140,8 @@ class Handles:
             return None
         if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
             return None
-        sites = tuple(site.id for site in self.sites.values() if path in _makers(site))
+        noises = self._patient.noises
+        sites = tuple(site.id for site in noises.values() if path in _makers(site))
         shape = self._shape(path, self.sites[sites[0]])
         always = any(site in self.always for site in sites)
         if path == "" or not _takes_one(module) or not (always or self._is_identity(module, shape)):
@@ -219,7 +220,7 @@ class Handles:
             return {}
         step = _WIDTH / (len(attributes) + 1)
         driven: dict[tuple[int, bool], list[SiteId]] = {}
-        for site in train.noises:
+        for site in (*train.noises, *train.decisions):
             if site.rate is None:
                 continue
             for keeps, value in ((False, site.rate), (True, 1 - site.rate)):
@@ -232,7 +233,8 @@ class Handles:
                 continue  # one number as rate here and keep probability there: no value does for both
             driver = Driver(attributes[number], tuple(sites), keeps)
             drivers.update(dict.fromkeys(sites, driver))
-        if {site.id for site in train.noises} >= set(self._acting("train")):
+        whole = {site.id for site in train.noises} >= set(self._acting("train"))
+        if whole or train.by_chance or train.decisions:
             self._drivers = drivers  # else an earlier cure has taken sites away: ask again next time
         return drivers
 

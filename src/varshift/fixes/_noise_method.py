@@ -79,6 +79,13 @@ class _Choice:
         return tuple(dict.fromkeys(self._edits))
 
     def _plan(self, site: NoiseSite, action: NoiseAction) -> None:
+        if site.kind == "layer_drop":
+            if self._sets(site, action):
+                return
+            raise Refused(
+                f"{site.id}: Python chooses what runs ({site.source}), and no attribute was seen to set how "
+                "often: pass another rate where the network is built."
+            )
         methods = (self._swaps, self._sets, self._rewrites, self._rewrites_layer)
         if any(method(site, action) for method in methods):
             return
@@ -123,8 +130,13 @@ class _Choice:
         if action.kind not in ("remove", "rate"):
             return False
         driver = self._handles.driver(site.id)
-        if driver is None or not self._wished(driver.sites, action):
+        if driver is None:
             return False
+        functional = self._handles.own_module(site.id) is None
+        for name in driver.sites:
+            other = self._handles.sites.get(name)
+            if not self._wished([name], action) and not (functional and other and _alike(other, site)):
+                return False
         rate = action.value or 0.0
         attribute = driver.attribute
         after = 1 - rate if driver.keeps else rate
@@ -185,6 +197,11 @@ class _Choice:
             for other in self._handles.sites.values()
             if other.id == site.id or _passes(other.calls, path, place)
         ]
+
+
+def _alike(site: NoiseSite, other: NoiseSite) -> bool:
+    """Whether one call in a loop stands for two sites."""
+    return site.name == other.name and _positions(site.calls[-1:]) == _positions(other.calls[-1:])
 
 
 def _takes(own: OwnModule, action: NoiseAction) -> bool:

@@ -20,7 +20,8 @@ def noise_targets(
 
     Args:
         patient: The network, with a capture.
-        sites: What the cure is for; empty for all noise that it can act on.
+        sites: What the cure is for; empty for all noise that it can act on, layers that are skipped by
+            chance apart.
         unfit: Why a site is nothing for the cure, empty where it is.
 
     Raises:
@@ -48,8 +49,9 @@ def noise_targets(
 
 def _named(patient: Patient, site: SiteId) -> list[NoiseSite]:
     noises = patient.noises
-    if site in noises:
-        return [noises[site]]
+    for sites in (noises, patient.layer_drops):
+        if site in sites:
+            return [sites[site]]
     if site in patient.norms:
         name = patient.norms[site].name
         return [noise for noise in noises.values() if name in noise.reaches]

@@ -54,6 +54,13 @@ class Patient:
         return {site.id: site for flow in flows if flow is not None for site in flow.noises}
 
     @cached_property
+    def layer_drops(self) -> dict[SiteId, NoiseSite]:
+        """The layers that Python skips by chance, by name."""
+        flows = (self.capture.eval, self.capture.train) if self.capture else ()
+        choices = (site for flow in flows if flow is not None for site in flow.decisions)
+        return {site.id: site for site in choices if site.kind == "layer_drop"}
+
+    @cached_property
     def norms(self) -> dict[SiteId, NormSite]:
         """The norm sites by name."""
         flows = (self.capture.eval, self.capture.train) if self.capture else ()

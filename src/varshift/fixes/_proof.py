@@ -120,6 +120,9 @@ class _Comparison:
             if site in noises:
                 self._noise_modules |= _modules_of(noises[site])
         self._modules = {node.module for node in before.nodes}
+        # Layers that are skipped by chance are skipped with what they hold.
+        self._chance = any(flow.by_chance or flow.decisions for flow in self._flows)
+        self._both = self._modules & {node.module for node in after.nodes}
         norms = {site.id for site in before.norms}
         self._put = {site.module for site in touched if site.kind == NEW}
         changed = {site for site in touched if site.kind != NEW}
@@ -131,10 +134,10 @@ class _Comparison:
         norms = self._sites(self._before.norms, self._after.norms, _norm_key)
         unexpected = [*noise.unexpected, *norms.unexpected]
         limits: tuple[str, ...] = ()
-        if self._before.by_chance or self._after.by_chance:
+        if self._chance:
             limits = (
-                f"In {self._mode}, random numbers of Python or NumPy may decide what runs: operations were "
-                "not compared.",
+                f"In {self._mode}, random numbers decide what runs: operations were not compared, and noise "
+                "and norms only where both captures ran them.",
             )
         else:
             unexpected += self._operations()
@@ -160,6 +163,8 @@ class _Comparison:
             wanted = key(site)
             match = next((i for i in range(place, len(after)) if keys[i] == wanted), None)
             if match is None:
+                if self._skipped(site):
+                    continue
                 unexpected.append(f"In {self._mode}, {site.id} was to stay, and is gone or changed.")
                 continue
             rest += after[place:match]
@@ -168,7 +173,7 @@ class _Comparison:
         unexpected += [
             f"In {self._mode}, {site.id} is new, where nothing was to change."
             for site in rest
-            if not self._may_change(site.id.module)
+            if not self._may_change(site.id.module) and not self._skipped(site)
         ]
         old = {site.id: (key(site), _columns(site)) for site in before if site.id in self._touched}
         kept = [site.id for site in rest if old.get(site.id) == (key(site), _columns(site))]
@@ -185,6 +190,10 @@ class _Comparison:
             tuple(kept),
             tuple(unexpected[:_SHOWN]),
         )
+
+    def _skipped(self, site: NoiseSite | NormSite) -> bool:
+        """Whether one of the captures may have left a place out by chance."""
+        return self._chance and site.id.module not in self._both
 
     def _may_change(self, module: str) -> bool:
         """Whether something was to change in a module, or in one that is new below such a module."""
@@ -218,8 +227,11 @@ class _Comparison:
             verb = "is gone" if longer is fixed[0] else "is new"
             return {}, [f"In {self._mode}, {_words(node)} {verb}, where nothing was to change."]
         mobile = [[node for node in nodes if self._may_change(node.module)] for nodes in (before, after)]
-        # The product that is noise is never the product next to it.
-        keys = [[(_node_key(node), node.kind == "noise") for node in nodes] for nodes in mobile]
+        # The product that is noise is never the product next to it; recurrent layers are what they were.
+        keys = [
+            [(_node_key(node), node.kind == "noise" and not _holds_weights(flow, node)) for node in nodes]
+            for flow, nodes in zip(self._flows, mobile, strict=True)
+        ]
         matcher = SequenceMatcher(None, *keys, autojunk=False)
         for start, other_start, size in matcher.get_matching_blocks():
             for offset in range(size):
@@ -309,6 +321,11 @@ def _has_weights(flow: Flow, node: Node) -> bool:
     if node.kind == "norm":
         return True
     return node.kind == "weight" and any(flow.nodes[index].kind == "parameter" for index in node.inputs)
+
+
+def _holds_weights(flow: Flow, node: Node) -> bool:
+    """Whether an operation reads several parameters, as a recurrent layer with dropout inside does."""
+    return sum(flow.nodes[index].kind == "parameter" for index in node.inputs) > 1
 
 
 def _name(node: Node) -> Iterator[str]:
