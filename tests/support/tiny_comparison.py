@@ -15,6 +15,8 @@ class SlowBatches:
 
     def __init__(self, pause: float) -> None:
         self.pause = pause
+        self.inputs, self.classes = samples(64, 0).tensors
+        self.first = self.inputs[0]  # two tensors of one storage, which workers are sent too
 
     def __len__(self) -> int:
         return 4
@@ -22,11 +24,10 @@ class SlowBatches:
     def __iter__(self):
         import torch
 
-        inputs, classes = samples(64, 0).tensors
         order = torch.randperm(64)
         for rows in order.split(16):
             time.sleep(self.pause)
-            yield inputs[rows], classes[rows]
+            yield self.inputs[rows], self.classes[rows]
 
 
 if __name__ == "__main__":

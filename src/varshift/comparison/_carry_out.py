@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,9 @@ def _run(keys: list[str], setup: Setup, store: Store, place: Place, total: int) 
     if not store.progress(keys).open:
         return
     if place.workers:
-        assignment = Assignment(store.folder.absolute(), tuple(keys), place.device, materials=setup)
+        # As bytes: multiprocessing would share the memory of tensors, which fails for two of one storage.
+        materials = pickle.dumps(setup)
+        assignment = Assignment(store.folder.absolute(), tuple(keys), place.device, materials=materials)
         count = min(place.workers, store.progress(keys).open)
         run(
             store, executor(place.executor, place.options), [assignment] * count, _Follow(place, store, total)

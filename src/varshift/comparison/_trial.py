@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import pickle
 import time
 import warnings
 from collections.abc import Mapping
@@ -45,6 +47,8 @@ class ComparisonTrial(Trial):
     def run(self, workbench: Workbench) -> Measurements:
         """Trains and measures, see `Trial.run`."""
         setup = workbench.materials
+        if isinstance(setup, bytes):
+            setup = _unpacked(setup)
         if not isinstance(setup, Setup) or setup.identity != self.comparison:
             raise TrialError("it belongs to another comparison: call compare() as it was called then.")
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)  # the first one imports a lot
@@ -111,6 +115,12 @@ class ComparisonTrial(Trial):
             f"train= returned a {type(result).__name__}: it must return nothing, the trained network, or a "
             "mapping of names to numbers."
         )
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(materials: bytes) -> Setup:
+    """What a worker was sent by the process that started it; nothing of it was read from a store."""
+    return pickle.loads(materials)
 
 
 def wanted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
