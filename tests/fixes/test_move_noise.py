@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import varshift as vs
 from varshift.fixes import Refused
 from varshift.flow import capture
+from varshift_lab.networks import densenet, preresnet, resnet
 
 
 def moved(model: nn.Module, example: Tensor, to: str, **options) -> vs.Cured:
@@ -309,3 +310,33 @@ def test_the_other_noise_of_the_method_stays():
     require_equal(model, cured.model, IMAGES)
     again = vs.apply_plan(TwoCalls(), cured.plan)
     assert noises(again.model, IMAGES) == noises(cured.model, IMAGES)
+
+
+@pytest.mark.parametrize("placement", ["A", "B", "D", "G"])
+def test_all_blocks_of_a_published_network(placement):
+    x = torch.randn(4, 3, 16, 16)
+    model = preresnet(14, dropout=0.3, placement=placement)
+    slots = [f"stages.{stage}.{block}.conv2" for stage in range(3) for block in range(2)]
+    cured = moved(model, x, "branch-slot")
+    assert noises(cured.model, x) == [(slot, "dropout", 0.3) for slot in slots]
+    require_equal(model, cured.model, x)
+    assert noises(moved(model, x, "head").model, x) == [("linear", "dropout", 0.3)]
+
+
+def test_a_published_network_whose_branches_are_concatenated():
+    x = torch.randn(4, 3, 16, 16)
+    model = densenet(13, dropout=0.2)
+    assert len(noises(model, x)) > 8
+    cured = moved(model, x, "head")
+    assert noises(cured.model, x) == [("linear", "dropout", 0.2)]
+    require_equal(model, cured.model, x)
+
+
+def test_blocks_that_end_in_a_norm_are_refused():
+    model = resnet(14, dropout=0.3, placement="C")
+    x = torch.randn(4, 3, 16, 16)
+    name, kind, _ = noises(model, x)[0]
+    cure = vs.Cure("move-noise", "", "unsafe", vs.SiteId(name, kind), {"to": "branch-slot"})
+    cured = vs.fix(model, example_inputs=x, cures=[cure], unsafe=True)
+    assert "no weight that all of it passes after its last norm" in str(cured.failures)
+    assert noises(cured.model, x) == noises(model, x)
