@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,10 @@ def _left(trial: dict[str, Any]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return text.replace("\n", " ").replace("|", "/")
+    text = text.replace("\n", " ").replace("|", "/")
+    return re.sub(
+        r"(?<=[ (])/\S*/(?=(transformers|monai|timm|torchvision)/)", "", text
+    )  # where they are installed
 
 
 def _share(rows: list[dict[str, Any]], what: str) -> str:
@@ -90,8 +94,13 @@ def _share(rows: list[dict[str, Any]], what: str) -> str:
     return f"{done} ({done / max(sites, 1):.2%})"
 
 
-def page(rows: dict[str, dict[str, Any]]) -> str:
-    """The trials as Markdown."""
+def page(rows: dict[str, dict[str, Any]], names: list[str]) -> str:
+    """The trials as Markdown.
+
+    Args:
+        rows: The rows by name.
+        names: The networks that there are.
+    """
     tried = [row for row in rows.values() if row.get("sites")]
     text = (
         "The steps of `varshift.fix` (plan, surgery on a copy, a second capture that proves that nothing "
@@ -108,6 +117,9 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     missing = [name for name, row in rows.items() if row.keys() & {"died", "unbuildable", "skipped"}]
     if missing:
         text += f" Not tried, reasons in the table: {', '.join(missing)}."
+    waiting = [name for name in names if name not in rows]
+    if waiting:
+        text += f" Not reached yet: {', '.join(waiting)}."
     libraries = []
     for library in dict.fromkeys(row["name"].partition("/")[0] for row in tried):
         own = [row for row in tried if row["name"].startswith(f"{library}/")]
@@ -123,10 +135,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=HERE / ".sites.jsonl", help="file of rows")
     parser.add_argument("--only", default="", help="networks whose name contains this; writes no page")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time limit for one network")
+    parser.add_argument("--page", action="store_true", help="only write the page of the rows that there are")
     arguments = parser.parse_args()
-    survey(arguments)
+    if not arguments.page:
+        survey(arguments)
     if not arguments.only:
-        write("sites", "The noise sites of other libraries' networks", page(load(arguments.rows)))
+        names = [network.name for network in networks()]
+        write("sites", "The noise sites of other libraries' networks", page(load(arguments.rows), names))
 
 
 if __name__ == "__main__":
