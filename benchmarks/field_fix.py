@@ -113,9 +113,10 @@ def treat(case: Any) -> Row:
         vs.recalibrate(model, subject.loader, **subject.recalibrate)
         return model
 
+    more = {"reference": subject.reference, "deploy": subject.deploy_loader, "step": subject.step}
+    more = {name: value for name, value in more.items() if value is not None}
+
     def checked() -> vs.Report:
-        more = {"reference": subject.reference, "deploy": subject.deploy_loader, "step": subject.step}
-        more = {name: value for name, value in more.items() if value is not None}
         report = vs.check(subject.model, subject.loader, **subject.check, **more)
         loud = [finding for finding in report.findings if finding.severity in ("error", "warning")]
         naming = [finding for finding in loud if finding.code in case.names]
@@ -128,7 +129,9 @@ def treat(case: Any) -> Row:
         arguments = {name: subject.check[name] for name in ("forward", "loss") if name in subject.check}
         report = reports[0] if reports else checked()
         reports[:] = [report]
-        cured = vs.fix(subject.model, report, loader=subject.loader, unsafe=step == "unsafe", **arguments)
+        cured = vs.fix(
+            subject.model, report, loader=subject.loader, unsafe=step == "unsafe", **arguments, **more
+        )
         row.cures[step] = tuple(dict.fromkeys(change.cure for change in cured.changes))
         if step == "fixed":
             row.left = tuple(failure.finding for failure in cured.failures)
