@@ -268,7 +268,9 @@ class Treatment:
         self.recalibration = handle
         owner = asked[0] if asked else next(c for c in self._courses if c.changes)
         why = (
-            owner.finding.message if asked and owner.finding is not None else "they follow the other changes"
+            owner.finding.message
+            if asked and owner.finding is not None
+            else "The statistics follow the other changes."
         )
         code = owner.finding.code if owner.finding is not None else ""
         owner.changes += tuple(replace(c, cure="recalibrate", finding=code, why=why) for c in changes)
