@@ -270,7 +270,7 @@ class Treatment:
         why = (
             owner.finding.message
             if asked and owner.finding is not None
-            else "The statistics follow the other changes."
+            else "The statistics follow the changes."
         )
         code = owner.finding.code if owner.finding is not None else ""
         owner.changes += tuple(replace(c, cure="recalibrate", finding=code, why=why) for c in changes)
