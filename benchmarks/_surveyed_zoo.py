@@ -44,8 +44,12 @@ def timm_networks() -> list[Network]:
 
 
 def _timm_attempts(family: str) -> Iterator[tuple[int, Callable[[], Built]]]:
+    yield from timm_attempts(_smallest_of_timm(family))
+
+
+def timm_attempts(title: str) -> Iterator[tuple[int, Callable[[], Built]]]:
+    """Ways to build a network of timm, small images first."""
     timm = importlib.import_module("timm")
-    title = _smallest_of_timm(family)
     size = timm.get_pretrained_cfg(title).input_size[-1]
     make = functools.partial(timm.create_model, title, num_classes=CLASSES)
     settings = _accepted(make, *_RATES[:4])
@@ -124,12 +128,15 @@ def _torchvision_attempts(title: str) -> Iterator[tuple[int, Callable[[], Built]
 
 def _accepted(make: Callable[..., nn.Module], *names: str, **settings: Any) -> dict[str, float]:
     """The rates that a constructor takes, each set; tried on the meta device, where nothing is computed."""
-    rates = {}
-    for name in names:
+    return {name: RATE for name in names if _builds(make, {**settings, name: RATE})}
+
+
+def _builds(make: Callable[..., nn.Module], settings: dict[str, Any]) -> bool:
+    for device in ("meta", "cpu"):  # some cannot be built on the first
         try:
-            with torch.device("meta"):
-                make(**settings, **{name: RATE})
+            with torch.device(device):
+                make(**settings)
         except Exception:  # a constructor refuses in its own way
             continue
-        rates[name] = RATE
-    return rates
+        return True
+    return False
