@@ -143,7 +143,7 @@ def test_a_plan_refuses_what_is_another_place_by_now_and_does_the_rest():
     torch.manual_seed(0)
     newer = Renamed()
     before = capture(newer, batch)
-    with pytest.raises(vs.ModelError, match="no module 'drop'|no method|no call"):
+    with pytest.raises(vs.ModelError, match=r"no module 'drop'|no method|no call"):
         vs.apply_plan(newer, plan)
     result = vs.apply_plan(newer, plan.to_json(), strict=False)
     reasons = " ".join(map(str, result.failures))
@@ -162,3 +162,27 @@ def test_a_plan_is_refused_by_a_module_of_another_class():
     plan = vs.fix(build(nn.Dropout(0.5)), shape=(4,), cures=CURES["removed"]).plan
     with pytest.raises(vs.ModelError, match="is a ReLU, and was a Dropout in the plan"):
         vs.apply_plan(build(nn.ReLU()), plan)
+
+
+class TensorRate(nn.Module):
+    """Drop path whose rate is a tensor, one of ``torch.linspace``; its description fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.linspace(0, 0.5, 3)[1]
+
+    def forward(self, x):
+        keep = 1 - self.rate
+        return x * x.new_empty((x.shape[0], 1)).bernoulli_(keep) / keep if self.training else x
+
+    def extra_repr(self):
+        return f"{round(self.rate, 3)}"
+
+
+@pytest.mark.parametrize("name", list(CURES))
+def test_a_rate_that_is_a_tensor_is_no_signal(name):
+    network = nn.Sequential(nn.Linear(4, 8), TensorRate(), nn.Linear(8, 2))
+    cured = vs.fix(network, shape=(4,), cures=CURES[name], recheck=False)
+    assert cured.ok, cured
+    assert [change.before for change in cured.changes] == ["TensorRate"]
+    assert not isinstance(cured.model[1], TensorRate)

@@ -48,10 +48,11 @@ class SwapNoiseModule(Edit):
         for name, value in taken.items():
             if name not in vars(new):
                 setattr(new, name, value)
+        before = _description(old)
         surgery.swap(old, new)
         why = several(self.sites, "the module")
         return tuple(
-            Change(site, repr(old), self.action.text, "module", self.source, why=why) for site in self.sites
+            Change(site, before, self.action.text, "module", self.source, why=why) for site in self.sites
         )
 
 
@@ -113,6 +114,14 @@ def several(sites: tuple[SiteId, ...], unit: str) -> str:
     if len(sites) < 2:
         return ""
     return f"{unit} stands for {len(sites)} places, which change together: {', '.join(map(str, sites))}"
+
+
+def _description(module: nn.Module) -> str:
+    """A module as its user would write it; its class name where its own description of it fails."""
+    try:
+        return repr(module)
+    except Exception:  # of the module's author, who expected other values
+        return type(module).__name__
 
 
 def _alike(value: Any, before: Any) -> bool:

@@ -128,6 +128,15 @@ class _Comparison:
         changed = {site for site in touched if site.kind != NEW}
         self._free = {site.module for site in changed if site in norms or site not in noises}
 
+        self._rates = {  # a single number that is held as a tensor where noise is made is a rate, no signal
+            node.target
+            for flow in self._flows
+            for node in flow.nodes
+            if node.kind in ("attribute", "buffer", "constant")
+            and node.shape == ()
+            and str(node.target).rpartition(".")[0] in self._noise_modules
+        }
+
     def result(self) -> Proof:
         """What differs."""
         noise = self._sites(self._before.noises, self._after.noises, _noise_key)
@@ -288,11 +297,12 @@ class _Comparison:
         return read <= now and not new if self._linked else read == now
 
     def _read(self, origins: frozenset[Hashable], names: dict[int, int]) -> frozenset[Hashable]:
-        """Signals by their names before; weights of what may change are its own affair."""
+        """Signals by their names before; weights and rates of what may change are its own affair."""
         return frozenset(
             names.get(origin, origin) if isinstance(origin, int) else origin
             for origin in origins
-            if isinstance(origin, int) or not self._is_free(str(origin).rpartition(".")[0])
+            if isinstance(origin, int)
+            or not (origin in self._rates or self._is_free(str(origin).rpartition(".")[0]))
         )
 
 
