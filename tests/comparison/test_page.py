@@ -1,5 +1,6 @@
-"""The examples of the page run."""
+"""The examples of the page and of the front door run."""
 
+import doctest
 import re
 from pathlib import Path
 
@@ -21,3 +22,9 @@ def test_the_page_has_every_variant():
 
     page = PAGE.read_text()
     assert all(f"`{name}`" in page for name in VARIANTS)
+
+
+def test_the_example_of_the_front_door_runs():
+    from varshift import _compare
+
+    assert doctest.testmod(_compare).failed == 0
