@@ -153,29 +153,36 @@ def started_otherwise(network: nn.Module, number: int) -> nn.Module:
     return small()
 
 
-def measure_equal(repetitions: int = 20) -> str:
-    """How many comparisons with trainings tell equal variants apart."""
+def measure_equal(count: int = 150) -> str:
+    """How many groups of seeds tell equal variants apart that were trained."""
+    comparison = vs.compare(
+        small,
+        loader=blobs(96, 0),
+        val_loader=blobs(208, 1),
+        variants={f"start {i}": partial(started_otherwise, number=i) for i in (1, 2)},
+        seeds=[1000 + seed for seed in range(count)],
+        epochs=1,
+        learning_rate=0.01,
+        early_stop=False,
+    )
     rows = []
-    for seeds in (3, 5):
-        wrong, pairs = 0, 0
-        for repetition in range(repetitions):
-            numbers = range(repetition * seeds, (repetition + 1) * seeds)
-            comparison = vs.compare(
-                small,
-                loader=blobs(96, 0),
-                val_loader=blobs(208, 1),
-                variants={f"start {i}": partial(started_otherwise, number=i) for i in (1, 2)},
-                seeds=list(numbers),
-                epochs=1,
-                learning_rate=0.01,
-            )
-            wrong += any(pair.outcome == "differ" for pair in comparison.pairs)
-            pairs += sum(pair.outcome == "differ" for pair in comparison.pairs)
-        rows.append([str(seeds), str(repetitions), str(wrong), str(pairs), f"{1 - wrong / repetitions:.3f}"])
-    header = ["seeds", "comparisons", "with a false verdict", "false verdicts", "share without"]
+    for size in (3, 5, 10):
+        groups = count // size
+        wrong = 0
+        for group in range(groups):
+            part = slice(group * size, (group + 1) * size)
+            columns = [row.values[part] for row in comparison.variants]
+            tests = [paired(first, second) for first, second in itertools.combinations(columns, 2)]
+            wrong += any(p < LEVEL for p in holm([test.p for test in tests]))
+        share = wrong / groups
+        rows.append(
+            [str(size), str(groups), str(wrong), f"{1 - share:.3f} ± {math.sqrt(max(wrong, 1)) / groups:.3f}"]
+        )
+    header = ["seeds", "comparisons", "with a false verdict", "share without"]
     text = (
-        "Comparisons of three variants (three pairs) that differ in the random numbers of their initial "
-        "weights alone, with trainings of a small network; early stopping is on."
+        "Three variants (three pairs) that differ in the random numbers of their initial weights alone, "
+        f"trained with {count} seeds; disjoint groups of seeds are judged as comparisons of their own. With "
+        f"all {count} seeds: {' '.join(pair.text for pair in comparison.pairs)}"
     )
     return f"{text}\n\n{table(header, rows)}"
 
