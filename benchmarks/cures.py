@@ -184,11 +184,11 @@ def main() -> None:
                     file.write(json.dumps({"case": name, "seed": seed, **record}) + "\n")
                 print(name, seed, record, flush=True)
     text = (
-        "Mean ± standard deviation over seeds of what `varshift.fix(model, loader=..., cures={...})` does. Shift: "
-        "the largest of all norms, deployed over learned variance or its inverse, on 4 batches of the training "
-        "data. Loss and accuracy (%) are in `eval()` on held-out data: as trained, after the cure alone, and after "
-        'the same short training again, where the cure changes what is trained; the row "nothing" is that '
-        "training without a cure (`python benchmarks/cures.py`).\n\n"
+        "Mean ± standard deviation over seeds of what `varshift.fix(model, loader=..., cures={...})` does. "
+        "Shift: the largest of all norms, deployed over learned variance or its inverse, on 4 batches of the "
+        "training data. Loss and accuracy (%) are in `eval()` on held-out data: as trained, after the cure "
+        "alone, and after the same short training again, where the cure changes what is trained; the row "
+        '"nothing" is that training without a cure (`python benchmarks/cures.py`).\n\n'
     )
     write("cures", "What the cures do", text + page(stored(path)))
 

@@ -215,7 +215,11 @@ def apply_plan(
     copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
     surgery = Surgery(twin, optimizer=copied)
     changes, failures = [], []
+    notes = []
     for edit in plan.edits:
+        if edit.of_data:
+            notes.append(f"'{edit.op}' changes the loader: see to that where the network is trained.")
+            continue
         mark = surgery.mark()
         try:
             changes += edit.apply(surgery)
@@ -231,6 +235,7 @@ def apply_plan(
         changes=tuple(changes),
         plan=plan,
         failures=tuple(failures),
+        notes=tuple(notes),
         optimizer=copied,
         undo=surgery.undo,
     )

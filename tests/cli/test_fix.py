@@ -345,3 +345,20 @@ def test_what_the_project_means_is_not_cured(run, file, sick):
     assert "VS106" in run(*words).out
     file("pyproject.toml", '[tool.varshift]\nintended = [":dropout"]')
     assert "Nothing to cure" in run(*words).out
+
+
+def test_a_cure_of_the_data_does_not_keep_the_network_from_being_rebuilt(run, file, place, sick):
+    file(
+        "loaders.py",
+        """
+        from torch.utils.data import DataLoader, TensorDataset
+        import sick, torch
+        x, y = (torch.cat(parts) for parts in zip(*sick.batches()))
+        loader = DataLoader(TensorDataset(x[:65], y[:65]), 64, shuffle=True)
+    """,
+    )
+    words = ("--data", "loaders:loader", "--cure", "drop-last", "--out", "cured")
+    result = run("fix", "sick:build", *words)
+    assert (result.code, result.err) == (0, "")
+    assert "drop_last=True" in result.out
+    assert outputs("cured", place).shape == (16, 4)

@@ -51,9 +51,11 @@ class Edit:
 
     Attributes:
         op: Its name in a plan.
+        of_data: Whether it changes the loader and nothing of the model.
     """
 
     op: ClassVar[str] = ""
+    of_data: ClassVar[bool] = False
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Does it, through the surgery only, so that it can be undone.

@@ -37,6 +37,8 @@ _LOADER = SiteId("", "loader")
 class DropLast(Edit):
     """Has the loader leave out the incomplete last batch of an epoch."""
 
+    of_data = True
+
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Puts a loader with ``drop_last=True`` in the place of the one at hand."""
         loader = dropping_last(surgery.data)
@@ -48,6 +50,8 @@ class DropLast(Edit):
 @dataclass(frozen=True, slots=True)
 class Reshuffle(Edit):
     """Has the loader draw the samples of every batch at random in every epoch."""
+
+    of_data = True
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Puts a loader with a shuffling sampler in the place of the one at hand."""
