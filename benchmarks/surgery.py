@@ -182,7 +182,7 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
                 line.append({"unedited": "unedited neither"}.get(verdict[0], verdict[0]))
                 if len(verdict) > 1:
                     reasons.append(f"* {name}, {column}, {cell}: {verdict[0]}: {_plain(verdict[1])}")
-            reasons += [f"* {name}, {column}: left as it is: {_plain(note)}" for note in row.get("notes", ())]
+            reasons += [f"* {name}, {column}: note: {_plain(note)}" for note in row.get("notes", ())]
             reasons += [f"* {name}, {column}: {_plain(text)}" for text in row.get("failures", ())]
             body.append(line)
     count = len({line[0] for line in body})
@@ -210,7 +210,7 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     )
     if missing:
         text += f"\n\nNot tried: {', '.join(missing)}."
-    header = ["network", "noise", "places by method", "left", *COLUMNS]
+    header = ["network", "noise", "places by method", "notes", *COLUMNS]
     return f"{text}\n\n{table(header, body)}\n\n" + "\n".join(reasons)
 
 
