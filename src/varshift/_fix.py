@@ -301,7 +301,7 @@ def _treated(
     if courses is None:
         assert report is not None
         findings = [finding for finding in report.findings if finding.code in codes]
-        courses = courses_of(findings, unsafe=arguments["unsafe"], advice=select is not None)
+        courses = courses_of(findings, unsafe=arguments["unsafe"], advice=select is not None, gap=report.gap)
     cured = Cured(twin, before=report, optimizer=optimizer, loader=loader)
     if not courses:
         return cured

@@ -62,6 +62,7 @@ def test_what_is_wrapped_is_refused_with_the_remedy(wrap):
         vs.fix(wrap(nn.Linear(2, 2)), shape=(2,))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's own modules
 def test_a_compiled_module_inside_is_refused():
     network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
     network[0].compile()

@@ -9,6 +9,7 @@ from typing import Any
 from varshift._errors import VarshiftError
 from varshift.fixes._edit import Change, Edit
 from varshift.fixes._remedy import REMEDIES, options_of
+from varshift.probe import Gap
 from varshift.rules import Cure, Finding
 
 
@@ -46,9 +47,12 @@ class Course:
 # What statistics that are re-estimated without noise take away, whatever the cause is.
 _RELIEF = Cure("recalibrate", "re-estimate the running statistics with the noise off", "safe")
 _RELIEVED = ("variance-shift", "statistics")
+_ERRORS = 2.0
 
 
-def courses_of(findings: Sequence[Finding], *, unsafe: bool, advice: bool) -> list[Course]:
+def courses_of(
+    findings: Sequence[Finding], *, unsafe: bool, advice: bool, gap: Gap | None = None
+) -> list[Course]:
     """What is tried for the findings of a check.
 
     Safe cures are tried in their order; re-estimated statistics relieve what they do not cure. With
@@ -59,6 +63,8 @@ def courses_of(findings: Sequence[Finding], *, unsafe: bool, advice: bool) -> li
         findings: The findings, worst first.
         unsafe: Whether cures that need another training are allowed.
         advice: Whether findings that are mere advice are treated, too.
+        gap: The gap of that check, if it was measured: where it shows that re-estimated statistics lower the
+            loss in evaluation, they are tried whatever the findings are.
     """
     courses = []
     for finding in findings:
@@ -70,7 +76,18 @@ def courses_of(findings: Sequence[Finding], *, unsafe: bool, advice: bool) -> li
         if costs and all(cure.code != "recalibrate" for cure in safe):
             safe.append(_RELIEF)
         courses.append(Course(finding, [*rest, *safe] if unsafe else safe))
+    offered = any(cure.code == "recalibrate" for course in courses for cure in course.cures)
+    if courses and not offered and _recalibration_helps(findings, gap):
+        courses[0].cures.append(_RELIEF)
     return courses
+
+
+def _recalibration_helps(findings: Sequence[Finding], gap: Gap | None) -> bool:
+    """Whether statistics without noise were measured to lower the loss in evaluation, beyond its error."""
+    if gap is None or gap.metric != "loss" or any(finding.code == "VS210" for finding in findings):
+        return False
+    change = gap.change("eval", "recalibrated")
+    return change is not None and change[1] is not None and change[0] < -_ERRORS * change[1]
 
 
 def wishes_of(cures: Sequence[str | Cure] | Mapping[str, Mapping[str, Any]]) -> list[Course]:

@@ -9,6 +9,7 @@ from varshift.fixes._edit import Edit
 from varshift.fixes._noise_action import NoiseAction
 from varshift.fixes._noise_method import plan_noise, require_capture
 from varshift.fixes._noise_targets import noise_targets
+from varshift.fixes._norm_mode import follow_mode, norms_in_batch_mode
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import NoOptions, Remedy, remedy
 from varshift.fixes._remove_noise import why_no_regulariser
@@ -21,18 +22,23 @@ from varshift.rules import Finding
 class FollowMode(Remedy):
     """Guards noise by the mode of its module, in evaluation its input passes as it is.
 
-    Noise that was declared as meant for evaluation is left alone.
+    A norm that a finding names and that uses the batch in evaluation, too, gets its mode likewise, and
+    statistics that fit what it is fed. Noise that was declared as meant for evaluation is left alone.
     """
 
     code = "follow-mode"
-    answers = ("VS106",)
+    answers = ("VS106", "VS401")
     safety = "safe"
+    guarded = False
 
     def plan(
         self, patient: Patient, sites: Sequence[SiteId], options: NoOptions, finding: Finding | None
     ) -> Sequence[Edit]:
         """A guard around the call."""
         require_capture(patient)
+        norms = norms_in_batch_mode(patient, sites)
+        if norms:
+            return follow_mode(patient, norms)
         flow = patient.capture.eval if patient.capture else None
         acting = {site.id for site in flow.noises} if flow is not None else set()
         intended = tuple(patient.settings.get("intended") or ())

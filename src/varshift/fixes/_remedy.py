@@ -32,6 +32,9 @@ class Remedy:
         safety: ``"safe"`` where the deployed network computes what it did, in expectation, or only its
             statistics change; ``"unsafe"`` where it has to be trained again.
         options: Class of its options, a frozen dataclass whose fields all have defaults.
+        guarded: Whether it is taken back where the loss of the check's batches rises in evaluation. Not where
+            that loss is the fault: a network that looks at batch mates is good on batches like those of
+            training, and on no others.
         restates: Whether what arrives at norms changes, so that their statistics are re-estimated
             afterwards where there are data.
     """
@@ -40,6 +43,7 @@ class Remedy:
     answers: ClassVar[tuple[str, ...]]
     safety: ClassVar[Safety]
     options: ClassVar[type] = NoOptions
+    guarded: ClassVar[bool] = True
     restates: ClassVar[bool] = False
 
     def safety_of(self, options: Any) -> Safety:

@@ -75,10 +75,10 @@ def _following_mode(arguments: Arguments) -> Method:
     def call(self: nn.Module, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self.training:
             return function(*args, **kwargs)
-        if arguments.pure:
-            return arguments.signal_of(args, kwargs)
-        if arguments.mode is not None:
+        if arguments.mode is not None:  # of a norm, too: its running statistics take over
             args, kwargs = arguments.mode.to(False, args, kwargs)
+        elif arguments.pure:
+            return arguments.signal_of(args, kwargs)
         elif arguments.rate is not None:
             args, kwargs = arguments.rate.to(0.0, args, kwargs)
         return function(*args, **kwargs)

@@ -30,6 +30,7 @@ from varshift.rules import Cure
 Check = Callable[..., Report]
 _WORSE = 0.05  # of the deployed loss, beyond two standard errors: no cure may cost so much
 _NATS = 0.01
+_ERRORS = 2.0
 _OUTSIDE = ("data", "optimizer", "statistics")  # changes that no operation shows
 
 
@@ -234,7 +235,10 @@ class Treatment:
         """Re-estimates statistics where that is a cure, or where what arrives at norms has changed."""
         self._rebind()
         asked = [course for course in self._courses if any(_is_recalibration(e) for e in course.edits)]
-        follows = any(course.changes and course.cure and _restates(course.cure) for course in self._courses)
+        follows = any(
+            course.cure is not None and _restates(course.cure) and self._reaches_norms(course)
+            for course in self._courses
+        )
         if not asked and not follows:
             return
         patient, network = self._patient, self._surgery.network
@@ -249,20 +253,16 @@ class Treatment:
         try:
             handle = self._recalibrated(wish)
         except (VarshiftError, ValueError) as error:
-            self._give_up_all(asked, short_message_of(error))
+            self._without_statistics(asked, short_message_of(error))
             return
         if handle.effect is not None and handle.effect.worse:
             handle.undo()
-            self._give_up_all(asked, f"it made the deployed network worse: {handle.effect}")
-            if not asked:
-                self.notes.append(
-                    f"Statistics were kept: re-estimating them made it worse ({handle.effect})."
-                )
+            self._without_statistics(asked, f"new ones made the deployed network worse: {handle.effect}")
             return
         changes = statistics_changes(handle)
-        if not changes and asked:
+        if not changes:
             kept = next(iter(handle.skipped.items()), ("", "there is no norm with running statistics"))
-            self._give_up_all(asked, f"no norm got new statistics: {kept[1]}")
+            self._without_statistics(asked, f"no norm got new statistics: {kept[1]}")
             return
         self._surgery.on_undo(handle.undo)
         self.recalibration = handle
@@ -274,6 +274,14 @@ class Treatment:
         )
         code = owner.finding.code if owner.finding is not None else ""
         owner.changes += tuple(replace(c, cure="recalibrate", finding=code, why=why) for c in changes)
+
+    def _reaches_norms(self, course: Course) -> bool:
+        """Whether some norm is downstream of what a course changed; other places than noise count as such."""
+        noises = self._patient.noises
+        return any(
+            bool(noises[change.site].reaches) if change.site in noises else change.site.kind != "noise"
+            for change in course.changes
+        )
 
     def _rebind(self) -> None:
         """Takes statistics over from other networks, where that is a cure."""
@@ -313,6 +321,12 @@ class Treatment:
     def _give_up_all(self, courses: list[Course], reason: str) -> None:
         for course in courses:
             course.give_up(reason)
+
+    def _without_statistics(self, asked: list[Course], reason: str) -> None:
+        """Statistics stay as they are: courses that wanted no more than new ones have failed."""
+        self._give_up_all([c for c in asked if all(map(_is_recalibration, c.edits))], reason)
+        if not asked or any(course.edits for course in asked):
+            self.notes.append(f"Statistics were kept: {reason}.")
 
     # -- the check of the result ------------------------------------------------------------------------
 
@@ -358,6 +372,8 @@ class Treatment:
         treated = [course for course in self._courses if course.edits and course.finding is not None]
         if not treated or any(course.cure and course.cure.safety == "unsafe" for course in treated):
             return False  # that is for another training to tell
+        if not all(course.cure is None or REMEDIES[course.cure.code].guarded for course in treated):
+            return False
         one, two = (_losses(gap.batches.get("eval")) for gap in (before, after))
         if not len(one) or len(one) != len(two):
             return False
@@ -366,7 +382,7 @@ class Treatment:
             return False
         error = float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else float("inf")
         rise, loss = float(changes.mean()), abs(float(one.mean()))
-        if rise <= max(_WORSE * loss, _NATS, 2 * error):
+        if rise <= max(_WORSE * loss, _NATS, _ERRORS * error):
             return False
         treated[-1].give_up(f"it made the deployed network worse: the loss rose by {rise:.3g}")
         return True
@@ -380,16 +396,27 @@ def _restates(cure: Cure) -> bool:
 def _relief(course: Course, before: Report | None, after: Report) -> str:
     """What re-estimated statistics did for a finding whose cause is still there; empty where not enough."""
     finding, cure = course.finding, course.cure
-    gaps = before.gap if before is not None else None, after.gap
-    if finding is None or finding.cost is None or cure is None or cure.code != "recalibrate":
+    first, second = before.gap if before is not None else None, after.gap
+    if finding is None or cure is None or cure.code != "recalibrate":
         return ""
-    losses = [gap.states.get("eval") if gap is not None else None for gap in gaps]
-    if losses[0] is None or losses[1] is None or losses[0] - losses[1] < finding.cost / 2:
+    if first is None or second is None:
+        return ""
+    losses = first.states.get("eval"), second.states.get("eval")
+    fell = _fell(_losses(first.batches.get("eval")), _losses(second.batches.get("eval")))
+    if losses[0] is None or losses[1] is None or not fell:
         return ""
     return (
         f"the loss in evaluation fell from {losses[0]:.3g} to {losses[1]:.3g}; the cause is still there, and "
-        "will shift the statistics again in training"
+        "will harm the statistics again in training"
     )
+
+
+def _fell(before: Tensor, after: Tensor) -> bool:
+    """Whether the loss of the same batches fell beyond two standard errors."""
+    if len(before) < 2 or len(before) != len(after):
+        return False
+    changes = after - before
+    return bool(changes.mean() < -_ERRORS * changes.std() / len(changes) ** 0.5)
 
 
 def _is_recalibration(edit: Edit) -> bool:
