@@ -25,7 +25,7 @@ test: $(READY) ## Run all tests
 
 battery: $(READY) ## Inject twenty thousand faults, and check five hundred times in two threads
 	VARSHIFT_FAULTS=20000 VARSHIFT_CHECKS=1000 $(BIN)/python -m pytest --numprocesses auto \
-		-p no:unraisableexception tests/battery
+		-p no:unraisableexception tests/battery tests/comparison/test_killed.py
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check
