@@ -8,6 +8,7 @@ and pickling and copying take the edits along.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -23,22 +24,22 @@ _BASE, _EDITS = "_varshift_base", "_varshift_edits"
 _CLASSES: WeakKeyDictionary[type, WeakValueDictionary[tuple[ClassEdit, ...], type]] = WeakKeyDictionary()
 
 
-class ClassEdit(Edit):
+class ClassEdit(Edit, ABC):
     """An edit of a class: its data say nothing of a path, see `without_place`."""
 
     path: str
 
+    @abstractmethod
     def build(self, draft: ClassDraft) -> None:
         """Makes its part of the new class.
 
         Raises:
             Refused: If the class does not have what it edits.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def without_place(self) -> ClassEdit:
         """The same edit of any module of the class."""
-        raise NotImplementedError
 
     def supersedes(self, earlier: ClassEdit) -> bool:
         """Whether it takes the place of an earlier edit of the same class."""
