@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from varshift._sites import SiteId, Source
+from varshift._sites import SiteId
 from varshift.fixes._edit import Change, Edit, edit
+from varshift.fixes._norm_edit import NormEdit
 from varshift.fixes._norm_places import norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import NoOptions, Remedy, remedy
@@ -18,20 +19,8 @@ from varshift.rules import Finding
 
 @edit("drop-statistics")
 @dataclass(frozen=True, slots=True)
-class DropStatistics(Edit):
-    """Takes the running statistics from an instance norm.
-
-    Attributes:
-        site: The norm.
-        path: Path of its module.
-        cls: Class name of its module.
-        source: The line that calls it.
-    """
-
-    site: SiteId
-    path: str
-    cls: str
-    source: Source | None = None
+class DropStatistics(NormEdit):
+    """Takes the running statistics from an instance norm."""
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Drops them: the module is then what ``track_running_stats=False`` builds."""
@@ -61,7 +50,7 @@ class DropStatisticsRemedy(Remedy):
         edits, refused = [], []
         for place in norm_places(patient, sites):
             if isinstance(place.module, _InstanceNorm) and place.norm is not None:
-                edits.append(DropStatistics(place.id, place.path, place.cls, place.source))
+                edits.append(DropStatistics.of(place))
             elif place.per_sample:
                 refused.append(place.words)
         if refused:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from varshift._sites import SiteId, Source
+from varshift._sites import SiteId
 from varshift.fixes._class_draft import ClassDraft
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._edited_class import ClassEdit, with_edit
+from varshift.fixes._edited_class import with_edit
+from varshift.fixes._norm_edit import NormClassEdit
 from varshift.fixes._norm_places import norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import NoOptions, Remedy, remedy
@@ -26,25 +27,13 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @edit("keep-float32")
 @dataclass(frozen=True, slots=True)
-class KeepFloat32(ClassEdit):
-    """Turns the numbers of a norm into float32, and has it compute so.
-
-    Attributes:
-        site: The norm.
-        path: Path of its module.
-        cls: Class name of its module.
-        source: The line that calls it.
-    """
-
-    site: SiteId
-    path: str
-    cls: str
-    source: Source | None = None
+class KeepFloat32(NormClassEdit):
+    """Turns the numbers of a norm into float32, and has it compute so."""
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Casts parameters and buffers, and lets the forward cast what it is called with.
 
-        Torch's batch norm computes in float32 by itself beside numbers in float32.
+        Torch's batch norm computes in float32 by itself where its own numbers are in float32.
         """
         module = surgery.module(self.path, self.cls)
         types = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.dtype in _HALF}
@@ -66,10 +55,6 @@ class KeepFloat32(ClassEdit):
     def build(self, draft: ClassDraft) -> None:
         """Casts a half-precision input of the forward to float32, and its output back."""
         draft.wrap_forward(_in_float32)
-
-    def without_place(self) -> KeepFloat32:
-        """The same for any module of the class."""
-        return KeepFloat32(SiteId("", self.site.kind), "", self.cls)
 
 
 def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,7 +88,7 @@ class KeepFloat32Remedy(Remedy):
                 continue
             if not place.path:
                 raise Refused("the norm is the model itself: call model.float() and use torch.autocast.")
-            edits.append(KeepFloat32(place.id, place.path, place.cls, place.source))
+            edits.append(KeepFloat32.of(place))
         if not edits:
             raise Refused("no norm holds numbers of half precision.")
         return edits

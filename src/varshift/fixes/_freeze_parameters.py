@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
-from varshift._sites import SiteId, Source
+from varshift._sites import SiteId
 from varshift.fixes._edit import Change, Edit, edit
+from varshift.fixes._norm_edit import NormEdit
 from varshift.fixes._norm_places import norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import NoOptions, Remedy, remedy
@@ -18,20 +20,8 @@ from varshift.rules import Finding
 
 @edit("freeze-parameters")
 @dataclass(frozen=True, slots=True)
-class FreezeParameters(Edit):
-    """Switches the gradients of a module's parameters off.
-
-    Attributes:
-        site: The norm.
-        path: Path of its module.
-        cls: Class name of its module.
-        source: The line that calls it.
-    """
-
-    site: SiteId
-    path: str
-    cls: str
-    source: Source | None = None
+class FreezeParameters(NormEdit):
+    """Switches the gradients of a module's parameters off."""
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Sets ``requires_grad`` of every parameter that trains."""
@@ -40,8 +30,8 @@ class FreezeParameters(Edit):
         if not trained:
             raise Refused(f"the parameters of module '{self.path}' ({self.cls}) are frozen already.")
         for _, parameter in trained:
+            surgery.on_undo(partial(_thaw, parameter))
             parameter.requires_grad_(False)
-            surgery.on_undo(lambda parameter=parameter: _thaw(parameter))
         names = ", ".join(name for name, _ in trained)
         return (Change(self.site, f"{names}: trained", f"{names}: frozen", "attribute", self.source),)
 
@@ -63,7 +53,7 @@ class FreezeParametersRemedy(Remedy):
     ) -> Sequence[Edit]:
         """One edit for each norm; without sites, for those in evaluation mode in a model in training mode."""
         edits = [
-            FreezeParameters(place.id, place.path, place.cls, place.source)
+            FreezeParameters.of(place)
             for place in norm_places(patient, sites)
             if any(parameter.requires_grad for parameter in place.module.parameters())
             and (sites or (patient.network.training and not place.module.training))

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from varshift._sites import SiteId, Source
+from varshift._sites import SiteId
 from varshift.fixes._class_draft import ClassDraft
 from varshift.fixes._edit import Change, Edit, edit
-from varshift.fixes._edited_class import ClassEdit, base_and_edits, with_edit
+from varshift.fixes._edited_class import base_and_edits, with_edit
+from varshift.fixes._norm_edit import NormClassEdit
 from varshift.fixes._norm_forms import read_norm
 from varshift.fixes._norm_layers import LayerSettings
 from varshift.fixes._norm_places import norm_places
@@ -25,20 +26,8 @@ from varshift.rules import Finding
 
 @edit("hold-statistics")
 @dataclass(frozen=True, slots=True)
-class HoldStatistics(ClassEdit):
-    """Gives a module a `train()` that leaves it in evaluation mode.
-
-    Attributes:
-        site: The norm.
-        path: Path of its module.
-        cls: Class name of its module.
-        source: The line that calls it.
-    """
-
-    site: SiteId
-    path: str
-    cls: str
-    source: Source | None = None
+class HoldStatistics(NormClassEdit):
+    """Gives a module a `train()` that leaves it in evaluation mode."""
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Changes the class, and the mode of the module and all inside it."""
@@ -54,10 +43,6 @@ class HoldStatistics(ClassEdit):
     def build(self, draft: ClassDraft) -> None:
         """Has `train` pass False on, whatever it is called with."""
         draft.wrap("train", _held)
-
-    def without_place(self) -> HoldStatistics:
-        """The same for any module of the class."""
-        return HoldStatistics(SiteId("", self.site.kind), "", self.cls)
 
 
 def is_held(module: nn.Module) -> bool:
@@ -101,7 +86,7 @@ class HoldStatisticsRemedy(Remedy):
             if form is not None:
                 edits.append(plan_swap(patient, place, "frozen", LayerSettings(trainable=True)))
             elif place.path:
-                edits.append(HoldStatistics(place.id, place.path, place.cls, place.source))
+                edits.append(HoldStatistics.of(place))
             else:
                 raise Refused("the norm is the model itself: override its train() so that it calls eval().")
         if not edits:

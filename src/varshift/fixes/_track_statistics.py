@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from varshift._sites import SiteId, Source
+from varshift._sites import SiteId
 from varshift.fixes._edit import Change, Edit, edit
+from varshift.fixes._norm_edit import NormEdit
 from varshift.fixes._norm_places import norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import NoOptions, Remedy, remedy
@@ -19,22 +20,11 @@ from varshift.rules import Finding
 
 @edit("track-statistics")
 @dataclass(frozen=True, slots=True)
-class TrackStatistics(Edit):
+class TrackStatistics(NormEdit):
     """Gives a batch norm running statistics, or lets it update those that it has.
 
     New ones are mean 0 and variance 1 until data have been seen: the network is recalibrated afterwards.
-
-    Attributes:
-        site: The norm.
-        path: Path of its module.
-        cls: Class name of its module.
-        source: The line that calls it.
     """
-
-    site: SiteId
-    path: str
-    cls: str
-    source: Source | None = None
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Adds the buffers that are missing, and sets the flag."""
@@ -71,7 +61,7 @@ class TrackStatisticsRemedy(Remedy):
             module = place.module
             if isinstance(module, _BatchNorm):
                 if module.running_mean is None or not module.track_running_stats:
-                    edits.append(TrackStatistics(place.id, place.path, place.cls, place.source))
+                    edits.append(TrackStatistics.of(place))
                     empty = empty or module.running_mean is None
             elif place.norm is None:
                 refused.append(place.words)
