@@ -326,7 +326,7 @@ def test_a_network_that_is_not_built_the_same_twice_is_not_written(run, file, pl
         (("--dry-run", "--cure", "recalibrate", "--cure", "recalibrate"), "is given twice"),
         (("--dry-run", "--cure", "recalibrate", "--select", "VS1"), "--cure does what it names"),
         (("--dry-run", "--select", "VS999"), "VS999"),
-        (("--dry-run", "--shape", "8"), "--shape stands in for --data"),
+        (("--dry-run", "--shape", "8"), "--shape is used instead of --data: give one of the two."),
         (("--dry-run", "--arg", "depth=3"), "has no argument 'depth'"),
     ],
 )

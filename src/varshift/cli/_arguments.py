@@ -91,6 +91,16 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def check_data_or_shape(data: str | None, shapes: Sequence[tuple[int, ...]] | None) -> None:
+    """Makes sure that inputs come from data, or are made from a shape, but not both.
+
+    Raises:
+        VarshiftError: If both are given.
+    """
+    if data is not None and shapes is not None:
+        raise VarshiftError("--shape is used instead of --data: give one of the two.")
+
+
 def check_device(text: str | None) -> str | None:
     """Makes sure, before long work, that a device exists.
 

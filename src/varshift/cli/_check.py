@@ -14,17 +14,21 @@ import typer
 from varshift._errors import VarshiftError
 from varshift.cli._options import (
     DATA,
+    DEFAULT_BATCHES,
     MODEL,
     OUTPUT,
     RULES,
     ArgOption,
     BatchesOption,
+    DataOption,
     DeviceOption,
     Estimator,
     EstimatorOption,
     FailOn,
     ForwardOption,
+    FullOption,
     IgnoreOption,
+    JsonOption,
     LossOption,
     SeedOption,
     SelectOption,
@@ -38,8 +42,6 @@ from varshift.cli._options import (
 if TYPE_CHECKING:
     from varshift.report import Report
 
-DEFAULT_BATCHES = 16
-
 
 def check(
     context: typer.Context,
@@ -48,17 +50,7 @@ def check(
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
     device: DeviceOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="MODULE:NAME",
-            help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
-            "returns one. Without it the placement is checked, and the shift of trained norms predicted.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ] = None,
+    data: DataOption = None,
     deploy: Annotated[
         str | None,
         typer.Option(
@@ -111,16 +103,7 @@ def check(
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Exit with 0 even with findings.", rich_help_panel=RULES)
     ] = False,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            "--json",
-            metavar="FILE",
-            help="Write the report as JSON too; `-` writes JSON alone to standard output.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    json: JsonOption = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -131,9 +114,7 @@ def check(
             show_default=False,
         ),
     ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Show every finding and every norm.", rich_help_panel=OUTPUT)
-    ] = False,
+    full: FullOption = False,
     seed: SeedOption = 0,
     verbose: VerboseOption = False,
 ) -> int:
@@ -148,15 +129,15 @@ def check(
     `varshift check timm:densenet121 --arg proj_drop_rate=0.2 --shape 3,224,224`
     """
     from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
-    from varshift.report import check_writable, format_for, write_text
+    from varshift.cli._json import check_json, write_json
+    from varshift.report import check_writable, format_for
     from varshift.rules import SEVERITIES, load_config
 
     # Whatever can be wrong with the command is found before anything is imported or measured.
     config = load_config(Path.cwd())
     codes = config.selection(select or None, ignore or None)
     arguments, shapes = parse_arguments(arg), parse_shapes(shape)
-    if json is not None and json != "-":
-        check_writable(json)
+    check_json(json)
     if output is not None:
         format_for(output)
         check_writable(output)
@@ -186,11 +167,7 @@ def check(
         seed=seed,
     )
     report = dataclasses.replace(report, repeat=shlex.join(("varshift", *context.obj.words)))
-    if json == "-":
-        sys.stdout.write(report.to_json())
-        sys.stdout.flush()
-    elif json is not None:
-        write_text(json, report.to_json())
+    write_json(report.to_json(), json)
     if output is not None:
         report.save(output)
     _print(report, full=full, to_error=json == "-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +14,12 @@ import typer
 from varshift._errors import VarshiftError
 from varshift.cli._options import (
     DATA,
-    OUTPUT,
     ArgOption,
     DeviceOption,
     ForwardOption,
+    JsonOption,
     LossOption,
+    RequiredDataOption,
     TargetArgument,
     VerboseOption,
     WeightsKeyOption,
@@ -29,23 +30,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from varshift import Comparison
+    from varshift.probe import Progress
 
 WHAT, WHERE = "What is compared", "Where it runs"
-Follow = Callable[[str, int, "int | None"], None]
 
 
 def compare(
     target: TargetArgument,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="MODULE:NAME",
-            help="Batches to train on: a DataLoader, a list of batches, or a function that returns one.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ],
+    data: RequiredDataOption,
     arg: ArgOption = None,
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
@@ -152,16 +144,7 @@ def compare(
             "--fresh", help="Train everything again, whatever the store holds.", rich_help_panel=WHERE
         ),
     ] = False,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            "--json",
-            metavar="FILE",
-            help="Write the comparison as JSON too; `-` writes JSON alone to standard output.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    json: JsonOption = None,
     verbose: VerboseOption = False,
 ) -> int:
     """Train variants of a network over seeds, and say which differ.
@@ -178,12 +161,11 @@ def compare(
     --store runs --workers 2`
     """
     from varshift.cli._arguments import check_device, parse_arguments
+    from varshift.cli._json import check_json, write_json
     from varshift.comparison import variants_of
-    from varshift.report import check_writable
 
     arguments = parse_arguments(arg)
-    if json is not None and json != "-":
-        check_writable(json)
+    check_json(json)
     names = _names(variants)
     if names is not None:
         variants_of([name for name, place in names.items() if place is None])
@@ -220,11 +202,7 @@ def compare(
                 target=target,
                 progress=progress,
             )
-    if json == "-":
-        sys.stdout.write(table.to_json())
-        sys.stdout.flush()
-    elif json is not None:
-        table.to_json(json)
+    write_json(table.to_json(), json)
     _print(table, to_error=json == "-")
     return int(any(row.state == "failed" or row.note.startswith("no result") for row in table.variants))
 
@@ -284,7 +262,7 @@ def _names(variants: list[str] | None) -> dict[str, str | None] | None:
 
 
 @contextlib.contextmanager
-def _progress(*, kept: bool) -> Iterator[Follow]:
+def _progress(*, kept: bool) -> Iterator[Progress]:
     """A bar where somebody sees it, a line for each tenth elsewhere; an interrupt says what is done."""
     from varshift.cli._progress import progress_bar
 

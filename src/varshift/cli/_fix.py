@@ -11,12 +11,14 @@ import typer
 
 from varshift._errors import VarshiftError
 from varshift.cli._options import (
-    DATA,
+    DEFAULT_BATCHES,
     OUTPUT,
     ArgOption,
     BatchesOption,
+    DataOption,
     DeviceOption,
     ForwardOption,
+    FullOption,
     IgnoreOption,
     LossOption,
     SeedOption,
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from varshift.report import Report
     from varshift.rules import Finding
 
-DEFAULT_BATCHES = 16
 CURES = "The cures"
 
 
@@ -46,17 +47,7 @@ def fix(
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
     device: DeviceOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="MODULE:NAME",
-            help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
-            "returns one. Without it only what shows without data is cured.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ] = None,
+    data: DataOption = None,
     shape: ShapeOption = None,
     batches: BatchesOption = None,
     forward: ForwardOption = None,
@@ -103,17 +94,16 @@ def fix(
             "--force", help="Write over the files of an earlier fix in the folder.", rich_help_panel=OUTPUT
         ),
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Show every place that changed.", rich_help_panel=OUTPUT)
-    ] = False,
+    full: FullOption = False,
     seed: SeedOption = 0,
     verbose: VerboseOption = False,
 ) -> int:
     """Cure a network: for each finding the first cure that applies, proven and checked again.
 
     The network is checked, a copy of it is changed place by place, and the check runs again: a cure that does
-    not cure is taken back. The folder gets the weights, the plan as data, both reports, and a file
-    `apply.py` that builds the cured network from the original class.
+    not cure is taken back. Without `--data` only what shows without data is cured. The folder gets the
+    weights, the plan as data, both reports, and a file `apply.py` that builds the cured network from the
+    original class.
 
     Exit status: 0 everything is cured, or there was nothing to cure; 1 something is left; 2 it could not be
     done.
@@ -122,7 +112,13 @@ def fix(
 
     `varshift fix timm:densenet121 --arg drop_rate=0.2 --cure remove-noise --dry-run`
     """
-    from varshift.cli._arguments import check_device, parse_arguments, parse_cures, parse_shapes
+    from varshift.cli._arguments import (
+        check_data_or_shape,
+        check_device,
+        parse_arguments,
+        parse_cures,
+        parse_shapes,
+    )
     from varshift.cli._folder import check_folder
     from varshift.rules import load_config
 
@@ -133,8 +129,7 @@ def fix(
         raise VarshiftError("--out: name a folder for the cured network, or look first with --dry-run.")
     if wishes and (select or ignore or unsafe):
         raise VarshiftError("--cure does what it names: --select, --ignore and --unsafe are for findings.")
-    if data is not None and shapes is not None:
-        raise VarshiftError("--shape stands in for --data: give one of the two.")
+    check_data_or_shape(data, shapes)
     if out is not None and not dry_run:
         check_folder(out, "--out", force=force)
     device = check_device(device)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 MODEL, DATA, OUTPUT, RULES = "The network", "The data", "Output", "Rules"
+DEFAULT_BATCHES = 16  # of a check, which a fix runs too
 
 
 class Estimator(StrEnum):
@@ -80,6 +81,16 @@ DeviceOption = Annotated[
         show_default=False,
     ),
 ]
+_DATA_OPTION = typer.Option(
+    "--data",
+    metavar="MODULE:NAME",
+    help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that returns "
+    "one.",
+    rich_help_panel=DATA,
+    show_default=False,
+)
+DataOption = Annotated[str | None, _DATA_OPTION]
+RequiredDataOption = Annotated[str, _DATA_OPTION]
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -116,8 +127,9 @@ BatchesOption = Annotated[
     int | None,
     typer.Option(
         "--batches",
+        metavar="N",
         min=1,
-        help="Use at most so many batches (check and fix: 16; recalibrate: all).",
+        help=f"Use at most N batches; by default {DEFAULT_BATCHES}, and all of them in recalibrate.",
         rich_help_panel=DATA,
         show_default=False,
     ),
@@ -145,6 +157,19 @@ IgnoreOption = Annotated[
     typer.Option(
         "--ignore", metavar="CODES", help="Rules not to run.", rich_help_panel=RULES, show_default=False
     ),
+]
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the result as JSON too; `-` writes JSON alone to standard output.",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+FullOption = Annotated[
+    bool, typer.Option("--full", help="Show every entry of shortened lists.", rich_help_panel=OUTPUT)
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed for random weights, inputs and noise.")]
 VerboseOption = Annotated[

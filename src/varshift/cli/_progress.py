@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-Report = Callable[[str, int, "int | None"], None]
+if TYPE_CHECKING:
+    from varshift.probe import Progress as Follow
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Report | None]:
+def progress_bar() -> Iterator[Follow | None]:
     """A bar that follows calls with stage, steps done and steps in all; None where nobody would see it."""
     if not sys.stderr.isatty():
         yield None

@@ -15,10 +15,12 @@ from varshift.cli._options import (
     OUTPUT,
     ArgOption,
     BatchesOption,
+    DataOption,
     DeviceOption,
     Estimator,
     EstimatorOption,
     ForwardOption,
+    FullOption,
     LossOption,
     SeedOption,
     ShapeOption,
@@ -48,17 +50,7 @@ def recalibrate(
             show_default=False,
         ),
     ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="MODULE:NAME",
-            help="Batches as the network is trained on: a DataLoader, a list of batches, or a function that "
-            "returns one. Without it the statistics are predicted from the weights, for inputs of --shape.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ] = None,
+    data: DataOption = None,
     shape: ShapeOption = None,
     arg: ArgOption = None,
     weights: WeightsOption = None,
@@ -99,7 +91,7 @@ def recalibrate(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="Show every norm.", rich_help_panel=OUTPUT)] = False,
+    full: FullOption = False,
     seed: SeedOption = 0,
     verbose: VerboseOption = False,
 ) -> int:
@@ -113,7 +105,7 @@ def recalibrate(
 
     `varshift recalibrate nets.py:build --weights best.pt --data nets.py:loader --out fixed.pt`
     """
-    from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
+    from varshift.cli._arguments import check_data_or_shape, check_device, parse_arguments, parse_shapes
 
     arguments, shapes = parse_arguments(arg), parse_shapes(shape)
     asked = noise or frozen or estimator != Estimator.pooled
@@ -121,8 +113,7 @@ def recalibrate(
         raise VarshiftError(
             "--noise, --estimator, --tolerance, --batches, --loss and --frozen need data: add --data."
         )
-    if data is not None and shapes is not None:
-        raise VarshiftError("--shape stands in for --data: give one of the two.")
+    check_data_or_shape(data, shapes)
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise VarshiftError(f"--tolerance: {tolerance} is a relative error and must be above 0.")
 
