@@ -43,7 +43,7 @@ RANKS = {
 }
 CORE = set(RANKS) - {"report", "integrations", "cli"}
 # Packages that a room of the core uses where they are installed, imported inside functions only.
-OPTIONAL = {"runner": {"rich", "submitit", "ray"}}
+OPTIONAL = {"runner": {"submitit", "ray"}}
 
 # The same for the lab.
 LAB_RANKS = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ from varshift.fixes import (
     versions_of,
     wishes_of,
 )
-from varshift.flow import capture
+from varshift.flow import Capture, capture
 from varshift.model import Forward, network_of, one_at_a_time, shadowed, twin_of, twin_optimizer
 from varshift.moments import stated_shape
 from varshift.report import Report
@@ -118,39 +120,26 @@ def fix(
         >>> print(type(cured.model[1]).__name__, "|", cured.changes[0].before)
         Identity | Dropout(p=0.5)
     """
-    arguments = dict(locals())
-    network = _own(model)
-    twin, notes = twin_of(network)
-    copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
-    cured = _treated(network, twin, copied, arguments)
-    cured.notes += notes
-    return cured
+    return _cured(dict(locals()))
 
 
-def fix_(
-    model: nn.Module,
-    report: Report | None = None,
-    *,
-    select: Sequence[str] | None = None,
-    ignore: Sequence[str] | None = None,
-    intended: Sequence[str] = (),
-    unsafe: bool = False,
-    optimizer: torch.optim.Optimizer | None = None,
-    loader: Iterable[Any] | None = None,
-    cures: Cures | None = None,
-    example_inputs: Any = None,
-    shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
-    deploy: Iterable[Any] | None = None,
-    reference: nn.Module | Sequence[nn.Module] | None = None,
-    step: Callable[[nn.Module, Any], Any] | None = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    max_batches: int = 16,
-    device: torch.device | str | None = None,
-    seed: int = 0,
-    recheck: bool = True,
-    progress: Progress | None = None,
-) -> Cured:
+_Arguments = ParamSpec("_Arguments")
+
+
+def _as(
+    function: Callable[_Arguments, Cured],
+) -> Callable[[Callable[..., Cured]], Callable[_Arguments, Cured]]:
+    """Gives a function the signature of another one."""
+
+    def decorate(decorated: Callable[..., Cured]) -> Callable[_Arguments, Cured]:
+        vars(decorated)["__signature__"] = inspect.signature(function)
+        return decorated
+
+    return decorate
+
+
+@_as(fix)
+def fix_(*values: Any, **named: Any) -> Cured:
     """Cures a network in place, all or nothing; otherwise as `fix`.
 
     Everything is tried on a copy first. Only what worked there is done to the model and the optimiser, in one
@@ -164,12 +153,10 @@ def fix_(
         DataError: As in `fix`.
         VarshiftError: As in `fix`.
     """
-    arguments = dict(locals())
-    network = _own(model)
-    twin, _ = twin_of(network)
-    copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
-    tried = _treated(network, twin, copied, arguments)
-    return transplant(tried, network, optimizer, loader)
+    bound = inspect.signature(fix).bind(*values, **named)
+    bound.apply_defaults()
+    tried = _cured(bound.arguments)
+    return transplant(tried, bound.arguments["model"], bound.arguments["optimizer"])
 
 
 def apply_plan(
@@ -210,15 +197,12 @@ def apply_plan(
     """
     if not isinstance(plan, Plan):
         plan = Plan.from_json(plan)
-    network = _own(model)
-    twin, _ = twin_of(network)
-    copied = None if optimizer is None else twin_optimizer(optimizer, network, twin)
+    twin, copied, notes = _copied(_own(model), optimizer)
     surgery = Surgery(twin, optimizer=copied)
     changes, failures = [], []
-    notes = []
     for edit in plan.edits:
-        if edit.of_data:
-            notes.append(f"'{edit.op}' changes the loader: see to that where the network is trained.")
+        if edit.acts_on == "loader" or (edit.acts_on == "optimizer" and copied is None):
+            notes.append(f"'{edit.op}' changes the {edit.acts_on}: see to that where the network is trained.")
             continue
         mark = surgery.mark()
         try:
@@ -237,7 +221,7 @@ def apply_plan(
         failures=tuple(failures),
         notes=tuple(notes),
         optimizer=copied,
-        undo=surgery.undo,
+        way_back=surgery.undo,
     )
 
 
@@ -258,55 +242,58 @@ def _own(model: Any) -> nn.Module:
     return network
 
 
-def _treated(
-    network: nn.Module, twin: nn.Module, optimizer: torch.optim.Optimizer | None, arguments: dict[str, Any]
-) -> Cured:
-    """Treats the copy of a network; the network itself is only checked."""
+def _copied(
+    network: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> tuple[nn.Module, torch.optim.Optimizer | None, list[str]]:
+    """Copies of a network and its optimiser, and what is to be said of them."""
+    twin, notes = twin_of(network)
+    return twin, None if optimizer is None else twin_optimizer(optimizer, network, twin), list(notes)
+
+
+# What the checks and captures of a treatment are given; the loader and the optimiser change meanwhile.
+_SETTINGS = (
+    *("example_inputs", "shape", "deploy", "reference", "step", "intended"),
+    *("forward", "loss", "max_batches", "device", "seed", "progress"),
+)
+
+
+def _cured(arguments: Mapping[str, Any]) -> Cured:
+    """Treats a copy of a network; the network itself is only checked."""
+    network, report = _own(arguments["model"]), arguments["report"]
     select, ignore, cures = (arguments[name] for name in ("select", "ignore", "cures"))
-    loader, example, shape = (arguments[name] for name in ("loader", "example_inputs", "shape"))
-    report: Report | None = arguments["report"]
+    loader = arguments["loader"]
+    settings = {name: arguments[name] for name in _SETTINGS}
     if report is not None and not isinstance(report, Report):
         raise VarshiftError(f"report is a {type(report).__name__}: pass what varshift.check returned.")
     wishes = None if cures is None else wishes_of(cures)
-    forward = arguments["forward"]
-    if loader is not None and is_example(network, loader, forward):
-        if example is not None:
-            raise DataError("loader and example_inputs are both example inputs: pass one of them.")
-        loader, example = None, loader
-    if loader is not None and isinstance(loader, Iterator):
-        loader = list(islice(loader, arguments["max_batches"]))  # it can be gone through once only
-    if loader is None and example is None and shape is None:
-        shape = _stated(network, forward)
-    run = {name: arguments[name] for name in ("forward", "loss", "max_batches", "device", "seed", "intended")}
-    how = {"example_inputs": example, "shape": shape}
-    others = {name: arguments[name] for name in ("reference", "deploy", "step", "progress")}
-    surgery = Surgery(twin, loader, optimizer)
-
-    def check_again(changed: nn.Module, data: Any) -> Report:
-        return check(changed, data, **how, **run, **others, optimizer=surgery.optimizer)
-
     codes = resolve_selection(select, ignore)
+    if loader is not None and is_example(network, loader, settings["forward"]):
+        if settings["example_inputs"] is not None:
+            raise DataError("loader and example_inputs are both example inputs: pass one of them.")
+        loader, settings["example_inputs"] = None, loader
+    if isinstance(loader, Iterator):
+        loader = list(islice(loader, settings["max_batches"]))  # it can be gone through once only
+    if loader is None and settings["example_inputs"] is None and settings["shape"] is None:
+        settings["shape"] = _stated(network, settings["forward"])
     if report is None and (wishes is None or (arguments["recheck"] and loader is not None)):
-        report = check(
-            network,
-            loader,
-            **how,
-            **run,
-            **others,
-            optimizer=arguments["optimizer"],
-            select=select,
-            ignore=ignore,
-        )
+        optimizer = arguments["optimizer"]
+        report = check(network, loader, **settings, optimizer=optimizer, select=select, ignore=ignore)
+    twin, optimizer, notes = _copied(network, arguments["optimizer"])
     courses = wishes
     if courses is None:
         assert report is not None
         findings = [finding for finding in report.findings if finding.code in codes]
         courses = courses_of(findings, unsafe=arguments["unsafe"], advice=select is not None, gap=report.gap)
-    cured = Cured(twin, before=report, optimizer=optimizer, loader=loader)
+    cured = Cured(twin, before=report, notes=tuple(notes), optimizer=optimizer, loader=loader)
     if not courses:
         return cured
-    patient = _patient(twin, report, loader, how, {**run, "reference": arguments["reference"]})
+    surgery = Surgery(twin, loader, optimizer)
+
+    def check_again(changed: nn.Module, data: Any) -> Report:
+        return check(changed, data, **settings, optimizer=optimizer)
+
     rechecks = arguments["recheck"] and report is not None
+    patient = _patient(twin, report, loader, settings)
     treatment = Treatment(patient, courses, check_again if rechecks else None, surgery)
     try:
         treatment.run()
@@ -316,18 +303,17 @@ def _treated(
     changes = treatment.changes
     if optimizer is not None:
         changes += sync_optimizer(optimizer, surgery)
-    return Cured(
-        surgery.network,
+    return replace(
+        cured,
+        model=surgery.network,
         changes=changes,
         plan=Plan(treatment.edits, changes, type(network).__name__, versions_of(network)),
-        before=report,
         after=treatment.after if treatment.edits else None,
         failures=treatment.failures,
-        notes=tuple(treatment.notes),
-        optimizer=optimizer,
+        notes=(*notes, *treatment.notes),
         loader=surgery.data,
         recalibration=treatment.recalibration,
-        undo=surgery.undo,
+        way_back=surgery.undo,
     )
 
 
@@ -338,24 +324,26 @@ def _stated(network: nn.Module, forward: Forward | None) -> Any:
         return None
 
 
-def _patient(
-    twin: nn.Module, report: Report | None, loader: Any, how: dict[str, Any], run: dict[str, Any]
-) -> Patient:
+def _patient(twin: nn.Module, report: Report | None, loader: Any, settings: Mapping[str, Any]) -> Patient:
     """The copy with its capture and the example that it was captured with."""
-    settings = {name: value for name, value in {**how, **run}.items() if value is not None}
-    run = {name: value for name, value in run.items() if name != "reference"}
-    if loader is None and all(value is None for value in how.values()):
-        return Patient(twin, report, settings=settings)
-    subject = Subject(twin, loader=loader, **how, **run)
-    forward = run["forward"]
-    with one_at_a_time, shadowed(twin, seed=run["seed"]) as shadow, shadow, shadow:
+    given = {name: value for name, value in settings.items() if value is not None}
+    forward = settings["forward"]
+    subject = Subject(
+        twin,
+        loader=loader,
+        **{name: settings[name] for name in ("example_inputs", "shape", "forward", "loss")},
+        **{name: settings[name] for name in ("max_batches", "device", "seed")},
+    )
+    if not subject.has_inputs:
+        return Patient(twin, report, settings=given)
+    with one_at_a_time, shadowed(twin, seed=subject.seed) as shadow, shadow, shadow:
         shadow.keep(loader)
         subject.shadow = shadow
         subject.draw(1)
         subject.settle([], measures=False)
         example = subject.example()
 
-    def recapture(network: nn.Module) -> Any:
+    def recapture(network: nn.Module) -> Capture:
         return capture(network, example, forward=forward)
 
-    return Patient(twin, report, recapture(twin), example, loader, settings, recapture)
+    return Patient(twin, report, recapture(twin), example, loader, given, recapture)

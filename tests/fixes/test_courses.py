@@ -146,3 +146,39 @@ def test_every_edit_and_remedy_is_registered_with_the_package():
     assert len(ops) > 10
     assert set(codes) <= set(REMEDIES)
     assert len(codes) > 15
+
+
+@dataclass(frozen=True)
+class Second(Edit):
+    """Builds on the mark of another edit."""
+
+    op: ClassVar[str] = "second"
+
+    def apply(self, surgery):
+        if not hasattr(surgery.module("0"), "mark"):
+            raise Refused("there is no mark to build on.")
+        surgery.set(surgery.module("1"), "p", 0.0)
+        return (Change(SiteId("1", "dropout"), "p=0.5", "p=0.0", "attribute"),)
+
+
+@dataclass(frozen=True)
+class Marked(Rename):
+    """A mark of a place that no capture shows to have changed, and of another one."""
+
+    op: ClassVar[str] = "marked"
+
+    def apply(self, surgery):
+        super().apply(surgery)
+        surgery.set(surgery.module("2"), "p", 0.0)
+        return (Change(SiteId("0", "mark"), "", "marked", "attribute"),)
+
+
+def test_courses_that_build_on_one_another_are_told_apart(monkeypatch):
+    """The first also changes what it does not list; the second has nothing to build on without it."""
+    monkeypatch.setitem(REMEDIES, "move-noise", type("First", (Marks,), {"edits": (Marked("0"),)})())
+    monkeypatch.setitem(REMEDIES, "swap-noise", type("Then", (Marks,), {"edits": (Second(),)})())
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Dropout(0.2), nn.Linear(4, 2))
+    cured = vs.fix(model, shape=(4,), cures=["move-noise", "swap-noise"])
+    assert not cured.changes
+    assert {failure.tried[0][0] for failure in cured.failures} == {"move-noise", "swap-noise"}
+    assert "no mark to build on" in str(cured)

@@ -1,5 +1,7 @@
 """The engine: copies, changes in place, undo, plans, refusals."""
 
+import inspect
+
 import pytest
 import torch
 from state_digest import Digest
@@ -96,3 +98,9 @@ def test_a_plan_survives_its_file_and_refuses_another_one(sick, tmp_path):
         vs.Plan.from_json('{"schema": "varshift.report/2"}')
     with pytest.raises(vs.VarshiftError, match="no edit of this version"):
         vs.Plan.from_json('{"schema": "varshift.plan/1", "edits": [{"op": "later"}]}')
+
+
+def test_both_doors_take_the_same_arguments():
+    assert inspect.signature(vs.fix_) == inspect.signature(vs.fix)
+    with pytest.raises(TypeError, match="lader"):
+        vs.fix_(nn.Linear(2, 2), lader=[])

@@ -105,6 +105,28 @@ def test_parameters_leave_the_weight_decay(in_place):
     assert not watched.differences(Digest(net=net, optimizer=optimizer))
 
 
+def test_a_plan_leaves_the_groups_alone_where_there_is_no_optimiser():
+    net, optimizer = decayed()
+    plan = vs.fix(net, shape=(4,), optimizer=optimizer, cures=["exclude-from-decay"]).plan
+    assert plan.edits
+    repeated = vs.apply_plan(net, plan)
+    assert not repeated.changes
+    assert "changes the optimizer" in repeated.notes[0]
+    again = vs.apply_plan(net, plan, optimizer=optimizer)
+    assert {change.method for change in again.changes} == {"optimizer"}
+    assert len(optimizer.param_groups) == 1
+
+
+def test_what_was_added_is_forgotten_with_the_undo():
+    net, optimizer = decayed()
+    surgery = Surgery(net, optimizer=optimizer)
+    mark = surgery.mark()
+    surgery.swap(net[2], nn.PReLU())
+    assert len(surgery.added) == 1
+    surgery.undo_to(mark)
+    assert not surgery.added
+
+
 def test_a_finding_that_is_not_looked_for_again_is_not_called_gone():
     net, optimizer = decayed()
     batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(4)]

@@ -21,8 +21,9 @@ SWEEP = """
 import sys
 from pathlib import Path
 from toy_trials import Fault, walks
-from varshift.runner import Assignment, Follower, executor, run
+from varshift.runner import Assignment, executor, run
 from varshift.store import Store
+from varshift_lab.verbs._follow import Follower
 
 if __name__ == "__main__":
     folder, engine, workers, pause, *options = sys.argv[1:]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from toy_trials import toy_recipe
 
-from varshift.runner import Assignment, Follower, executor, run
+from varshift.runner import Assignment, executor, run
 from varshift.store import Store
 from varshift_lab.render import write_claims, write_table
+from varshift_lab.verbs._follow import Follower
 
 
 def sweep(folder, out, recipe, workers=2):

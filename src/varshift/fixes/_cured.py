@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,7 @@ from varshift.fixes._again import gone, still_there
 from varshift.fixes._edit import Change
 from varshift.fixes._lines import lines_of
 from varshift.fixes._plan import Plan
+from varshift.probe import Recalibration
 from varshift.report import Report, text_of
 from varshift.rules import Finding
 
@@ -44,6 +45,7 @@ class Failure:
         return text + (f" By hand: {', or '.join(self.by_hand)}." if self.by_hand else "")
 
 
+@dataclass(eq=False, repr=False)
 class Cured:
     """A treated network.
 
@@ -57,29 +59,22 @@ class Cured:
         notes: What else its user should know.
         optimizer: The optimiser in step with `model`: the user's own after `fix_`, a copy after `fix`.
         loader: The loader, another one where a cure of the data asked for it.
-        recalibration: The handle of the recalibration, where statistics were re-estimated.
+        recalibration: What the last re-estimation of statistics did, on the copy; None without one. `undo`
+            takes it back with all the rest.
+        way_back: What `undo` calls; None where there is nothing to undo.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        changes: tuple[Change, ...] = (),
-        plan: Plan | None = None,
-        before: Report | None = None,
-        after: Report | None = None,
-        failures: tuple[Failure, ...] = (),
-        notes: tuple[str, ...] = (),
-        optimizer: Optimizer | None = None,
-        loader: Any = None,
-        recalibration: Any = None,
-        undo: Callable[[], None] | None = None,
-    ) -> None:
-        self.model, self.changes, self.plan = model, changes, plan or Plan(())
-        self.before, self.after = before, after
-        self.failures, self.notes = failures, notes
-        self.optimizer, self.loader, self.recalibration = optimizer, loader, recalibration
-        self._undo = undo
+    model: nn.Module
+    changes: tuple[Change, ...] = ()
+    plan: Plan = field(default_factory=lambda: Plan(()))
+    before: Report | None = None
+    after: Report | None = None
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+    optimizer: Optimizer | None = None
+    loader: Any = None
+    recalibration: Recalibration | None = None
+    way_back: Callable[[], None] | None = None
 
     @property
     def ok(self) -> bool:
@@ -101,14 +96,14 @@ class Cured:
 
     def undo(self) -> None:
         """Makes `model`, `optimizer` and `loader` what they were, bit for bit; a second time does nothing."""
-        if self._undo is None:
+        if self.way_back is None:
             return
         try:
-            self._undo()
+            self.way_back()
         except BaseException:  # an interrupt in the middle: all of it once more
-            self._undo()
+            self.way_back()
             raise
-        self._undo = None
+        self.way_back = None
         self.changes, self.plan, self.after = (), Plan(()), None
 
     def text(self, *, width: int = 100, full: bool = False) -> str:

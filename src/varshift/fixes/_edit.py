@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from varshift._errors import VarshiftError
 from varshift._sites import SiteId, Source
@@ -44,19 +45,20 @@ class Change:
     why: str = ""
 
 
-class Edit:
+class Edit(ABC):
     """One operation on a module tree: data only, found again by paths and texts, never by line numbers.
 
     Subclasses are frozen dataclasses of strict-JSON values, `SiteId` and `Source`, registered by `edit`.
 
     Attributes:
         op: Its name in a plan.
-        of_data: Whether it changes the loader and nothing of the model.
+        acts_on: What it changes: the model, the loader or the optimiser.
     """
 
     op: ClassVar[str] = ""
-    of_data: ClassVar[bool] = False
+    acts_on: ClassVar[Literal["model", "loader", "optimizer"]] = "model"
 
+    @abstractmethod
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Does it, through the surgery only, so that it can be undone.
 
@@ -67,7 +69,6 @@ class Edit:
             Refused: If the place is not there, or is not what it was when the edit was planned. Nothing of
                 this edit may have been done then.
         """
-        raise NotImplementedError
 
     @property
     def linked(self) -> tuple[SiteId, ...]:

@@ -26,6 +26,8 @@ class ExcludeFromDecay(Edit):
         parameters: Their names in the model.
     """
 
+    acts_on = "optimizer"
+
     parameters: tuple[str, ...]
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:

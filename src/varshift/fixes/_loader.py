@@ -37,7 +37,7 @@ _LOADER = SiteId("", "loader")
 class DropLast(Edit):
     """Has the loader leave out the incomplete last batch of an epoch."""
 
-    of_data = True
+    acts_on = "loader"
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Puts a loader with ``drop_last=True`` in the place of the one at hand."""
@@ -51,7 +51,7 @@ class DropLast(Edit):
 class Reshuffle(Edit):
     """Has the loader draw the samples of every batch at random in every epoch."""
 
-    of_data = True
+    acts_on = "loader"
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Puts a loader with a shuffling sampler in the place of the one at hand."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +24,7 @@ class NoOptions:
     """The options of a remedy that has none."""
 
 
-class Remedy:
+class Remedy(ABC):
     """Plans one kind of cure.
 
     Attributes:
@@ -54,6 +55,7 @@ class Remedy:
         """Whether what arrives at norms changes with some options."""
         return self.restates
 
+    @abstractmethod
     def plan(
         self, patient: Patient, sites: Sequence[SiteId], options: Any, finding: Finding | None
     ) -> Sequence[Edit]:
@@ -70,7 +72,6 @@ class Remedy:
             Refused: If it cannot be done here; the text says why, and what edit to make by hand: file, line,
                 before and after.
         """
-        raise NotImplementedError
 
 
 def remedy(cls: type[_Remedy]) -> type[_Remedy]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ class Surgery:
         """Registers a child, or takes it out where it is None; the order of the others stays."""
         self._entry(parent._modules, name, _ABSENT if child is None else child)
         if child is not None:
-            self.added.update(id(parameter) for parameter in child.parameters())
+            self._note_added(child.parameters())
 
     def write(self, tensor: Tensor, value: Tensor) -> None:
         """Overwrites a tensor in place."""
@@ -140,7 +140,7 @@ class Surgery:
         if old is not None and old is not new:
             self._note_replaced(old, new)
         elif old is None and new is not None:
-            self.added.add(id(new))
+            self._note_added([new])
 
     def undo(self) -> None:
         """Takes everything back, the last change first; an error does not stop it.
@@ -148,8 +148,6 @@ class Surgery:
         An interrupt may: then all of it is taken back by the next call. Every step can be taken twice.
         """
         self.undo_to(0)
-        self.replaced.clear()
-        self.added.clear()
 
     def on_undo(self, restore: Callable[[], None]) -> None:
         """Has something else taken back together with the changes."""
@@ -189,11 +187,16 @@ class Surgery:
             self._note_replaced(old, stand_in)
         stand_ins = {id(one) for _, one in self.replaced.values() if one is not None}
         before = {id(parameter) for parameter in module.parameters()}
-        self.added.update({id(p) for p in new.parameters()} - before - stand_ins)
+        self._note_added(p for p in new.parameters() if id(p) not in before | stand_ins)
 
     def _note_replaced(self, old: nn.Parameter, new: nn.Parameter | None) -> None:
         self._undo.append(lambda: self.replaced.pop(id(old), None) and None)
         self.replaced[id(old)] = (old, new)
+
+    def _note_added(self, parameters: Iterable[nn.Parameter]) -> None:
+        fresh = {id(parameter) for parameter in parameters} - self.added
+        self._undo.append(lambda: self.added.difference_update(fresh))
+        self.added |= fresh
 
 
 def refused(reasons: Sequence[str], limit: int = 3) -> Refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,40 +15,27 @@ from varshift.fixes._surgery import Surgery
 from varshift.model import Holder, State, protected, release_signals, watch_signals
 
 
-def transplant(tried: Cured, network: nn.Module, optimizer: Optimizer | None, loader: Any) -> Cured:
+def transplant(tried: Cured, network: nn.Module, optimizer: Optimizer | None) -> Cured:
     """Does to a network what was done to its copy.
 
     Args:
         tried: The treated copy.
         network: The network itself.
         optimizer: Its optimiser, if it is to be kept in step.
-        loader: Its loader.
 
     Raises:
         ModelError: If the root itself would have to be replaced.
     """
-    if type(tried.model) is not type(network) and not issubclass(type(tried.model), type(network)):
+    if not isinstance(tried.model, type(network)):
         raise ModelError(
             f"model is the {type(network).__name__} that has to be replaced: use varshift.fix, which returns "
             "the new one."
         )
     statistics = _statistics(tried)
-    surgery = Surgery(network, loader, optimizer)
+    surgery = Surgery(network, optimizer=optimizer)
     try:
         _operate(surgery, tried, statistics, optimizer)
-        return Cured(
-            network,
-            changes=tried.changes,
-            plan=tried.plan,
-            before=tried.before,
-            after=tried.after,
-            failures=tried.failures,
-            notes=tried.notes,
-            optimizer=optimizer,
-            loader=tried.loader,
-            recalibration=tried.recalibration,
-            undo=lambda: _undo(surgery),
-        )
+        return replace(tried, model=network, optimizer=optimizer, way_back=lambda: _undo(surgery))
     except BaseException:  # an interrupt among others: without a handle nobody could undo it
         try:
             _undo(surgery)
@@ -65,7 +53,8 @@ def _operate(
     try:
         watch_signals(holder)
         for edit in tried.plan.edits:
-            edit.apply(surgery)
+            if edit.acts_on != "loader":  # the loader that it made is there already
+                edit.apply(surgery)
         for path, keys, value in statistics:
             surgery.write(State(surgery.network.get_submodule(path), keys).tensor, value)
         if optimizer is not None:

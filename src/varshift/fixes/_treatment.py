@@ -8,9 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from varshift._errors import VarshiftError, VarshiftWarning
 from varshift.fixes._again import not_looked_for, still_there
 from varshift.fixes._course import Course
@@ -23,9 +20,9 @@ from varshift.fixes._recalibrate import Recalibrate, statistics_changes
 from varshift.fixes._remedy import REMEDIES, options_of, plan_cure
 from varshift.fixes._surgery import Refused, Surgery
 from varshift.model import find_norms, short_message_of
-from varshift.probe import Recalibration, recalibrate
+from varshift.probe import Recalibration, recalibrate, standard_error
 from varshift.report import Report, encode
-from varshift.rules import Cure
+from varshift.rules import Cure, Finding
 
 Check = Callable[..., Report]
 _WORSE = 0.05  # of the deployed loss, beyond two standard errors: no cure may cost so much
@@ -180,11 +177,7 @@ class Treatment:
             if edit in made:
                 continue
             changes += edit.apply(self._surgery)
-        why = finding.message if finding is not None else ""
-        code = finding.code if finding is not None else ""
-        return edits, tuple(
-            replace(change, cure=cure.code, finding=code, why=change.why or why) for change in changes
-        )
+        return edits, _explained(changes, cure.code, finding)
 
     # -- proof ------------------------------------------------------------------------------------------
 
@@ -199,8 +192,11 @@ class Treatment:
             return False
         for course in edited if len(edited) > 1 else ():
             self._surgery.undo()
-            for edit in course.edits:
-                edit.apply(self._surgery)
+            try:
+                for edit in course.edits:
+                    edit.apply(self._surgery)
+            except Refused:  # it builds on what another course did
+                continue
             alone = self._difference([course])
             if alone:
                 course.give_up(alone)
@@ -233,22 +229,24 @@ class Treatment:
 
     def _restate(self) -> None:
         """Re-estimates statistics where that is a cure, or where what arrives at norms has changed."""
-        self._rebind()
-        asked = [course for course in self._courses if any(_is_recalibration(e) for e in course.edits)]
+        asked = [course for course in self._courses if any(map(_is_recalibration, course.edits))]
         follows = any(
             course.cure is not None and _restates(course.cure) and self._reaches_norms(course)
             for course in self._courses
         )
-        if not asked and not follows:
+        has_norms = bool(find_norms(self._surgery.network))
+        if asked or (follows and has_norms and self._patient.loader is not None):
+            self._recalibrate(asked)
             return
-        patient, network = self._patient, self._surgery.network
-        if not asked and (patient.loader is None or not find_norms(network)):
-            if find_norms(network):
-                self.notes.append(
-                    "The statistics of the norms are those of the network before: train it again, or "
-                    "recalibrate it (varshift.recalibrate)."
-                )
-            return
+        self._rebind()
+        if follows and has_norms:
+            self.notes.append(
+                "The statistics of the norms are those of the network before: train it again, or "
+                "recalibrate it (varshift.recalibrate)."
+            )
+
+    def _recalibrate(self, asked: list[Course]) -> None:
+        """Re-estimates statistics, and keeps them where the network is not worse for it."""
         wish = next((e for c in asked for e in c.edits if isinstance(e, Recalibrate)), Recalibrate())
         try:
             handle = self._recalibrated(wish)
@@ -266,14 +264,9 @@ class Treatment:
             return
         self._surgery.on_undo(handle.undo)
         self.recalibration = handle
-        owner = asked[0] if asked else next(c for c in self._courses if c.changes)
-        why = (
-            owner.finding.message
-            if asked and owner.finding is not None
-            else "The statistics follow the changes."
-        )
-        code = owner.finding.code if owner.finding is not None else ""
-        owner.changes += tuple(replace(c, cure="recalibrate", finding=code, why=why) for c in changes)
+        owner = asked[0] if asked else next(course for course in self._courses if course.changes)
+        why = "" if asked else "The statistics follow the changes."
+        owner.changes += _explained(changes, "recalibrate", owner.finding, why)
 
     def _reaches_norms(self, course: Course) -> bool:
         """Whether some norm is downstream of what a course changed; other places than noise count as such."""
@@ -296,11 +289,7 @@ class Treatment:
             self._surgery.on_undo(handle.undo)
             handle.apply()
             self.recalibration = handle
-            finding = course.finding
-            why, code = (finding.message, finding.code) if finding is not None else ("", "")
-            course.changes = tuple(
-                replace(change, cure="rebind-statistics", finding=code, why=why) for change in changes
-            )
+            course.changes = _explained(changes, "rebind-statistics", course.finding)
 
     def _recalibrated(self, wish: Recalibrate) -> Recalibration:
         patient, network = self._patient, self._surgery.network
@@ -318,13 +307,11 @@ class Treatment:
                 loss=settings.get("loss"),
             )
 
-    def _give_up_all(self, courses: list[Course], reason: str) -> None:
-        for course in courses:
-            course.give_up(reason)
-
     def _without_statistics(self, asked: list[Course], reason: str) -> None:
         """Statistics stay as they are: courses that wanted no more than new ones have failed."""
-        self._give_up_all([c for c in asked if all(map(_is_recalibration, c.edits))], reason)
+        for course in asked:
+            if all(map(_is_recalibration, course.edits)):
+                course.give_up(reason)
         if not asked or any(course.edits for course in asked):
             self.notes.append(f"Statistics were kept: {reason}.")
 
@@ -339,8 +326,9 @@ class Treatment:
         try:
             self.after = self._check(self._surgery.network, self._surgery.data)
         except VarshiftError as error:
-            reason = f"the changed network cannot be checked: {short_message_of(error)}"
-            self._give_up_all([course for course in self._courses if course.edits], reason)
+            for course in self._courses:
+                if course.edits:
+                    course.give_up(f"the changed network cannot be checked: {short_message_of(error)}")
             return True
         failed = False
         for course in self._courses:
@@ -364,28 +352,26 @@ class Treatment:
 
     def _costs_loss(self) -> bool:
         """Whether the deployed network got worse by cures that were to be safe; drops the last of them."""
-        report = self._patient.report
-        before = report.gap if report is not None else None
-        after = self.after.gap if self.after is not None else None
-        if before is None or after is None or before.metric != "loss" or after.metric != "loss":
-            return False
         treated = [course for course in self._courses if course.edits and course.finding is not None]
-        if not treated or any(course.cure and course.cure.safety == "unsafe" for course in treated):
-            return False  # that is for another training to tell
-        if not all(course.cure is None or REMEDIES[course.cure.code].guarded for course in treated):
+        cures = [course.cure for course in treated if course.cure is not None]
+        if not all(cure.safety == "safe" and REMEDIES[cure.code].guarded for cure in cures):
+            return False  # what another training will tell, or what was good on batches like these only
+        change = _change(self._patient.report, self.after)
+        if not treated or change is None:
             return False
-        one, two = (_losses(gap.batches.get("eval")) for gap in (before, after))
-        if not len(one) or len(one) != len(two):
-            return False
-        changes = two - one
-        if not bool(torch.isfinite(changes).all()):
-            return False
-        error = float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else float("inf")
-        rise, loss = float(changes.mean()), abs(float(one.mean()))
-        if rise <= max(_WORSE * loss, _NATS, _ERRORS * error):
+        loss, rise, error = change
+        if rise <= max(_WORSE * abs(loss), _NATS, _ERRORS * error):
             return False
         treated[-1].give_up(f"it made the deployed network worse: the loss rose by {rise:.3g}")
         return True
+
+
+def _explained(
+    changes: Sequence[Change], cure: str, finding: Finding | None, why: str = ""
+) -> tuple[Change, ...]:
+    """Changes with the cure that made them and what it was for."""
+    code, reason = (finding.code, why or finding.message) if finding is not None else ("", why)
+    return tuple(replace(change, cure=cure, finding=code, why=change.why or reason) for change in changes)
 
 
 def _restates(cure: Cure) -> bool:
@@ -395,34 +381,35 @@ def _restates(cure: Cure) -> bool:
 
 def _relief(course: Course, before: Report | None, after: Report) -> str:
     """What re-estimated statistics did for a finding whose cause is still there; empty where not enough."""
-    finding, cure = course.finding, course.cure
-    first, second = before.gap if before is not None else None, after.gap
-    if finding is None or cure is None or cure.code != "recalibrate":
+    change = _change(before, after)
+    if course.cure is None or course.cure.code != "recalibrate" or change is None:
         return ""
-    if first is None or second is None:
-        return ""
-    losses = first.states.get("eval"), second.states.get("eval")
-    fell = _fell(_losses(first.batches.get("eval")), _losses(second.batches.get("eval")))
-    if losses[0] is None or losses[1] is None or not fell:
+    loss, rise, error = change
+    if not rise < -_ERRORS * error:
         return ""
     return (
-        f"the loss in evaluation fell from {losses[0]:.3g} to {losses[1]:.3g}; the cause is still there, and "
+        f"the loss in evaluation fell from {loss:.3g} to {loss + rise:.3g}; the cause is still there, and "
         "will harm the statistics again in training"
     )
 
 
-def _fell(before: Tensor, after: Tensor) -> bool:
-    """Whether the loss of the same batches fell beyond two standard errors."""
-    if len(before) < 2 or len(before) != len(after):
-        return False
-    changes = after - before
-    return bool(changes.mean() < -_ERRORS * changes.std() / len(changes) ** 0.5)
+def _change(before: Report | None, after: Report | None) -> tuple[float, float, float] | None:
+    """Loss in evaluation before, what it rose by on the same batches, and the standard error of that.
+
+    None where a loss was not measured, is not finite, or was measured on other batches. With a single batch
+    the error is not known, hence infinite.
+    """
+    gaps = [report.gap for report in (before, after) if report is not None and report.gap is not None]
+    if len(gaps) < 2 or any(gap.metric != "loss" for gap in gaps) or gaps[0].sizes != gaps[1].sizes:
+        return None
+    losses = [gap.states.get("eval") for gap in gaps]
+    first, second = (gap.batches.get("eval", ()) for gap in gaps)
+    if losses[0] is None or losses[1] is None or not first or len(first) != len(second):
+        return None
+    changes = [None if a is None or b is None else b - a for a, b in zip(first, second, strict=True)]
+    error = standard_error(changes, gaps[0].sizes)
+    return losses[0], losses[1] - losses[0], math.inf if error is None else error
 
 
 def _is_recalibration(edit: Edit) -> bool:
     return isinstance(edit, Recalibrate)
-
-
-def _losses(batches: Sequence[float | None] | None) -> Tensor:
-    values = [math.nan if value is None else value for value in batches or ()]
-    return torch.tensor(values, dtype=torch.float64)

@@ -6,14 +6,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
-_HERE = "varshift"
-
 
 def versions_of(network: nn.Module) -> tuple[tuple[str, str], ...]:
     """Versions of varshift, torch and the installed packages that the network's modules come from."""
-    packages = {_HERE, "torch", *(type(module).__module__.partition(".")[0] for module in network.modules())}
+    packages = {type(module).__module__.partition(".")[0] for module in network.modules()}
     versions = []
-    for package in sorted(packages):
+    for package in sorted(packages | {"varshift", "torch"}):
         try:
             versions.append((package, version(package)))
         except PackageNotFoundError:  # the user's own code

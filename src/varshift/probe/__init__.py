@@ -52,3 +52,4 @@ from varshift.probe._types import LayerMeasurement as LayerMeasurement
 from varshift.probe._types import Leverage as Leverage
 from varshift.probe._types import Measurement as Measurement
 from varshift.probe._types import NoiseBias as NoiseBias
+from varshift.probe._types import standard_error as standard_error

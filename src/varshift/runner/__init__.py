@@ -8,8 +8,6 @@ from ._executor import Crew as Crew
 from ._executor import Executor as Executor
 from ._executor import executor as executor
 from ._executor import executor_names as executor_names
-from ._follow import Follower as Follower
-from ._follow import time_left as time_left
 from ._run import run as run
 from ._tensorboard import check_board as check_board
 from ._work import work as work

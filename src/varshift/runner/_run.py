@@ -27,7 +27,7 @@ def run(
         store: The store, where the trials are queued.
         executor: Who starts workers.
         assignments: What each of the workers is told; as many as there shall be workers at most.
-        follow: Told of the progress and of the number of workers; a `Follower` shows it.
+        follow: Told of the progress and of the number of workers.
 
     Returns:
         How it ended.

@@ -188,8 +188,8 @@ def run(
 
 def _sweep(store: Store, engine: Executor, assignments: list[Assignment], chosen: Chosen) -> None:
     """Runs what is left and says where it stood when it is interrupted."""
-    from varshift.runner import Follower
     from varshift.runner import run as run_all
+    from varshift_lab.verbs._follow import Follower
 
     keys = assignments[0].keys
     if not store.progress(keys).open:

@@ -21,8 +21,8 @@ def status(
 
     from varshift import VarshiftError
     from varshift.cli import wide_console
-    from varshift.runner import time_left
     from varshift.store import Store
+    from varshift_lab.verbs._follow import time_left
 
     with Store(store, create=False) as opened:
         wanted = [one for one in opened.wanted() if recipe in (None, one[0])]
