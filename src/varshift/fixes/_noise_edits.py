@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class SwapNoiseModule(Edit):
         path: Its first path.
         cls: Its class name.
         action: What becomes of it.
-        sites: The noise sites that it stands for: one for every place that calls it.
+        sites: The noise sites that it makes: one for every place that calls it.
         dimensions: Number of dimensions of its input.
         carried: Attributes that parents read from it, such as ``p``, and what they are to be; its other
             numbers, flags and texts are taken over as they are.
@@ -80,14 +81,13 @@ class SetAttribute(Edit):
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Sets it, on the object that holds it."""
-        owner: Any = surgery.module(self.path)
+        module = surgery.module(self.path)
         place = f"{self.path}.{self.attribute}" if self.path else self.attribute
-        *holders, name = self.attribute.split(".")
-        for holder in holders:
-            owner = getattr(owner, holder, None)
-        if owner is None or not hasattr(owner, name):
-            raise Refused(f"the model has no attribute '{place}'.")
-        value = getattr(owner, name)
+        try:
+            owner, name = holder_of(module, self.attribute)
+            value = getattr(owner, name)
+        except AttributeError:
+            raise Refused(f"the model has no attribute '{place}'.") from None
         if not _alike(value, self.before):
             raise Refused(f"'{place}' is {value!r}, and was {self.before!r} in the plan.")
         try:
@@ -98,6 +98,16 @@ class SetAttribute(Edit):
         texts = f"{name}={self.before!r}", f"{name}={self.after!r}"
         why = several(self.sites, f"'{place}'")
         return tuple(Change(site, *texts, "attribute", self.source, why=why) for site in sites)
+
+
+def holder_of(module: nn.Module, attribute: str) -> tuple[Any, str]:
+    """The object that holds an attribute with dots, and the name of the attribute there.
+
+    Raises:
+        AttributeError: If there is no such object.
+    """
+    *holders, name = attribute.split(".")
+    return functools.reduce(getattr, holders, module), name
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
@@ -113,7 +123,7 @@ def several(sites: tuple[SiteId, ...], unit: str) -> str:
     """Says that some places can only be changed together; empty for a single one."""
     if len(sites) < 2:
         return ""
-    return f"{unit} stands for {len(sites)} places, which change together: {', '.join(map(str, sites))}"
+    return f"{unit} acts at {len(sites)} places, which change together: {', '.join(map(str, sites))}"
 
 
 def _description(module: nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from varshift._errors import VarshiftError
 from varshift._sites import SiteId
-from varshift.fixes._noise_edits import plain_attributes
+from varshift.fixes._noise_edits import holder_of, plain_attributes
 from varshift.fixes._patient import Patient
 from varshift.flow import Flow, NoiseSite, capture_in_place
 from varshift.model import Guard, one_at_a_time, shadowed
@@ -30,7 +31,7 @@ class OwnModule:
     Attributes:
         path: Its first path.
         cls: Its class name.
-        sites: The noise sites that it stands for, one for every place that calls it.
+        sites: The noise sites that it makes, one for every place that calls it.
         dimensions: Number of dimensions of its input.
         always: Whether it acts in evaluation, too.
     """
@@ -86,9 +87,7 @@ class Handles:
     def __init__(self, patient: Patient) -> None:
         self._patient = patient
         self.sites: dict[SiteId, NoiseSite] = {**patient.noises, **patient.layer_drops}
-        flows = (patient.capture.train, patient.capture.eval) if patient.capture else ()
-        self._flows: list[Flow] = [flow for flow in flows if flow is not None]
-        self.always = {site.id for flow in self._flows if flow.mode == "eval" for site in flow.noises}
+        self.always = self._acting("eval")
         self._modules = dict(patient.network.named_modules(remove_duplicate=False))
         self._identities: dict[Any, bool] = {}
         self._own: dict[SiteId, OwnModule] = {}
@@ -151,7 +150,7 @@ class Handles:
     def _shape(self, path: str, site: NoiseSite) -> tuple[int, ...]:
         """Shape of what a module makes noise on."""
         node = site.node if site.name == path else site.drawn[0].node
-        for flow in self._flows:
+        for flow in self._patient.flows:
             if any(other is site for other in flow.noises):
                 return flow.nodes[node].shape or ()
         return ()
@@ -214,47 +213,43 @@ class Handles:
         if self._drivers is not None:
             return self._drivers
         attributes = list(self._candidates)
-        train = self._perturbed(attributes) if attributes else None
+        values = [_LOW + _WIDTH * number / (len(attributes) + 1) for number in range(1, len(attributes) + 1)]
+        train = self._perturbed(attributes, values) if attributes else None
         if train is None:
             self._drivers = {}
             return {}
-        step = _WIDTH / (len(attributes) + 1)
         driven: dict[tuple[int, bool], list[SiteId]] = {}
         for site in (*train.noises, *train.decisions):
             if site.rate is None:
                 continue
-            for keeps, value in ((False, site.rate), (True, 1 - site.rate)):
-                number = round((value - _LOW) / step) - 1
-                if 0 <= number < len(attributes) and abs(_LOW + step * (number + 1) - value) <= _ERROR:
+            for keeps, rate in ((False, site.rate), (True, 1 - site.rate)):
+                number = min(range(len(values)), key=lambda place: abs(values[place] - rate))
+                if abs(values[number] - rate) <= _ERROR:
                     driven.setdefault((number, keeps), []).append(site.id)
         drivers: dict[SiteId, Driver] = {}
         for (number, keeps), sites in driven.items():
-            if any((number, other) in driven for other in (not keeps,)):
+            if (number, not keeps) in driven:
                 continue  # one number as rate here and keep probability there: no value does for both
             driver = Driver(attributes[number], tuple(sites), keeps)
             drivers.update(dict.fromkeys(sites, driver))
-        whole = {site.id for site in train.noises} >= set(self._acting("train"))
+        whole = {site.id for site in train.noises} >= self._acting("train")
         if whole or train.by_chance or train.decisions:
             self._drivers = drivers  # else an earlier cure has taken sites away: ask again next time
         return drivers
 
-    def _acting(self, mode: str) -> list[SiteId]:
-        return [site.id for flow in self._flows if flow.mode == mode for site in flow.noises]
+    def _acting(self, mode: str) -> set[SiteId]:
+        return {site.id for flow in self._patient.flows if flow.mode == mode for site in flow.noises}
 
-    def _perturbed(self, attributes: Sequence[Attribute]) -> Flow | None:
-        """The training flow of a copy whose attributes all differ; None where it does not run."""
+    def _perturbed(self, attributes: Sequence[Attribute], values: Sequence[float]) -> Flow | None:
+        """The training flow of a copy whose attributes have other values; None where it does not run."""
         patient = self._patient
-        step = _WIDTH / (len(attributes) + 1)
         restores: list[tuple[Any, str, Any]] = []
         with one_at_a_time, shadowed(patient.network, seed=0) as shadow, shadow, shadow:
             try:
-                for number, attribute in enumerate(attributes):
-                    owner: Any = shadow.network.get_submodule(attribute.path)
-                    *holders, name = attribute.name.split(".")
-                    for holder in holders:
-                        owner = getattr(owner, holder)
+                for attribute, value in zip(attributes, values, strict=True):
+                    owner, name = holder_of(shadow.network.get_submodule(attribute.path), attribute.name)
                     restores.append((owner, name, getattr(owner, name)))
-                    setattr(owner, name, _LOW + step * (number + 1))
+                    setattr(owner, name, value)
                 return capture_in_place(shadow.network, patient.example, forward=patient.forward).train
             except (VarshiftError, AttributeError, TypeError):
                 return None
@@ -309,7 +304,7 @@ def _is_record(value: Any) -> bool:
 def _passes(module: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
         trial = copy.deepcopy(module).eval()
-        value = torch.linspace(-2, 3, max(_size(shape), 1)).reshape(shape)
+        value = torch.linspace(-2, 3, max(math.prod(shape), 1)).reshape(shape)
         with one_at_a_time, Guard(seed=0) as guard, guard, torch.no_grad():
             result = trial(value)
     except Exception:  # whatever a module of the user's may raise
@@ -317,10 +312,3 @@ def _passes(module: nn.Module, shape: tuple[int, ...]) -> bool:
     return result is value or (
         isinstance(result, Tensor) and result.shape == value.shape and bool(torch.equal(result, value))
     )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for number in shape:
-        size *= number
-    return size

@@ -80,9 +80,7 @@ def followers(patient: Patient, place: NormPlace) -> tuple[str, ...] | None:
 
     None where the module does anything else: then no other layer can stand in for it.
     """
-    capture = patient.capture
-    flows = [flow for flow in (capture.train, capture.eval) if flow is not None] if capture else []
-    chains = [_chain(flow, place) for flow in flows]
+    chains = [_chain(flow, place) for flow in patient.flows]
     if not chains or any(chain is None for chain in chains):
         return None
     longest = max((chain for chain in chains if chain is not None), key=len)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from varshift._sites import SiteId
-from varshift.flow import Capture, NoiseSite, NormSite
+from varshift.flow import Capture, Flow, NoiseSite, NormSite
 from varshift.report import Report
 
 if TYPE_CHECKING:
@@ -47,24 +47,26 @@ class Patient:
         """How the network is called with a batch."""
         return self.settings.get("forward")
 
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """The flows that were captured, that of training first; empty without a capture."""
+        return self.capture.flows if self.capture is not None else ()
+
     @cached_property
     def noises(self) -> dict[SiteId, NoiseSite]:
-        """The noise sites by name, those of training first."""
-        flows = (self.capture.eval, self.capture.train) if self.capture else ()
-        return {site.id: site for flow in flows if flow is not None for site in flow.noises}
+        """The noise sites by name, as training has them where both modes do."""
+        return {site.id: site for flow in reversed(self.flows) for site in flow.noises}
 
     @cached_property
     def layer_drops(self) -> dict[SiteId, NoiseSite]:
         """The layers that Python skips by chance, by name."""
-        flows = (self.capture.eval, self.capture.train) if self.capture else ()
-        choices = (site for flow in flows if flow is not None for site in flow.decisions)
+        choices = (site for flow in reversed(self.flows) for site in flow.decisions)
         return {site.id: site for site in choices if site.kind == "layer_drop"}
 
     @cached_property
     def norms(self) -> dict[SiteId, NormSite]:
-        """The norm sites by name."""
-        flows = (self.capture.eval, self.capture.train) if self.capture else ()
-        return {site.id: site for flow in flows if flow is not None for site in flow.norms}
+        """The norm sites by name, as training has them where both modes do."""
+        return {site.id: site for flow in reversed(self.flows) for site in flow.norms}
 
     @cached_property
     def prediction(self) -> Prediction | None:

@@ -15,9 +15,7 @@ def rectifier_after(patient: Patient, place: NormPlace) -> str | None:
     A layer with a threshold of its own can then stand for both. A ReLU that other signals pass as well, or a
     norm whose output something else reads, too, gives None: there the ReLU has to stay.
     """
-    capture = patient.capture
-    flows = [flow for flow in (capture.train, capture.eval) if flow is not None] if capture else []
-    paths = {_rectifier_in(patient.network, flow, place) for flow in flows}
+    paths = {_rectifier_in(patient.network, flow, place) for flow in patient.flows}
     return paths.pop() if len(paths) == 1 else None
 
 

@@ -122,10 +122,8 @@ def _action(site: NoiseSite, options: SwapOptions) -> NoiseAction:
 
 def _ranks(patient: Patient) -> dict[SiteId, int]:
     """Number of dimensions of the signal at every noise site."""
-    flows = (patient.capture.eval, patient.capture.train) if patient.capture else ()
     return {
         site.id: len(flow.nodes[site.node].shape or ())
-        for flow in flows
-        if flow is not None
+        for flow in reversed(patient.flows)
         for site in flow.noises
     }

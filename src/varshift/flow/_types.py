@@ -297,6 +297,11 @@ class Capture:
     failures: tuple[str, ...] = ()
 
     @property
+    def flows(self) -> tuple[Flow, ...]:
+        """Those that were captured, that of training first."""
+        return tuple(flow for flow in (self.train, self.eval) if flow is not None)
+
+    @property
     def method(self) -> CaptureMethod:
         """The weaker of the two methods used."""
         order: list[CaptureMethod] = ["recorded", "exported", "decomposed", "hooks"]
@@ -306,5 +311,6 @@ class Capture:
     @property
     def limits(self) -> tuple[str, ...]:
         """What could not be seen in either mode, without repetition."""
-        flows = [flow for flow in (self.train, self.eval) if flow]
-        return tuple(dict.fromkeys([*(limit for flow in flows for limit in flow.limits), *self.failures]))
+        return tuple(
+            dict.fromkeys([*(limit for flow in self.flows for limit in flow.limits), *self.failures])
+        )
