@@ -54,8 +54,7 @@ def base_and_edits(cls: type) -> tuple[type, tuple[ClassEdit, ...]]:
 
 def user_class(module: nn.Module) -> type:
     """The class that the user made a module of, under parametrizations and edits."""
-    cls = type(module)
-    return base_and_edits(cls.__bases__[0] if parametrize.is_parametrized(module) else cls)[0]
+    return base_and_edits(_under_parametrization(module))[0]
 
 
 def edited_class(base: type, edits: tuple[ClassEdit, ...]) -> type:
@@ -83,12 +82,11 @@ def with_edit(module: nn.Module, edit: ClassEdit) -> type:
         Refused: If the edit does not fit its class.
     """
     edit = edit.without_place()
-    cls = type(module)
-    own_class = parametrize.is_parametrized(module)
-    base, edits = base_and_edits(cls.__bases__[0] if own_class else cls)
+    cls, under = type(module), _under_parametrization(module)
+    base, edits = base_and_edits(under)
     kept = tuple(earlier for earlier in edits if not edit.supersedes(earlier))
     new = edited_class(base, (*kept, edit))
-    if not own_class:
+    if under is cls:
         return new
     # The class that a parametrization made is this module's own. It is made again on top of the edited one,
     # because taking the parametrization off deletes attributes of it and goes back to its base class.
@@ -117,6 +115,11 @@ def edited_instance(edits: str, make: Callable[..., Any], arguments: tuple[Any, 
 
 
 edited_instance.__module__ = "varshift.fixes"  # pickles name it there
+
+
+def _under_parametrization(module: nn.Module) -> type:
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 
 def _subclass(base: type, edits: tuple[ClassEdit, ...], members: dict[str, Any]) -> type:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from varshift._sites import SiteId
+from varshift.evidence import Evidence
 from varshift.fixes._edit import Edit
 from varshift.fixes._noise_action import NoiseAction
 from varshift.fixes._noise_method import plan_noise, require_capture
@@ -41,12 +42,12 @@ class FollowMode(Remedy):
             return follow_mode(patient, norms)
         flow = patient.capture.eval if patient.capture else None
         acting = {site.id for site in flow.noises} if flow is not None else set()
-        intended = tuple(patient.settings.get("intended") or ())
+        evidence = Evidence(intended=tuple(patient.settings.get("intended") or ()))
 
         def unfit(site: NoiseSite) -> str:
             if site.id not in acting:
                 return f"{site.id} acts in training only, as it should."
-            if _declared(site, intended):
+            if evidence.is_intended(site.name, site.id):
                 return f"{site.id} is declared as meant for evaluation."
             return why_no_regulariser(site, "switched off")
 
@@ -57,9 +58,3 @@ class FollowMode(Remedy):
         return plan_noise(
             patient, {site.id: NoiseAction("follow-mode") for site in targets}, whole=bool(sites)
         )
-
-
-def _declared(site: NoiseSite, intended: Sequence[str]) -> bool:
-    return any(
-        name == str(site.id) or name == site.name or site.name.startswith(f"{name}.") for name in intended
-    )

@@ -22,7 +22,7 @@ from varshift.moments import Prediction
 from varshift.rules import Finding, thresholds
 from varshift.theory import fold, relu_moments
 
-_STEPS = 24  # of the search for the largest scale
+_STEPS = 12  # of the search for the largest scale
 _MARGIN = 0.8  # of the excess that a rule allows: predictions and measurements have errors
 
 
@@ -134,7 +134,7 @@ def _predicted(prediction: Prediction | None, targets: Sequence[NoiseSite], allo
     if least > allowed:
         return None  # other noise is what shifts them
     low, high = 0.0, 1.0
-    for _ in range(_STEPS // 2):
+    for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if worst(middle) <= allowed else (low, middle)
     return low

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,7 +98,7 @@ class NoiseAction:
             The input itself, not a copy, where nothing acts; code that writes to the result relies on it.
 
         Raises:
-            VarshiftError: For the kinds that keep the call; see `around`.
+            VarshiftError: For the kinds that keep the call.
         """
         if self.kind == "remove":
             return input
@@ -146,10 +145,8 @@ class NoiseAction:
             enable_gqa: Whether several heads of queries share one of keys and values.
         """
         attend = nn.functional.scaled_dot_product_attention
-        if self.kind not in OTHER_NOISE or not dropout_p:
-            rate = (self.value or 0.0) if self.kind == "rate" and dropout_p else 0.0
-            options = {"scale": scale, "enable_gqa": enable_gqa}
-            return attend(query, key, value, attn_mask, rate, is_causal, **options)
+        if not dropout_p:
+            return attend(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa:
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
             value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -162,23 +159,6 @@ class NoiseAction:
             else:
                 scores = scores + attn_mask
         return self.act(scores.softmax(-1), True).to(value.dtype) @ value
-
-    def around(self, call: Callable[[], Tensor], input: Tensor, training: bool) -> Tensor:
-        """What becomes of a call, for every kind but ``"rate"``, which only changes an argument of it.
-
-        Args:
-            call: Makes the call as it was.
-            input: Its signal.
-            training: As for `act`.
-        """
-        if self.kind == "rate":
-            raise VarshiftError("kind='rate' changes an argument of the call, not the call.")
-        if self.kind == "follow-mode":
-            return call() if training else input
-        if self.kind == "rescale":
-            result = call()
-            return result / self.value if training and self.value is not None else result
-        return self.act(input, training)
 
     def module(self, dimensions: int = 4) -> nn.Module:
         """The noise as a module: for ``"remove"`` and the kinds of noise.

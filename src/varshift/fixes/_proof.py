@@ -75,22 +75,14 @@ def prove(
         >>> prove(before, capture(net, x), [SiteId("2", "dropout")]).unexpected[0]
         'In training, 1:dropout was to stay, and is gone or changed.'
     """
-    results = [
-        _Comparison(mode, one, other, frozenset(touched), frozenset(linked)).result()
-        for mode, one, other in (
-            ("training", before.train, after.train),
-            ("evaluation", before.eval, after.eval),
-        )
-        if one is not None and other is not None
-    ]
-    unexpected = [
-        f"The network cannot be run in {mode} any more. {' '.join(after.failures)}".strip()
-        for mode, one, other in (
-            ("training", before.train, after.train),
-            ("evaluation", before.eval, after.eval),
-        )
-        if one is not None and other is None
-    ]
+    results: list[Proof] = []
+    unexpected: list[str] = []
+    for mode, old, new in (("training", before.train, after.train), ("evaluation", before.eval, after.eval)):
+        if old is not None and new is not None:
+            results.append(_Comparison(mode, old, new, frozenset(touched), frozenset(linked)).result())
+        elif old is not None:
+            failures = " ".join(after.failures)
+            unexpected.append(f"The network cannot be run in {mode} any more. {failures}".strip())
 
     def union(values: Callable[[Proof], Sequence[Any]]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value for result in results for value in values(result)))
