@@ -1,4 +1,4 @@
-"""Noise in calls, which are rewritten where no module and no attribute stands for the wished places."""
+"""Noise in calls, which are rewritten where no module and no attribute has the wished places to itself."""
 
 import pytest
 import torch

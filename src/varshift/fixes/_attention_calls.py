@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 
 from torch import nn
 
 from varshift.fixes._edited_class import user_class
-from varshift.fixes._source_code import CallPlace, FunctionSource, calls_in, source_of
+from varshift.fixes._source_code import CallPlace, FunctionSource, called_name, calls_in, source_of
 from varshift.fixes._surgery import Refused
 
 _NOISY = ("scaled_dot_product_attention", "dropout")
@@ -40,10 +39,6 @@ def attention_chains(module: nn.Module) -> tuple[tuple[CallPlace, ...], ...]:
 
 def _calls(source: FunctionSource, names: tuple[str, ...]) -> Iterator[CallPlace]:
     """The calls of functions of some names, in the order of the text."""
-    calls = [call for call in calls_in(source.node) if _name(call) in names]
+    calls = [call for call in calls_in(source.node) if called_name(call) in names]
     for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
         yield source.place(call)
-
-
-def _name(call: ast.Call) -> str:
-    return getattr(call.func, "attr", getattr(call.func, "id", ""))

@@ -148,7 +148,7 @@ class _Choice:
     # -- the call ----------------------------------------------------------------------------------------
 
     def _rewrites(self, site: NoiseSite, action: NoiseAction) -> bool:
-        """Rewrites the call that stands for the fewest places that are not wished."""
+        """Rewrites the call that acts at the fewest places that are not wished."""
         always = site.id in self._handles.always and action.kind in OTHER_NOISE
         best: tuple[int, Edit, Sequence[SiteId]] | None = None
         refusal: Refused | None = None
@@ -188,7 +188,7 @@ class _Choice:
         return True
 
     def _sharing(self, site: NoiseSite, path: str, chain: Sequence[CallPlace]) -> list[SiteId]:
-        """All noise sites that a call stands for: a loop runs it more than once."""
+        """All noise sites that a call makes: a loop runs it more than once."""
         place = _span(site.calls, path, chain)
         if not place:
             return [site.id]
@@ -200,7 +200,7 @@ class _Choice:
 
 
 def _alike(site: NoiseSite, other: NoiseSite) -> bool:
-    """Whether one call in a loop stands for two sites."""
+    """Whether one call in a loop makes two sites."""
     return site.name == other.name and _positions(site.calls[-1:]) == _positions(other.calls[-1:])
 
 

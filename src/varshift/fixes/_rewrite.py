@@ -47,7 +47,7 @@ class RewriteCall(ClassEdit):
             this module, so that nothing changes for others who call them.
         action: What becomes of the call.
         always: Whether noise acts in evaluation, too, where the call has no argument that says when.
-        sites: All noise sites that the call stands for where those are several: it may run in a loop.
+        sites: All noise sites that the call makes where those are several: it may run in a loop.
     """
 
     site: SiteId
@@ -187,7 +187,7 @@ def editable(network: nn.Module, path: str) -> nn.Module:
     """The module of a path, if another class can be given to it.
 
     Raises:
-        Refused: If there is none, or what was done to it since it was made stands in the way.
+        Refused: If there is none, or what was done to it since it was made forbids it.
     """
     module = network
     steps = path.split(".") if path else []

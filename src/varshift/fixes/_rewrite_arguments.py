@@ -19,10 +19,7 @@ _RATES = (
     *("drop_rate", "dropout_rate", "drop_path", "drop_path_rate", "drop_connect_rate", "attention_dropout"),
     *("attn_dropout", "attn_drop", "drop_probability", "dropout_probability", "hidden_dropout"),
 )
-SIGNALS = (
-    Tensor,
-    torch.fx.Proxy,
-)  # what passes through a network while it is traced symbolically counts, too
+SIGNALS = (Tensor, torch.fx.Proxy)  # what a network is fed while it is traced symbolically counts, too
 _MODES = ("training", "train", "is_training")
 _FUNCTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Dropout: F.dropout,
@@ -165,8 +162,8 @@ def _parameters(function: Any) -> list[inspect.Parameter] | None:
         return list(inspect.signature(function).parameters.values())
     except (ValueError, TypeError):
         pass
-    stand_in = get_testing_overrides().get(function)  # torch's own list of the signatures of its built-ins
-    return None if stand_in is None else list(inspect.signature(stand_in).parameters.values())
+    twin = get_testing_overrides().get(function)  # torch's own list of the signatures of its built-ins
+    return None if twin is None else list(inspect.signature(twin).parameters.values())
 
 
 def _default(parameter: inspect.Parameter) -> Any:

@@ -18,7 +18,7 @@ from varshift.fixes._edited_class import user_class
 from varshift.fixes._rewrite_arguments import arguments_of
 from varshift.fixes._rewrite_functions import innermost
 from varshift.fixes._rewrite_names import UNKNOWN, Names, is_super
-from varshift.fixes._source_code import CallPlace, FunctionSource, calls_in, source_of
+from varshift.fixes._source_code import CallPlace, FunctionSource, called_name, calls_in, source_of
 from varshift.fixes._surgery import Refused
 from varshift.flow import CallFrame, NoiseSite
 
@@ -45,7 +45,7 @@ def call_chain(network: nn.Module, site: NoiseSite) -> list[tuple[str, Chain]]:
     """The calls that can be rewritten to change a noise site, the innermost first.
 
     A call that joins the signal with a mask made before (``x.mul(mask)``) is none of them: there the call of
-    the function that does it stands for the noise. Nor is a call of something that does more than make noise,
+    the function that does it is the noise. Nor is a call of something that does more than make noise,
     unless it takes the rate as an argument.
 
     Args:
@@ -62,7 +62,7 @@ def call_chain(network: nn.Module, site: NoiseSite) -> list[tuple[str, Chain]]:
     draws = [_steps(draw.calls) for draw in site.drawn]
     steps, module = traces[0], traces[0][-1].function.module
     here = [draw for draw in draws if draw and draw[-1].function.module == module]
-    # A call stands for the noise if all of it happens inside: each draw, and each place where it acts.
+    # A call is the noise if all of it happens inside: each draw, and each place where it acts.
     shared = min(_shared(steps, others) for others in (*traces, *here))
     candidates: list[tuple[str, Chain]] = []
     for last in reversed(range(shared)):
@@ -222,7 +222,7 @@ def _only_noise(source: FunctionSource, module: nn.Module) -> bool:
         value = names.value(call.func)
         if isinstance(value, nn.Module) and next(value.parameters(), None) is not None:
             return False
-        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        name = called_name(call)
         if any(word in name for word in _WORK) and "drop" not in name:
             return False
     return True

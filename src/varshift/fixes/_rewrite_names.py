@@ -1,4 +1,4 @@
-"""What an expression in the text of a function stands for, as far as that can be told without running it."""
+"""What an expression in the text of a function means, as far as that can be told without running it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,7 @@ def owner_name(source: FunctionSource) -> str | None:
     """The name under which a method knows its module; None where it has none, or gives it another value."""
     arguments = source.node.args
     first = next(iter((*arguments.posonlyargs, *arguments.args)), None)
-    if first is None or any(
-        isinstance(node, ast.Name) and node.id == first.arg and not isinstance(node.ctx, ast.Load)
-        for node in ast.walk(source.node)
-    ):
-        return None
-    return first.arg
+    return None if first is None or _is_stored(source.node, first.arg) else first.arg
 
 
 class Names:
@@ -45,7 +40,7 @@ class Names:
         self._self = owner_name(source) if cls is not None else None
 
     def value(self, node: ast.expr) -> Any:
-        """What an expression stands for, `UNKNOWN` where that is not certain."""
+        """The value of an expression, `UNKNOWN` where that is not certain."""
         if isinstance(node, ast.Name):
             return self._name(node.id)
         if isinstance(node, ast.NamedExpr):
@@ -105,8 +100,9 @@ class Names:
             parameter = inspect.signature(self._source.function).parameters.get(name)
         except ValueError:
             return UNKNOWN
-        given = parameter is not None and parameter.default is not inspect.Parameter.empty
-        return parameter.default if parameter is not None and given else UNKNOWN
+        if parameter is None or parameter.default is parameter.empty:
+            return UNKNOWN
+        return parameter.default
 
     def _member(self, name: str) -> Any:
         name = self._mangled(name)

@@ -89,6 +89,11 @@ def calls_in(node: ast.AST) -> Iterator[ast.Call]:
     return (child for child in ast.walk(node) if isinstance(child, ast.Call))
 
 
+def called_name(call: ast.Call) -> str:
+    """The last name in what a call calls; empty where that has no name."""
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
 @lru_cache(maxsize=512)
 def source_of(function: FunctionType) -> FunctionSource:
     """The tree of a function.
