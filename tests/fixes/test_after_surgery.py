@@ -1,7 +1,6 @@
 """An edited network can do what it could before: training, copies, checkpoints, compilers, processes."""
 
 import copy
-import io
 import pickle
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from mixed_noise import RATES, Mixed, mixed, train
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from treatment import saved
 
 import varshift as vs
 from varshift.fixes import prove
@@ -30,13 +30,6 @@ def cured(request):
 
 def kinds(network):
     return sorted(site.kind for site in capture(network, mixed()[1]).train.noises)
-
-
-def saved(network):
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 def test_every_noise_is_reached_by_each_of_the_methods():

@@ -1,12 +1,11 @@
 """Batch Kalman norms in the place of batch norms."""
 
 import copy
-import io
 
 import pytest
 import torch
 from torch import nn
-from treatment import digest, images, learnt, patient_of, same, stack, treated
+from treatment import copies, digest, images, learnt, patient_of, same, stack, treated
 
 import varshift as vs
 from varshift.fixes import ChainedKalmanNorm2d, Refused, plan_cure
@@ -90,10 +89,7 @@ def test_training_is_that_of_the_layers_of_the_paper(network):
 def test_copies_have_chains_of_their_own(network):
     treated(network, x, "swap-norm", to="kalman")
     network.train()(x).sum().backward()
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    for other in (copy.deepcopy(network), torch.load(file, weights_only=False)):
+    for other in copies(network):
         assert other.norm2._link == (other.norm1, other.conv2)
         assert other.norm1._state is None
         again = copy.deepcopy(network)

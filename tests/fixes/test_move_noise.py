@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from skip_block import Skip
 from torch import Tensor, nn
 
 import varshift as vs
@@ -236,29 +237,6 @@ def test_after_pooling(functional):
     assert noises(cured.model, IMAGES) == [("" if functional else "pool", "dropout", 0.2)]
     require_equal(model, cured.model, IMAGES)
     assert "VS105" not in codes(cured.model, IMAGES)
-
-
-class DropPath(nn.Module):
-    """Drops a signal for whole samples."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        return x * torch.empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(0.8) / 0.8
-
-
-class Skip(nn.Module):
-    """A residual block with a drop path on the shortcut, or on everything."""
-
-    def __init__(self, wrong: str) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-        self.wrong, self.drop_path = wrong, DropPath()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.wrong == "identity":
-            return self.drop_path(x) + self.body(x)
-        return self.drop_path(x + self.body(x))
 
 
 @pytest.mark.parametrize("wrong", ["identity", "everything"])

@@ -1,12 +1,9 @@
 """Cures of what norms keep and how: statistics dropped, tracked, held, in float32."""
 
-import copy
-import io
-
 import pytest
 import torch
 from torch import nn
-from treatment import codes, digest, images, learnt, same, stack, treated
+from treatment import codes, copies, digest, images, learnt, same, stack, treated
 
 import varshift as vs
 from varshift.fixes import Refused
@@ -31,14 +28,6 @@ class HandInstanceNorm(nn.Module):
         else:
             mean, var = self.mean[None, :, None, None], self.var[None, :, None, None]
         return (x - mean) / (var + 1e-5).sqrt()
-
-
-def copies(network):
-    """A deep copy, and one through a file."""
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    return copy.deepcopy(network), torch.load(file, weights_only=False)
 
 
 def test_an_instance_norm_evaluates_on_each_sample_after_its_cure():

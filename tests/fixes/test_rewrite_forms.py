@@ -1,7 +1,6 @@
 """Calls of noise are rewritten in every form in which people write them, and nothing else changes."""
 
 import copy
-import io
 import pickle
 from collections import Counter
 
@@ -9,6 +8,7 @@ import pytest
 import rewrite_forms as forms
 import torch
 from torch.utils.checkpoint import checkpoint
+from treatment import saved
 
 from varshift.fixes import NoiseAction, Refused, RewriteCall, Surgery, call_chain, edit_by_hand, prove
 from varshift.flow import capture
@@ -98,10 +98,7 @@ def test_copies_keep_the_edit(form):
     copies = [copy.deepcopy(edited), copy.copy(edited)]
     if "<locals>" not in type(network).__qualname__:  # which cannot be pickled before either
         copies += [pickle.loads(pickle.dumps(edited, protocol)) for protocol in (2, 4, 5)]
-        file = io.BytesIO()
-        torch.save(edited, file)
-        file.seek(0)
-        copies.append(torch.load(file, weights_only=False))
+        copies.append(saved(edited))
     for other in copies:
         assert type(other) is type(edited)
         assert draws_alike(other, edited)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -97,3 +99,16 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
         for name, value in one.items()
     )
+
+
+def saved(network: nn.Module) -> nn.Module:
+    """The network as it is read from the file to which it was saved as a whole."""
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def copies(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A deep copy of a network, and one through a file."""
+    return copy.deepcopy(network), saved(network)
