@@ -87,9 +87,9 @@ def compare(
             the loss of `check`.
         loader: Batches to train on.
         val_loader: Batches to judge on; by default those of `loader`.
-        variants: Names (see `varshift.comparison.VARIANTS`), or a mapping of names to what they stand for: a
-            function from a network to a network, a list of cures, or a `varshift.Variant`. The network as it
-            is, ``"as-is"``, is always among them, and the others are compared with it.
+        variants: Names of `varshift.comparison.VARIANTS`, or a mapping that gives each name a function from a
+            network to a network, a list of cures, or a `varshift.Variant`. The network as it is, ``"as-is"``,
+            is always among them, and the others are compared with it.
         seeds: Number of seeds, or the seeds.
         epochs: Passes over the data of the built-in loop, 5 by default; told to `train` if it names it.
         learning_rate: Largest learning rate of the built-in loop.
@@ -150,7 +150,8 @@ def compare(
     workers = count("workers", workers, 0)
     if epochs is not None:
         epochs = count("epochs", epochs, 1)
-    training, judged = _repeatable(loader), _repeatable(loader if val_loader is None else val_loader)
+    training = _repeatable(loader)
+    judged = training if val_loader is None else _repeatable(val_loader)
     setup = Setup(
         model,
         train,

@@ -233,6 +233,19 @@ def test_a_store_keeps_results_and_more_seeds_or_variants_add_to_them(tmp_path):
     assert len(runs_of(tmp_path)) == 13
 
 
+def test_progress_counts_the_trainings_of_this_comparison_only(tmp_path):
+    compared(store=tmp_path, seeds=3)
+    told = []
+    compared(store=tmp_path, epochs=2, progress=lambda *step: told.append(step[1:]))
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_batches_that_come_once_are_trained_and_judged_on():
+    data = list(loader())
+    table = compared(data=iter(data), val_loader=None)
+    assert table["as-is"].values == compared(data=data, val_loader=None)["as-is"].values
+
+
 def runs_of(folder):
     with Store(folder) as store:
         return store.runs(key for _, _, keys in store.wanted() for key in keys)

@@ -36,7 +36,7 @@ def events(store):
 
 
 def begin_until(store, out, workers, epochs, number):
-    """Runs until so many epochs are done, and sends a signal to all of its processes."""
+    """Runs until this number of epochs is done, and sends a signal to all of its processes."""
     with start(store, out, workers) as program:
         deadline = time.monotonic() + 300
         while sum(names.count("epoch") for names in events(store).values()) < epochs:

@@ -15,10 +15,11 @@ from varshift.comparison._trial import ComparisonTrial
 from varshift.comparison._variants import REFERENCE
 from varshift.comparison._verdicts import Criterion, Figures, Looks, hopeless, judge_pairs
 from varshift.model import Guard
+from varshift.probe import Progress
 from varshift.runner import Assignment, executor, run, work
 from varshift.store import Owner, Queue, Store
+from varshift.store import Progress as StoreProgress
 
-Progress = Callable[[str, int, "int | None"], None]
 FIRST_LOOK = 3  # seeds before a variant may be stopped
 _POLL_SECONDS = 0.5
 
@@ -92,11 +93,17 @@ def carry_out(
             store.discard(keys)
         if place.retry:
             store.retry(keys)
+
+        def tell(stage: str) -> None:
+            if place.progress is not None:
+                state = store.progress(keys)
+                place.progress(stage, state.total - state.open, state.total)
+
         done = 0
         for count in (*looks.early, len(seeds)):
             running = [name for name in setup.variants if name not in results.stopped]
             wanted = [trials[name, seed] for seed in seeds[done:count] for name in running]
-            _run([trial.key for trial in wanted], setup, store, place, len(keys))
+            _run([trial.key for trial in wanted], setup, store, place, tell)
             _gather(results, [trials[name, seed] for seed in seeds[:count] for name in running], store)
             done = count
             if count < len(seeds):
@@ -104,28 +111,27 @@ def carry_out(
     return results
 
 
-def _run(keys: list[str], setup: Setup, store: Store, place: Place, total: int) -> None:
+def _run(keys: list[str], setup: Setup, store: Store, place: Place, tell: Callable[[str], None]) -> None:
     """Has some trainings run until none of them is left."""
-    queue = Queue(store, Owner.here(), keys)
-    queue.reclaim()
-    queue.forgive()
-    if not store.progress(keys).open:
+    waiting = store.progress(keys).open
+    if not waiting:
         return
     if place.workers:
         # As bytes: multiprocessing would share the memory of tensors, which fails for two of one storage.
         materials = pickle.dumps(setup)
         assignment = Assignment(store.folder.absolute(), tuple(keys), place.device, materials=materials)
-        count = min(place.workers, store.progress(keys).open)
-        run(
-            store, executor(place.executor, place.options), [assignment] * count, _Follow(place, store, total)
-        )
+        assignments = [assignment] * min(place.workers, waiting)
+        run(store, executor(place.executor, place.options), assignments, lambda state, _: tell(_stage(state)))
         return
+    queue = Queue(store, Owner.here(), keys)
+    queue.reclaim()
+    queue.forgive()
     while store.progress(keys).open:
         for key in keys:
-            waiting = next((entry for entry in store.runs([key]) if entry.state == "queued"), None)
-            if waiting is None:
+            queued = next((entry for entry in store.runs([key]) if entry.state == "queued"), None)
+            if queued is None:
                 continue
-            _tell(place, store, waiting.title, total)
+            tell(queued.title)
             # Threads stay as the caller has set them.
             work(Assignment(store.folder, (key,), place.device, threads=None, materials=setup))
         if store.progress(keys).open:  # another process that shares the store has the rest
@@ -133,28 +139,12 @@ def _run(keys: list[str], setup: Setup, store: Store, place: Place, total: int) 
             queue.reclaim()
 
 
-class _Follow:
-    """Passes the progress of workers on."""
-
-    def __init__(self, place: Place, store: Store, total: int) -> None:
-        self._place, self._store, self._total = place, store, total
-
-    def __call__(self, progress: Any, workers: int) -> None:
-        stage = "starting workers" if progress.open else "done"
-        if progress.running:
-            first, *more = progress.running
-            stage = f"{first} and {len(more)} more" if more else first
-        _tell(self._place, self._store, stage, self._total)
-
-
-def _tell(place: Place, store: Store, stage: str, total: int) -> None:
-    if place.progress is not None:
-        done = sum(entry.state in ("done", "failed") for entry in _all(store))
-        place.progress(stage, min(done, total), total)
-
-
-def _all(store: Store) -> list[Any]:
-    return store.runs(key for _, _, keys in store.wanted() for key in keys)
+def _stage(state: StoreProgress) -> str:
+    """What workers do now."""
+    if not state.running:
+        return "starting workers" if state.open else "done"
+    first, *more = state.running
+    return f"{first} and {len(more)} more" if more else first
 
 
 def _gather(results: Results, trials: Sequence[ComparisonTrial], store: Store) -> None:

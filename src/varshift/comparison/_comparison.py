@@ -92,8 +92,8 @@ class Comparison:
         judged_on: What it was measured on: ``"validation data"`` or ``"training data"``.
         reference: Name of the variant that the table compares with.
         seeds: The seeds.
-        level: Highest chance that any pair that does not differ is said to.
-        power: Chance that the number of seeds that would do does.
+        level: The largest chance that any pair of equal variants is called different.
+        power: Chance that `Pair.needed` seeds show a difference as large as the one measured.
         variants: The variants, the reference first.
         pairs: All pairs of those that have results.
         notes: What else is to be known.

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 from varshift.comparison._student import needed, two_sided
 
-LEVEL = 0.05  # of the chance that any pair that does not differ is said to
-POWER = 0.8  # with which the number of seeds that would do sees the difference that was measured
+LEVEL = 0.05  # the largest chance that any pair of equal variants is called different
+POWER = 0.8  # chance that the number of seeds needed shows a difference as large as the one measured
 MOST_SEEDS = 1000
 LATE = 0.8
 # Measurements that agree to this are equal but for rounding.
@@ -37,8 +37,8 @@ class PairedTest:
         count: Number of pairs.
         mean: Mean of the differences; NaN without any.
         error: Its standard error; NaN with fewer than two pairs.
-        p: Chance of a difference so far from zero where there is none, before any correction; 1 where nothing
-            can be said.
+        p: Chance of a difference at least as far from zero where there is none, before any correction; 1
+            where nothing can be said.
         same: Whether the two agree in every pair.
         fixed: Whether one of the two came out the same for every seed, though its figures are not counts:
             then seeds change nothing, and their number proves nothing.
@@ -93,12 +93,12 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def early_factor(looks: int) -> float:
-    """What the p-value of a look before the last one is multiplied by, for so many such looks."""
+    """The factor of the p-value at each look before the last one, where there are `looks` of them."""
     return looks / (1 - LATE)
 
 
 def late_factor(looks: int) -> float:
-    """What the p-value of the last look is multiplied by where there may have been earlier ones."""
+    """The factor of the p-value at the last look, after `looks` earlier ones."""
     return 1 / LATE if looks else 1.0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -52,9 +51,8 @@ def measure_outcome(
         TrialError: If a loss is not finite.
         DataError: If there are no targets.
     """
-    stream = Stream(judged, seed)
-    stream.epoch = _JUDGED_EPOCH
-    batches = [move(batch, device) for batch in islice(iter(_at(loader, seed)), GAP_BATCHES)]
+    stream = _epoch_of(judged, seed, _JUDGED_EPOCH)
+    batches = [move(batch, device) for batch in islice(_epoch_of(loader, seed, _GAP_EPOCH), GAP_BATCHES)]
     if not batches:
         raise DataError("the loader yielded no batches: check that its data set is not empty.")
     reader = Reader(network, forward)
@@ -94,7 +92,7 @@ def measure_outcome(
     return outcome
 
 
-def _at(loader: Any, seed: int) -> Sequence[Any] | Stream:
+def _epoch_of(loader: Any, seed: int, epoch: int) -> Stream:
     stream = Stream(loader, seed)
-    stream.epoch = _GAP_EPOCH
+    stream.epoch = epoch
     return stream

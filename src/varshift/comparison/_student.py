@@ -24,7 +24,7 @@ _WIDE, _POINTS = 9.0, 4001
 
 
 def two_sided(t: float, degrees: int) -> float:
-    """The probability that a t of so many degrees of freedom is further from 0 than `t`.
+    """The probability that Student's t with `degrees` degrees of freedom is further from 0 than `t`.
 
     Args:
         t: The statistic; its sign does not matter.

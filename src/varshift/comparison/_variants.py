@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -85,8 +85,8 @@ def variants_of(asked: Sequence[str | Variant] | Mapping[str, Own] | None) -> di
     """The variants by name, the reference first.
 
     Args:
-        asked: Names and variants; or a mapping of names to what they stand for: a `Variant`, the name of one,
-            a function (see `Variant.build`), or a list of cures. None for a usual choice.
+        asked: Names and variants; or a mapping of names to a `Variant`, the name of one, a function (see
+            `Variant.build`), or a list of cures. None for those of `DEFAULT`.
 
     Raises:
         VarshiftError: If there is no variant of a name, a name comes twice, or a value is none of these.
@@ -114,11 +114,11 @@ def _variant(name: Any, value: Any) -> Variant:
     if not isinstance(name, str):
         raise VarshiftError(f"variants: {name!r} must be a name or a Variant.")
     if isinstance(value, Variant):
-        return _known(_renamed(value, name))
+        return _known(replace(value, name=name))
     if isinstance(value, str):
         if value not in VARIANTS:
             raise VarshiftError(f"variants: there is none named {value!r}; there are {', '.join(VARIANTS)}.")
-        return _renamed(VARIANTS[value], name)
+        return replace(VARIANTS[value], name=name)
     if isinstance(value, Cure):
         return _known(Variant(name, (value,), says=value.name))
     if isinstance(value, Sequence) and value and all(isinstance(cure, (str, Cure)) for cure in value):
@@ -142,10 +142,6 @@ def _known(variant: Variant) -> Variant:
                 f"{', '.join(CURES)}."
             )
     return variant
-
-
-def _renamed(variant: Variant, name: str) -> Variant:
-    return Variant(name, variant.cures, variant.build, variant.noise, variant.recalibrate, variant.says)
 
 
 def takes_network(build: Build) -> bool:

@@ -60,7 +60,7 @@ class Looks:
     last: int
 
     def factor(self, count: int) -> float:
-        """What the p-value of a test with so many pairs is multiplied by."""
+        """The factor of the p-value of a test over `count` seeds."""
         if not self.early:
             return 1.0
         return late_factor(len(self.early)) if count >= self.last else early_factor(len(self.early))
