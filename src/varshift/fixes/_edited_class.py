@@ -8,7 +8,7 @@ and pickling and copying take the edits along.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -24,7 +24,7 @@ _BASE, _EDITS = "_varshift_base", "_varshift_edits"
 _CLASSES: WeakKeyDictionary[type, WeakValueDictionary[tuple[ClassEdit, ...], type]] = WeakKeyDictionary()
 
 
-class ClassEdit(Edit, ABC):
+class ClassEdit(Edit):
     """An edit of a class: its data say nothing of a path, see `without_place`."""
 
     path: str
