@@ -7,14 +7,13 @@ from collections import Counter
 import pytest
 import rewrite_forms as forms
 import torch
+from rewritten import UNIFORM, X
 from torch.utils.checkpoint import checkpoint
 from treatment import saved
 
 from varshift.fixes import NoiseAction, Refused, RewriteCall, Surgery, call_chain, edit_by_hand, prove
 from varshift.flow import capture
 
-X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
-UNIFORM = NoiseAction("uniform", 0.1)
 names = [cls.__qualname__.rpartition(".")[2] for cls in forms.ONE]
 
 
