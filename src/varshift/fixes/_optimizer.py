@@ -17,7 +17,7 @@ from varshift.fixes._surgery import Surgery
 def sync_optimizer(optimizer: Optimizer, surgery: Surgery) -> tuple[Change, ...]:
     """Hands an optimiser the parameters that came, and takes those away that left.
 
-    A parameter that stands in for one of the same shape takes over its place in the parameter group and its
+    A parameter that replaces one of the same shape takes over its place in the parameter group and its
     state (momentum and the like). New ones join the group of their module's or their neighbours' parameters,
     without state. The rest is left alone, bit for bit.
 

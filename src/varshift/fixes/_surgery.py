@@ -30,9 +30,9 @@ class Surgery:
 
     Attributes:
         network: The root; another module once the root itself was replaced.
-        replaced: For every parameter that left the tree, by identity, the parameter and the one that stands
-            in for it, None where none does.
-        added: Identities of the parameters that came and stand in for none.
+        replaced: For every parameter that left the tree, by identity, the parameter and its replacement,
+            None where it has none.
+        added: Identities of the parameters that came and replace none.
         data: The loader of the training, changed by cures of data; None without one.
         optimizer: The optimiser of the network, changed by cures of its groups; None without one.
     """
@@ -80,8 +80,8 @@ class Surgery:
         Args:
             module: The module that leaves.
             new: The one that comes.
-            parameters: For parameters of the old module, the name of the one that stands in for each in the
-                new module; by default those of equal name and shape.
+            parameters: For parameters of the old module, the name of the replacement of each in the new
+                module; by default those of equal name and shape.
         """
         new.train(module.training)
         for name in HOOKS:
@@ -181,13 +181,13 @@ class Surgery:
         for name, old in module.named_parameters():
             if id(old) in stay:
                 continue
-            stand_in = fresh.get((parameters or {}).get(name, name))
-            if stand_in is not None and stand_in.shape != old.shape:
-                stand_in = None
-            self._note_replaced(old, stand_in)
-        stand_ins = {id(one) for _, one in self.replaced.values() if one is not None}
+            replacement = fresh.get((parameters or {}).get(name, name))
+            if replacement is not None and replacement.shape != old.shape:
+                replacement = None
+            self._note_replaced(old, replacement)
+        replacements = {id(one) for _, one in self.replaced.values() if one is not None}
         before = {id(parameter) for parameter in module.parameters()}
-        self._note_added(p for p in new.parameters() if id(p) not in before | stand_ins)
+        self._note_added(p for p in new.parameters() if id(p) not in before | replacements)
 
     def _note_replaced(self, old: nn.Parameter, new: nn.Parameter | None) -> None:
         self._undo.append(lambda: self.replaced.pop(id(old), None) and None)
