@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from treatment import codes, copies, digest, images, learnt, same, stack, treated
 
 import varshift as vs
-from varshift.fixes import NormPerCall, Refused
+from varshift import SiteId
+from varshift.fixes import NormPerCall, Refused, SplitNorm, Surgery
 
 x = next(iter(images(shuffle=False)))[0]
 
@@ -131,6 +132,18 @@ def test_copies_files_and_states_of_the_single_norm(network):
         network.norm.norms[1].running_mean.add_(1)
     network.load_state_dict({name: value for name, value in single.items() if name != "modes"})
     torch.testing.assert_close(network(x), output, atol=1e-5, rtol=0)
+
+
+def test_every_copy_is_in_the_modes_of_its_norm():
+    parts = nn.BatchNorm2d(8)
+    parts.drop = nn.Dropout(0.2).eval()
+    surgery = Surgery(nn.Sequential(parts))
+    SplitNorm(SiteId("0", "batch_norm"), "0", "BatchNorm2d", 2).apply(surgery)
+    norms = surgery.network[0]
+    assert [module.training for module in (norms, *norms.norms)] == [True] * 3
+    assert [norm.drop.training for norm in norms.norms] == [False] * 2
+    surgery.undo()
+    assert (parts.training, parts.drop.training) == (True, False)
 
 
 def test_undo_takes_the_hook_of_the_network_back(network):

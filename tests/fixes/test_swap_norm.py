@@ -239,6 +239,16 @@ def test_what_a_norms_module_does_after_it_goes_on_with_the_new_norm(to):
         assert set(net.state_dict()) == keys
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_goes_on_with_the_new_norm_keeps_a_mode_of_its_own(training):
+    net = learnt(nn.Sequential(nn.Conv2d(3, 8, 3), NormAndChildren(8)), 3, 10, 10).train(training)
+    drop = net[1].drop.train(not training)
+    surgery, _ = treated(net, x, "swap-norm")
+    modes = net[1].training, drop.training
+    surgery.undo()
+    assert modes == (net[1].training, drop.training) == (training, not training)
+
+
 @pytest.mark.parametrize("to", SAME)
 def test_norms_with_children_evaluate_as_they_did(to):
     net = learnt(nn.Sequential(nn.Conv2d(3, 8, 3), NormAndChildren(8)), 3, 10, 10)

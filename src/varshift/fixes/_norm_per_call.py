@@ -50,6 +50,7 @@ class NormPerCall(nn.Module):
             raise ValueError(f"calls={calls!r} must be a whole number of at least 1.")
         copies = [_copied(norm, shared) for _ in range(calls - 1)]
         self.norms = nn.ModuleList([norm, *copies])
+        self.training = self.norms.training = norm.training
         self._turn = 0
         self._again = False  # the whole network is run again in a backward pass
         self._seen: deque[tuple[int, torch.Size, Tensor]] = deque(maxlen=_PASSES * calls)

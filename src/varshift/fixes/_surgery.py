@@ -83,7 +83,11 @@ class Surgery:
             parameters: For parameters of the old module, the name of the replacement of each in the new
                 module; by default those of equal name and shape.
         """
-        new.train(module.training)
+        if new.training != module.training:
+            stay = set(module.modules())  # what the new one takes over keeps a mode of its own
+            for part in new.modules():
+                if part not in stay:
+                    part.training = module.training
         for name in HOOKS:
             if name in vars(module):
                 vars(new)[name] = vars(module)[name]
