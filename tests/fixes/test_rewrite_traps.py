@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from varshift import SiteId
 from varshift.fixes import (
     CallPlace,
+    NoiseAction,
     InsertNoise,
     Refused,
     RewriteCall,
@@ -297,11 +298,23 @@ class TestRefusals:
         with pytest.raises(Refused, match="rewrite the call of it instead"):
             RewriteCall(SiteId("", "dropout"), "", (place,), REMOVE).apply(Surgery(network))
 
+    def test_the_edit_by_hand_keeps_the_rest_of_a_call(self):
+        class Attends(nn.Module):
+            def forward(self, x):
+                return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+
+        (site,) = capture(Attends(), X.reshape(2, 4, 6)).train.noises
+        for action in (REMOVE, UNIFORM, None):
+            assert edit_by_hand(site, action).endswith("makes the noise inside; pass another rate to it.")
+
     def test_the_edit_by_hand(self):
         site = capture(Block(), X).train.noises[0]
         place = f"{FILE}:{Block.forward.__code__.co_firstlineno + 1}: replace "
         place += "`F.dropout(self.layer(x), 0.5, self.training)` by `self."
         assert edit_by_hand(site, REMOVE) == place.replace("by `self.", "by `self.layer(x)`.")
+        assert edit_by_hand(site, NoiseAction("rate", 0.25)).endswith("nn.Dropout(0.25)` in `__init__`.")
+        uniform = NoiseAction("uniform", 1.0, "its variance is 1/3 at most")
+        assert edit_by_hand(site, uniform).endswith("varshift.nn.UniformDropout(1.0)` in `__init__`.")
         assert edit_by_hand(site).startswith(
             place + "noise(self.layer(x))`, with `self.noise = nn.Dropout(0.5)`"
         )

@@ -6,8 +6,16 @@ import ast
 import linecache
 
 from varshift._sites import Source
-from varshift.fixes._noise_action import NoiseAction
+from varshift.fixes._noise_action import NEW_NOISE, NoiseAction
 from varshift.flow import CallFrame, NoiseSite
+
+_LAYERS = {
+    "dropout": "nn.Dropout",
+    "alpha_dropout": "nn.AlphaDropout",
+    "uniform": "varshift.nn.UniformDropout",
+    "gaussian": "varshift.nn.GaussianDropout",
+}
+_INSIDE = ("attention_dropout", "recurrent_dropout", "weight_dropout")  # calls that do more than make noise
 
 
 def edit_by_hand(site: NoiseSite, action: NoiseAction | None = None) -> str:
@@ -25,20 +33,35 @@ def edit_by_hand(site: NoiseSite, action: NoiseAction | None = None) -> str:
     if source is None:
         return f"Its place in the source is not known; it is in module '{site.name}'."
     expression = _expression(frame) if frame is not None else None
-    module = action.text if action is not None and action.text.endswith(")") else f"nn.Dropout({site.rate})"
+    layer = _layer(site, action)
+    own = "give it a module of its own" + (f", `{layer}`" if layer else "")
     if expression is None:
-        return f"{source}: `{_line(source)}` makes the noise; give it a module of its own, `{module}`."
+        return f"{source}: `{_line(source)}` makes the noise; {own}."
     signal = _signal(expression)
     before = ast.unparse(expression)
     if signal is None:
-        return (
-            f"{source}: `{before}` joins the noise with the signal; give it a module of its own, `{module}`."
-        )
+        return f"{source}: `{before}` joins the noise with the signal; {own}."
+    if site.kind in _INSIDE:
+        return f"{source}: `{before}` makes the noise inside; pass another rate to it."
     if action is not None and action.kind == "remove":
         return f"{source}: replace `{before}` by `{signal}`."
+    if not layer:
+        return f"{source}: `{before}` makes the noise; {own}."
     return (
-        f"{source}: replace `{before}` by `self.noise({signal})`, with `self.noise = {module}` in `__init__`."
+        f"{source}: replace `{before}` by `self.noise({signal})`, with `self.noise = {layer}` in `__init__`."
     )
+
+
+def _layer(site: NoiseSite, action: NoiseAction | None) -> str:
+    """The module that makes the noise from then on, as its user would write it; empty where none is known."""
+    kind, rate, factor = site.kind, site.rate, not site.additive
+    if action is not None and action.kind in NEW_NOISE:
+        kind, rate, factor = action.kind, action.value, True
+    elif action is not None and action.kind == "rate":
+        rate = action.value
+    if kind not in _LAYERS or rate is None or not factor:
+        return ""
+    return f"{_LAYERS[kind]}({float(f'{rate:.6g}')})"
 
 
 def _expression(frame: CallFrame) -> ast.expr | None:
