@@ -259,11 +259,7 @@ class Handles:
 
 
 def handles_of(patient: Patient) -> Handles:
-    """The handles of a patient, found once.
-
-    Raises:
-        VarshiftError: If the patient has no capture.
-    """
+    """The handles of a patient, looked for once."""
     handles = vars(patient).get("_noise_handles")
     if handles is None:
         handles = vars(patient)["_noise_handles"] = Handles(patient)
