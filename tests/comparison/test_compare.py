@@ -43,6 +43,10 @@ def test_a_comparison_is_written_and_read_back(tmp_path):
     assert vs.Comparison.from_json(table.to_json()) == table
     with pytest.raises(vs.VarshiftError, match="no comparison of this version"):
         vs.Comparison.from_json('{"schema": "other"}')
+    with pytest.raises(vs.VarshiftError, match="as a comparison: it holds a list"):
+        vs.Comparison.from_json("[]")
+    with pytest.raises(vs.VarshiftError, match="as a comparison: no such file"):
+        vs.Comparison.from_json(tmp_path / "no.json")
 
 
 def test_the_same_call_gives_the_same_figures_and_leaves_the_process_alone():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from varshift._errors import VarshiftError
-from varshift.report import decode, encode, write_text
+from varshift.report import content_of, decode, encode, write_text
 
 SCHEMA = "varshift.comparison/1"
 State = Literal["measured", "stopped", "failed", "unavailable"]
@@ -164,13 +164,7 @@ class Comparison:
         Raises:
             VarshiftError: If the file cannot be read, or is no comparison.
         """
-        text = os.fspath(source)
-        try:
-            if not text.lstrip().startswith("{"):
-                text = Path(text).read_text(encoding="utf-8")
-            content = json.loads(text)
-        except (OSError, ValueError) as error:
-            raise VarshiftError(f"comparison={os.fspath(source)!r} cannot be read: {error}.") from error
+        content = content_of(source, "comparison")
         if content.get("schema") != SCHEMA:
             raise VarshiftError(
                 f"schema={content.get('schema')!r} is no comparison of this version: expected {SCHEMA!r}."

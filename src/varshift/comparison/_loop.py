@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ from varshift._errors import DataError
 from varshift.comparison._stream import Stream
 from varshift.model import Forward, Reader, move, twin_of
 from varshift.probe import Loss, loss_of
+from varshift.report import write_atomically
 from varshift.trials import TrialError
 
 _WARM_UP, _FILE = 0.05, "epoch.pt"
@@ -131,9 +131,7 @@ def _save(
         "values": _values(network),
         "optimizer": optimizer.state_dict(),
     }
-    part = folder / f"{_FILE}.{os.getpid()}"
-    torch.save(state, part)
-    part.replace(folder / _FILE)
+    write_atomically(folder / _FILE, lambda file: torch.save(state, file))
 
 
 def _load(folder: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from varshift.comparison._comparison import Comparison, VariantRow
-from varshift.report import counted, figure
+from varshift.report import counted, figure, percent, signed
 
 _SHOWN = 8  # pairs beyond those with the reference that are written out
 
@@ -38,8 +38,8 @@ def cells(comparison: Comparison) -> list[tuple[str, ...]]:
                 row.name,
                 _with_error(row.mean, row.spread),
                 _difference(comparison, row),
-                *((_percent(row.accuracy),) if accuracy else ()),
-                _signed(row.gap),
+                *((percent(row.accuracy),) if accuracy else ()),
+                signed(row.gap),
                 figure(row.seconds),
                 str(len(row.seeds)),
             )
@@ -112,16 +112,6 @@ def _with_error(value: float | None, error: float | None, *, sign: bool = False)
     if value is None:
         return ""
     if error is None or not error > 1e-9 * abs(value):
-        return _signed(value) if sign else figure(value)
+        return signed(value) if sign else figure(value)
     places = min(max(1 - math.floor(math.log10(error)), 0), 8)
     return f"{value:{'+' if sign else ''}.{places}f} ({error:.{places}f})"
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{'+' if value > 0 else '-' if value < 0 else ''}{figure(abs(value))}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"

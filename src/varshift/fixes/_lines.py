@@ -15,6 +15,7 @@ from varshift.report import (
     figure,
     line,
     paragraph,
+    percent,
     place,
     rule_title,
     shortened,
@@ -156,7 +157,7 @@ def effect_lines(before: Report | None, after: Report | None, width: int) -> lis
         return []
     text = f"Loss in evaluation: {figure(first[0])} before, {figure(second[0])} after"
     if first[1] is not None and second[1] is not None:
-        text += f"; accuracy {100 * first[1]:.1f} % before, {100 * second[1]:.1f} % after"
+        text += f"; accuracy {percent(first[1])} before, {percent(second[1])} after"
     return paragraph(f"{text} (on the batches of the check).", width, indent=0)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from varshift._errors import VarshiftError
 from varshift.fixes._edit import Change, Edit, read_edit
-from varshift.report import decode, encode, write_text
+from varshift.report import content_of, decode, encode, write_text
 
 SCHEMA = "varshift.plan/1"
 
@@ -80,11 +80,4 @@ class Plan:
         Raises:
             VarshiftError: If the file cannot be read, or is no plan.
         """
-        text = str(source)
-        try:
-            if not text.lstrip().startswith("{"):
-                text = Path(text).read_text(encoding="utf-8")
-            content = json.loads(text)
-        except (OSError, ValueError) as error:
-            raise VarshiftError(f"plan={os.fspath(source)!r} cannot be read: {error}") from error
-        return cls.from_dict(content)
+        return cls.from_dict(content_of(source, "plan"))

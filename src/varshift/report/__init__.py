@@ -18,6 +18,7 @@ from varshift.report._page import heading as heading
 from varshift.report._page import line as line
 from varshift.report._page import paragraph as paragraph
 from varshift.report._page import text_of as text_of
+from varshift.report._read import content_of as content_of
 from varshift.report._report import DataInfo as DataInfo
 from varshift.report._report import Framework as Framework
 from varshift.report._report import ModelInfo as ModelInfo
@@ -34,10 +35,12 @@ from varshift.report._terminal import print_report as print_report
 from varshift.report._words import counted as counted
 from varshift.report._words import figure as figure
 from varshift.report._words import module_name as module_name
+from varshift.report._words import percent as percent
 from varshift.report._words import place as place
 from varshift.report._words import ratio as ratio
 from varshift.report._words import rule_title as rule_title
 from varshift.report._words import shortened as shortened
+from varshift.report._words import signed as signed
 from varshift.report._words import site_name as site_name
 from varshift.report._words import uncertain as uncertain
 

@@ -14,8 +14,12 @@ SCHEMA = "varshift.report/2"
 _FIRST = "varshift.report/1"
 
 
-def content_of(source: str | os.PathLike[str]) -> dict[str, Any]:
+def content_of(source: str | os.PathLike[str], kind: str = "report") -> dict[str, Any]:
     """The content of a JSON text or of a file.
+
+    Args:
+        source: The text, or the path of the file.
+        kind: What it should be, for errors.
 
     Raises:
         VarshiftError: If the file cannot be read or is no JSON object.
@@ -27,13 +31,13 @@ def content_of(source: str | os.PathLike[str]) -> dict[str, Any]:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError, ValueError) as error:
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-            raise VarshiftError(f"cannot read {name} as a report: {reason}.") from error
+            raise VarshiftError(f"cannot read {name} as a {kind}: {reason}.") from error
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise VarshiftError(f"cannot read {name} as a report: it is no JSON ({error}).") from error
+        raise VarshiftError(f"cannot read {name} as a {kind}: it is no JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise VarshiftError(f"cannot read {name} as a report: it holds a list and not an object.")
+        raise VarshiftError(f"cannot read {name} as a {kind}: it holds a list and not an object.")
     return content
 
 
