@@ -265,6 +265,15 @@ def test_a_module_that_does_more_than_normalise_is_refused_by_name_with_the_edit
     assert torch.equal(net(x), before)
 
 
+def test_a_norm_that_stays_is_named_in_the_notes():
+    layers = nn.Conv2d(3, 8, 3), NormAndMore(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    patient = patient_of(learnt(nn.Sequential(*layers), 3, 10, 10), x)
+    edits = plan_cure(patient, Cure("swap-norm", "", "unsafe"), None)
+    assert [edit.path for edit in edits] == ["3"]
+    (note,) = patient.notes
+    assert "'1' (NormAndMore" in note
+
+
 def test_a_network_without_norms_is_refused():
     with pytest.raises(Refused, match="no norm"):
         treated(nn.Sequential(nn.Linear(3, 3)), torch.randn(4, 3), "swap-norm")

@@ -16,8 +16,8 @@ from varshift.fixes._norm_layers import LAYERS, LayerSettings
 from varshift.fixes._norm_places import NormPlace, norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import Remedy, remedy
-from varshift.fixes._surgery import Refused
-from varshift.fixes._swap_norm import plan_swap
+from varshift.fixes._surgery import Refused, refused
+from varshift.fixes._swap_norm import SwapNormOptions, plan_swap
 from varshift.rules import Finding
 
 BatchFree = Literal["group_norm", "layer_norm", "instance_norm", "filter_response_norm"]
@@ -44,8 +44,7 @@ class BatchFreeNormOptions:
         kinds = [name for name, kind in LAYERS.items() if not kind.statistics]
         if self.to not in kinds:
             raise VarshiftError(f"to={self.to!r} must look at single samples only: {', '.join(kinds)}.")
-        if isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1:
-            raise VarshiftError(f"groups={self.groups!r} must be a whole number of at least 1.")
+        SwapNormOptions(self.to, self.groups)  # checks the groups
 
 
 @remedy
@@ -83,7 +82,7 @@ class BatchFreeNormRemedy(Remedy):
         shifts = _shifts(patient)
         settings = LayerSettings(options.groups, tlu=True)
         edits: list[Edit] = []
-        reasons: list[str] = []
+        reasons: list[Refused] = []
         for block in norm_blocks(patient, everywhere):
             if not any(place.path == one.path for place in block for one in wanted):
                 continue
@@ -91,9 +90,10 @@ class BatchFreeNormRemedy(Remedy):
             try:
                 edits.append(plan_swap(patient, chosen, options.to, settings))
             except Refused as error:
-                reasons.append(str(error))
+                reasons.append(error)
         if not edits:
-            raise Refused(" ".join(reasons) or "no block has a norm with running statistics.")
+            raise refused(reasons or ["no block has a norm with running statistics."])
+        patient.notes.extend(map(str, reasons))
         return edits
 
 

@@ -203,10 +203,10 @@ class Surgery:
         self.added |= fresh
 
 
-def refused(reasons: Sequence[str], limit: int = 3) -> Refused:
+def refused(reasons: Sequence[Any], limit: int = 3) -> Refused:
     """A refusal for several places: the first reasons, and how many more there are."""
     more = len(reasons) - limit
-    text = " ".join(reasons[:limit])
+    text = " ".join(map(str, reasons[:limit]))
     return Refused(f"{text} ({more} more like these.)" if more > 0 else text)
 
 

@@ -20,7 +20,7 @@ from varshift.fixes._norm_places import NormPlace, norm_places
 from varshift.fixes._patient import Patient
 from varshift.fixes._rectifiers import rectifier_after
 from varshift.fixes._remedy import Remedy, remedy
-from varshift.fixes._surgery import Refused, Surgery
+from varshift.fixes._surgery import Refused, Surgery, refused
 from varshift.model import NormStates, find_norms
 from varshift.rules import Finding, Safety
 
@@ -105,7 +105,7 @@ def plan_swap(patient: Patient, place: NormPlace, to: str, settings: LayerSettin
         form = read_followed(place, children) if children else None
     if form is None:
         raise Refused(
-            f"{place.words} is no module that only normalises, so that no other can stand in for it: in its "
+            f"{place.words} is no module that only normalises, so that no other can replace it: in its "
             f"forward, write {_call(to, place)} where the running statistics are used."
         )
     thresholded = to == "filter_response_norm" and settings.tlu
@@ -227,18 +227,19 @@ class SwapNormRemedy(Remedy):
             options.groups, None, options.tlu, options.trainable, options.scale, options.shift
         )
         edits: list[Edit] = []
-        reasons: list[str] = []
+        reasons: list[Refused] = []
         for place in places:
             if already(place, options.to):
                 continue
             try:
                 edits.append(plan_swap(patient, place, options.to, settings))
             except Refused as error:
-                reasons.append(str(error))
+                reasons.append(error)
         if reasons and (sites or not edits):
-            raise Refused(" ".join(reasons))
+            raise refused(reasons)
         if not edits:
             raise Refused(f"every norm is what to='{options.to}' would make of it.")
+        patient.notes.extend(map(str, reasons))
         return edits
 
 
