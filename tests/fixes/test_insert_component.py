@@ -51,7 +51,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_the_norm_moves_behind_the_activation(inplace):
+def test_the_norm_moves_after_the_activation(inplace):
     model = Plain(inplace=inplace)
     cured = inserted(model, IMAGES)
     assert not cured.failures

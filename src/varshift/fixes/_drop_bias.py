@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,7 +17,7 @@ from varshift.fixes._remedy import NoOptions, Remedy, remedy
 from varshift.fixes._surgery import Refused, Surgery
 from varshift.flow import Flow
 from varshift.model import find_norms
-from varshift.rules import Finding
+from varshift.rules import Finding, Ways
 
 _LAYERS = (nn.Linear, _ConvNd)
 
@@ -76,8 +76,9 @@ class DropBiasRemedy(Remedy):
             raise Refused(
                 "what reads a bias is seen in both modes of the network: pass a loader or example inputs."
             )
-        idle = dict(_idle(patient, flow))
-        deployed = dict(_idle(patient, patient.capture.eval))
+        places = {place.id: place for place in norm_places(patient) if place.norm is not None}
+        idle = dict(_idle(patient.network, flow, places))
+        deployed = dict(_idle(patient.network, patient.capture.eval, places))
         wanted = list(dict.fromkeys(site.module for site in sites)) if sites else list(idle)
         edits = []
         for path in wanted:
@@ -94,22 +95,20 @@ class DropBiasRemedy(Remedy):
         return edits
 
 
-def _idle(patient: Patient, flow: Flow) -> Iterator[tuple[str, NormPlace]]:
+def _idle(
+    network: nn.Module, flow: Flow, places: Mapping[SiteId, NormPlace]
+) -> Iterator[tuple[str, NormPlace]]:
     """Paths of the weight layers whose output nothing but one call of a batch norm reads, with that norm."""
-    places = {place.id: place for place in norm_places(patient) if place.norm is not None}
     site_of = {call: site for site in flow.norms if len(site.calls) == 1 for call in site.calls}
-    readers: dict[int, list[int]] = {}
-    for node in flow.nodes:
-        for index in node.inputs:
-            readers.setdefault(index, []).append(node.index)
+    readers = Ways(flow).readers
     reads = Counter(flow.nodes[index].target for node in flow.nodes for index in node.inputs)
-    owners = Counter(id(one) for _, one in patient.network.named_parameters(remove_duplicate=False))
-    modules = dict(patient.network.named_modules())
+    owners = Counter(id(one) for _, one in network.named_parameters(remove_duplicate=False))
+    modules = dict(network.named_modules())
     for node in flow.nodes:
         layer = modules.get(node.module)
         if node.kind != "weight" or not isinstance(layer, _LAYERS) or layer.bias is None:
             continue
-        after = readers.get(node.index, [])
+        after = readers[node.index]
         if len(after) != 1 or after[0] not in site_of:
             continue
         place = places.get(site_of[after[0]].id)

@@ -29,6 +29,10 @@ class _Chained:
     _link: tuple[nn.Module | None, nn.Module | None]
     _state: KalmanState | None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, detach_state=True, **kwargs)  # type: ignore[call-arg]
+        self._link, self._state = (None, None), None
+
     def link(self, before: nn.Module | None, layer: nn.Module | None) -> None:
         """Sets the norm whose state predicts this one's, and the weight layer between the two."""
         # In a tuple: they are modules of the network already, and no children of this norm.
@@ -53,17 +57,9 @@ class ChainedKalmanNorm1d(_Chained, layers.BatchKalmanNorm1d):
     gradients: it is that of the same forward pass.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, detach_state=True, **kwargs)
-        self._link, self._state = (None, None), None
-
 
 class ChainedKalmanNorm2d(_Chained, layers.BatchKalmanNorm2d):
     """Batch Kalman norm of images that takes the place of a batch norm; see `ChainedKalmanNorm1d`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, detach_state=True, **kwargs)
-        self._link, self._state = (None, None), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,27 +162,27 @@ def plan_kalman(patient: Patient, places: Sequence[NormPlace], weight: float) ->
     first = {norm.id: norm.calls[0] for norm in flow.norms if len(norm.calls) == 1}
     calls = {first[place.id]: path for path, place in fit.items() if place.id in first}
     runs = Counter(node.module for node in flow.nodes if node.kind == "weight")
-    found: dict[str, KalmanLink] = {}
+    links: dict[str, KalmanLink] = {}
     heads: list[str] = []
     for call, path in calls.items():
         place, chained = fit[path], _before(patient.network, flow, call, calls)
         if chained is not None and runs[chained[1]] == 1:
             before, layer, slope = chained
-            found[path] = KalmanLink(
+            links[path] = KalmanLink(
                 place.id, path, place.cls, _dims(place), before, layer, slope, place.source
             )
             heads.append(before)
-    if not found:
+    if not links:
         raise Refused(
             "no two batch norms follow one another through a ReLU and one weight layer: there is nothing "
             "that a Kalman norm could predict from."
         )
-    links = [
-        found.get(path) or KalmanLink(place.id, path, place.cls, _dims(place), source=place.source)
+    chain = [
+        links.get(path) or KalmanLink(place.id, path, place.cls, _dims(place), source=place.source)
         for path, place in fit.items()
-        if path in found or path in heads
+        if path in links or path in heads
     ]
-    return ChainKalmanNorms(tuple(links), weight)
+    return ChainKalmanNorms(tuple(chain), weight)
 
 
 def _dims(place: NormPlace) -> int:

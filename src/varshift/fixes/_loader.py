@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import (
     BatchSampler,
@@ -91,7 +91,7 @@ def dropping_last(loader: Any) -> DataLoader[Any]:
 
 
 def reshuffling(loader: Any) -> DataLoader[Any]:
-    """A loader like another one that shuffles anew in every epoch; that one stays as it is.
+    """A loader like another one that shuffles again in every epoch; that one stays as it is.
 
     Raises:
         Refused: If there is no such loader, with the line to write by hand.
@@ -123,7 +123,7 @@ def _shuffled(sampler: Any, loader: DataLoader[Any]) -> Any:
         raise Refused("the loader shuffles in every epoch already.")
     if isinstance(sampler, (DistributedSampler, DistributedSingleShuffleSampler)):
         return DistributedRandomReshuffleSampler(
-            _sized(sampler.dataset),
+            cast(Sized, sampler.dataset),
             sampler.num_replicas,
             sampler.rank,
             seed=sampler.seed,
@@ -137,10 +137,6 @@ def _shuffled(sampler: Any, loader: DataLoader[Any]) -> Any:
         f"the order comes from a {type(sampler).__name__}, which decides what is drawn: pass "
         "sampler=varshift.data.RandomReshuffleSampler(dataset) where every sample is to be drawn once."
     )
-
-
-def _sized(dataset: Any) -> Sized | int:
-    return dataset
 
 
 def _require_loader(loader: Any, line: str) -> None:

@@ -78,7 +78,7 @@ def with_followers(layer: nn.Module, norm: nn.Module, names: Sequence[str]) -> n
 def followers(patient: Patient, place: NormPlace) -> tuple[str, ...] | None:
     """Names of the children that the output of a norm passes through in its module's forward, in order.
 
-    None where the module does anything else: then no other layer can stand in for it.
+    None where the module does anything else: then no other layer can replace it.
     """
     chains = [_chain(flow, place) for flow in patient.flows]
     if not chains or any(chain is None for chain in chains):
@@ -92,7 +92,7 @@ def followers(patient: Patient, place: NormPlace) -> tuple[str, ...] | None:
 
 
 def _chain(flow: Flow, place: NormPlace) -> tuple[str, ...] | None:
-    site = next((one for one in flow.norms if one.id == place.id), None)
+    site = place.site_in(flow)
     if site is None or len(site.calls) != 1:
         return None
     prefix = f"{place.path}." if place.path else ""

@@ -36,7 +36,7 @@ class LayerSettings:
     Attributes:
         groups: For ``"group_norm"``: the most groups; see `group_count`.
         positions: Values of one channel of one sample, as far as they are known.
-        tlu: For ``"filter_response_norm"``: whether a learned threshold stands in for the ReLU after it.
+        tlu: For ``"filter_response_norm"``: whether a learned threshold replaces the ReLU after it.
         trainable: For ``"frozen"``: whether the affine parameters go on learning.
         scale: For ``"batch_renorm"``: the largest factor that corrects a batch.
         shift: For ``"batch_renorm"``: the largest shift in standard deviations.

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from varshift._sites import SiteId, Source
 from varshift.fixes._patient import Patient
 from varshift.fixes._surgery import Refused
-from varshift.flow import NormSite, recognised_norms
+from varshift.flow import Flow, NormSite, recognised_norms
 from varshift.model import Norm, canonical_names, find_norms
 
 
@@ -74,6 +74,10 @@ class NormPlace:
         """Whether its statistics are those of single samples."""
         by_capture = self.site is not None and self.site.kind == "instance_norm"
         return by_capture or (self.norm is not None and self.norm.per_sample)
+
+    def site_in(self, flow: Flow) -> NormSite | None:
+        """How one mode of the network saw it; None where it did not run there."""
+        return next((site for site in flow.norms if site.id == self.id), None)
 
     @property
     def words(self) -> str:

@@ -12,7 +12,7 @@ from varshift.flow import Flow
 def rectifier_after(patient: Patient, place: NormPlace) -> str | None:
     """Path of the `nn.ReLU` after a norm, where that norm is all that it ever sees.
 
-    A layer with a threshold of its own can then stand for both. A ReLU that other signals pass as well, or a
+    A layer with a threshold of its own can then replace both. A ReLU that other signals pass as well, or a
     norm whose output something else reads, too, gives None: there the ReLU has to stay.
     """
     paths = {_rectifier_in(patient.network, flow, place) for flow in patient.flows}
@@ -20,7 +20,7 @@ def rectifier_after(patient: Patient, place: NormPlace) -> str | None:
 
 
 def _rectifier_in(network: nn.Module, flow: Flow, place: NormPlace) -> str | None:
-    site = next((norm for norm in flow.norms if place.site is not None and norm.id == place.site.id), None)
+    site = place.site_in(flow)
     if site is None:
         return None
     calls = set(site.calls)

@@ -215,22 +215,15 @@ class Slots:
             return False
         if node.has("scale"):
             return not node.has("quotient") or self.ways.signal_input(node) == node.inputs[0]
-        linear = node.has("term", "resampling", "average_pool", "reduction")
-        return linear or node.index in self.ways.weights
+        return node.has("term", "resampling") or node.index in self.ways.weights
 
     def _around(self, site: NoiseSite) -> tuple[int | None, Sequence[int]]:
         """The sum in which a gated shortcut meets its branch, and what the branch adds to it."""
         ways = self.ways
-        after = ways.downstream(site.node)
         before = ways.upstream([site.node])
-        for index in sorted(after):
-            node = self.flow.nodes[index]
-            free = [
-                one for one in node.inputs if one in ways.signal and one not in after and one != site.node
-            ]
-            if node.kind == "join" and free:
-                return index, [one for one in free if ways.upstream([one]) & before]
-        return None, ()
+        meetings = ways.meetings(site.node, ways.downstream(site.node))
+        join, free = next(meetings, (None, ()))
+        return join, [index for index in free if ways.upstream([index]) & before]
 
     def _below(self, site: NoiseSite) -> tuple[int | None, Sequence[int]]:
         """The sum of a shortcut and a branch that is gated as a whole, and what the branch adds to it."""

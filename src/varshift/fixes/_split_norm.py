@@ -118,5 +118,5 @@ class SplitNormRemedy(Remedy):
 
 
 def _calls(flow: Flow, place: NormPlace) -> int:
-    site = next((one for one in flow.norms if one.id == place.id), None)
+    site = place.site_in(flow)
     return len(site.calls) if site is not None else 0

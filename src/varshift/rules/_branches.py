@@ -52,13 +52,7 @@ class Branches:
             return None
         before = ways.upstream([start])
         after = ways.downstream(start)
-        for index in sorted(after):
-            node = self._flow.nodes[index]
-            if node.kind != "join":
-                continue
-            free = [one for one in node.inputs if one in ways.signal and one not in after and one != start]
-            if not free:
-                continue
+        for index, free in ways.meetings(start, after):
             common = ways.upstream(free) & before
             if not common:
                 return None  # two signals that have nothing in common are no branch and its shortcut

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ._paths import readers_of
@@ -73,6 +73,19 @@ class Ways:
             found.update(fresh)
             stack.extend(fresh)
         return found
+
+    def meetings(self, start: int, after: Collection[int]) -> Iterator[tuple[int, list[int]]]:
+        """The sums at which a node's result meets other signals, with those.
+
+        Args:
+            start: The node.
+            after: All that is downstream of it.
+        """
+        for index in sorted(after):
+            node = self.flow.nodes[index]
+            free = [one for one in node.inputs if one in self.signal and one not in after and one != start]
+            if node.kind == "join" and free:
+                yield index, free
 
     def passes(
         self, nodes: Collection[int], sources: Iterable[int], end: int, within: Collection[int]
