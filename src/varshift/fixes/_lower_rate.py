@@ -10,11 +10,12 @@ from varshift._arguments import between, non_negative
 from varshift._errors import VarshiftError
 from varshift._sites import SiteId
 from varshift.fixes._edit import Edit
-from varshift.fixes._noise_action import NoiseAction
+from varshift.fixes._noise_action import NoiseAction, of_equal_variance
 from varshift.fixes._noise_method import plan_noise
 from varshift.fixes._noise_targets import noise_targets
 from varshift.fixes._patient import Patient
 from varshift.fixes._remedy import Remedy, remedy
+from varshift.fixes._remove_noise import why_no_regulariser
 from varshift.fixes._surgery import Refused
 from varshift.fixes._swap_noise import variance_of
 from varshift.flow import NoiseSite
@@ -95,7 +96,7 @@ class LowerRate(Remedy):
 def _unfit(site: NoiseSite) -> str:
     if site.rate is None:
         return f"{site.id} has no rate that could be lowered."
-    return f"{site.id} is no regulariser with a rate." if site.kind in ("rrelu", "sampling", "other") else ""
+    return why_no_regulariser(site, "weakened")
 
 
 def _scale(patient: Patient, targets: Sequence[NoiseSite], shift: float, finding: Finding | None) -> float:
@@ -171,11 +172,9 @@ def _of_variance(targets: Sequence[NoiseSite], share: float) -> float:
         variance = variance_of(site)
         if variance is None or not site.rate:
             scales.append(math.sqrt(share) if share < 1 else 1.0)
-        elif site.kind in ("uniform", "gaussian"):
-            scales.append(math.sqrt(share))
         else:
-            wanted = share * variance
-            scales.append(wanted / (1 + wanted) / site.rate)
+            kind = site.kind if site.kind in ("uniform", "gaussian") else "dropout"
+            scales.append((of_equal_variance(kind, share * variance).value or 0.0) / site.rate)
     return min([*scales, 1.0])
 
 
