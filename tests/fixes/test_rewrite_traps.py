@@ -16,8 +16,8 @@ from torch.nn.utils import parametrize
 from varshift import SiteId
 from varshift.fixes import (
     CallPlace,
-    NoiseAction,
     InsertNoise,
+    NoiseAction,
     Refused,
     RewriteCall,
     Surgery,

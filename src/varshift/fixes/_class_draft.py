@@ -15,7 +15,7 @@ from torch import nn
 
 from varshift._sites import Source
 from varshift.fixes._rewrite_actions import linked_call
-from varshift.fixes._rewrite_functions import innermost, rewrapped, with_code
+from varshift.fixes._rewrite_functions import methods_of, rewrapped, with_code
 from varshift.fixes._rewrite_names import UNKNOWN, Names, is_super, owner_name
 from varshift.fixes._source_code import CallPlace, FunctionSource, calls_in, compiled, source_of
 from varshift.fixes._surgery import Refused
@@ -177,22 +177,17 @@ class ClassDraft:
         return self._members
 
     def _method(self, place: CallPlace) -> EditedText:
-        for cls in self.base.__mro__:
-            for name, held in vars(cls).items():
-                function = innermost(held)
-                if function is None or function.__qualname__ != place.function:
-                    continue
-                if inspect.getattr_static(self.base, name) is not held:
-                    continue  # another class overrides it
-                if isinstance(held, (staticmethod, classmethod)):
-                    raise Refused(f"{place.function} has no module to ask: rewrite the call of it instead.")
-                if hasattr(held, "_torchdynamo_orig_callable"):
-                    raise Refused(
-                        f"{place.function} is compiled: fix the model first, and compile it afterwards."
-                    )
-                if name not in self._methods:
-                    self._methods[name] = EditedText(source_of(function), held, self.base)
-                return self._methods[name]
+        methods = methods_of(self.base, lambda function: function.__qualname__ == place.function)
+        for name, held, function in methods:
+            if isinstance(held, (staticmethod, classmethod)):
+                raise Refused(f"{place.function} has no module to ask: rewrite the call of it instead.")
+            if hasattr(held, "_torchdynamo_orig_callable"):
+                raise Refused(
+                    f"{place.function} is compiled: fix the model first, and compile it afterwards."
+                )
+            if name not in self._methods:
+                self._methods[name] = EditedText(source_of(function), held, self.base)
+            return self._methods[name]
         raise Refused(
             f"{self.base.__qualname__} has no method {place.function}: the code is not the one that the edit "
             "was planned for. Check the model again."

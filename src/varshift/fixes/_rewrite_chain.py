@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import nn
 
 from varshift.fixes._edited_class import user_class
 from varshift.fixes._rewrite_arguments import arguments_of
-from varshift.fixes._rewrite_functions import innermost
+from varshift.fixes._rewrite_functions import innermost, methods_of
 from varshift.fixes._rewrite_names import UNKNOWN, Names, is_super
 from varshift.fixes._source_code import CallPlace, FunctionSource, called_name, calls_in, source_of
 from varshift.fixes._surgery import Refused
@@ -173,14 +172,9 @@ def _next(names: Names, call: ast.Call, steps: list[_Step], start: int) -> tuple
 
 def _method(module: nn.Module, step: _Step) -> FunctionType | None:
     """The method of a module that a frame runs, if the module would find it under its name."""
-    base = user_class(module)
-    for cls in base.__mro__:
-        for name, held in vars(cls).items():
-            function = innermost(held)
-            if function is None or not step.runs(function) or isinstance(held, (staticmethod, classmethod)):
-                continue
-            if inspect.getattr_static(base, name) is held:
-                return function
+    for _, held, function in methods_of(user_class(module), step.runs):
+        if not isinstance(held, (staticmethod, classmethod)):
+            return function
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable, Iterator
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -25,6 +26,27 @@ def innermost(value: Any) -> FunctionType | None:
     except ValueError:  # a circle
         return None
     return value if isinstance(value, FunctionType) else None
+
+
+def methods_of(
+    cls: type, is_wanted: Callable[[FunctionType], bool]
+) -> Iterator[tuple[str, Any, FunctionType]]:
+    """The methods that a class finds under their names, its own before those of its bases.
+
+    Args:
+        cls: The class.
+        is_wanted: Says which functions to list.
+
+    Yields:
+        The name, what the class holds under it, and the function under its decorators.
+    """
+    for base in cls.__mro__:
+        for name, held in vars(base).items():
+            function = innermost(held)
+            if function is None or not is_wanted(function):
+                continue
+            if inspect.getattr_static(cls, name) is held:  # else another class overrides it
+                yield name, held, function
 
 
 def with_code(function: FunctionType, code: CodeType) -> FunctionType:
