@@ -15,8 +15,8 @@ from varshift.cli._objects import resolve_object
 def resolve_loader(text: str, batches: int | None, option: str = "--data") -> Iterable[Any]:
     """The batches that an option names: a loader, a list of batches, or a callable that returns one.
 
-    A callable that returns an iterator (a generator function) is called anew for every pass. An iterator that
-    can be gone through only once is read as far as it is needed.
+    A callable that returns an iterator (a generator function) is called again for every pass. An iterator
+    that can be gone through only once is read as far as it is needed.
 
     Raises:
         DataError: If what it names is not an iterable of batches.

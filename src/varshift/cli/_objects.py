@@ -82,7 +82,7 @@ def _import_module(name: str, option: str) -> ModuleType:
 
 
 def _search_path(parent: str) -> list[str] | None:
-    """Where the modules of a package lie; None stands for the module path itself."""
+    """Where the modules of a package lie; None is the module path itself."""
     if not parent:
         return None
     return list(getattr(sys.modules.get(parent), "__path__", ()))

@@ -157,7 +157,7 @@ def updated_content(
 def state_writer(
     state: Mapping[str, Any], suffix: str, metadata: Mapping[str, str] | None = None
 ) -> Callable[[Path], object]:
-    """A function that writes a state dict to a path, in the format that the ending stands for."""
+    """A function that writes a state dict to a path, in the format that the ending names."""
     if suffix != ".safetensors":
         return lambda path: torch.save(dict(state), path)
     from safetensors.torch import save_file
@@ -175,7 +175,7 @@ def check_output(path: Path, *, force: bool) -> None:
     """Makes sure, before long work, that weights can be written to a path.
 
     Raises:
-        VarshiftError: If the ending stands for no format, the file exists and `force` is false, or it cannot
+        VarshiftError: If the ending names no format, the file exists and `force` is false, or it cannot
             be written.
     """
     if path.suffix not in WRITABLE:

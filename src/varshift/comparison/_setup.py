@@ -39,7 +39,7 @@ class Setup:
         loss: Function of outputs and targets.
         variants: The variants by name that can be made.
         plans: For each variant with cures, the plan that carries them out, as JSON.
-        identity: Name of all of this but the variants, by its content.
+        identity: Digest of the content of all of this except the variants.
     """
 
     model: nn.Module | Callable[[], nn.Module]

@@ -22,13 +22,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
-    """Calls `write` with the path of a temporary file beside `path` and then puts it in the place of `path`.
+    """Calls `write` with the path of a temporary file next to `path` and then puts it in the place of `path`.
 
     A link is followed, so that its target is replaced and not the link; a device or a pipe
     (``/dev/stdout``) is written to directly, for nothing can be put in its place.
 
     Raises:
-        VarshiftError: If the file cannot be written; what stood there before is then unharmed.
+        VarshiftError: If the file cannot be written; what was there before is then unharmed.
     """
     path = Path(path)
     check_writable(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from varshift.runner._errors import RunnerError
 
-# If so many workers in a row end before they could begin a trial, the next ones will too.
+# If this many workers in a row end before they could begin a trial, the next ones will too.
 MOST_FUTILE = 3
 
 

@@ -69,7 +69,7 @@ class LocalCrew:
         self._assignments = assignments
         self._workers: list[_Worker] = []
         self._context = multiprocessing.get_context("spawn")
-        self._futile = Futile("what they said stands above")
+        self._futile = Futile("their output is above")
 
     def tend(self, wanted: int) -> int:
         """See `Crew`."""

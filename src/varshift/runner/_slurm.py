@@ -92,7 +92,7 @@ class JobCrew:
         self._executor = executor
         self._assignments = assignments
         self._jobs: dict[int, _Job] = {}
-        self._futile = Futile(f"what they said stands in {folder}")
+        self._futile = Futile(f"their output is in {folder}")
 
     def tend(self, wanted: int) -> int:
         """See `Crew`."""

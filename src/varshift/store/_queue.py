@@ -109,7 +109,7 @@ class Queue:
         return len(changed)
 
     def forgive(self) -> None:
-        """Forgets how often workers died of the trials that wait: somebody has begun the sweep anew."""
+        """Forgets how often workers died of the trials that wait: somebody has started the sweep again."""
         with self.store.transaction() as connection:
             connection.execute(
                 "UPDATE runs SET crashes = 0 WHERE state = 'queued' "

@@ -203,7 +203,7 @@ class Store:
         return Progress(counts, remaining, tuple(run.title for run in runs if run.state == "running"))
 
     def discard(self, keys: Iterable[str]) -> int:
-        """Queues trials anew as if they had never run, those that run now aside, and returns how many."""
+        """Queues trials again as if they had never run, except those that run now, and returns how many."""
         with self.transaction() as connection:
             rows = connection.execute(
                 "SELECT key FROM runs WHERE state <> 'running' AND attempts > 0 "

@@ -39,7 +39,7 @@ def demo(
     """Train a sick and a healthy network on real digits, check both, fix the sick one.
 
     Two pre-activation residual networks learn scikit-learn's handwritten digits. They differ in one thing:
-    the sick one has dropout in front of the last norm of each residual branch, the healthy one behind its
+    the sick one has dropout in front of the last norm of each residual branch, the healthy one after its
     last norm.
     """
     from varshift import VarshiftError
@@ -112,7 +112,7 @@ def _introduce(console: Console, run: Demo) -> None:
         f"{len(data.train_images)} handwritten digits of 8 x 8 pixels to train on, {len(data.test_images)} "
         f"held out. Two pre-activation residual networks of {settings.depth} layers, from the same weights:\n"
         f"  sick     dropout {settings.dropout:g} in front of the last norm of each of {blocks} branches\n"
-        f"  healthy  dropout {settings.dropout:g} once, behind the last norm\n"
+        f"  healthy  dropout {settings.dropout:g} once, after the last norm\n"
         f"Each is trained for {settings.epochs} epochs; that takes most of the time.",
         markup=False,
     )
