@@ -145,6 +145,15 @@ def test_the_reports_the_plan_and_the_text_agree(run, place, sick):
     assert after.repeat in text
 
 
+def test_the_reports_repeat_the_seed_and_the_rules_too(run, place, sick):
+    rules = "--ignore VS2 --seed 7"
+    assert run(*WORDS, "in.safetensors", *rules.split(), "--out", "cured").code == 0
+    before, after = (vs.Report.from_json(f"cured/{name}.json") for name in ("before", "after"))
+    data = f"--data sick.py:batches {rules}"
+    assert before.repeat == f"varshift check sick.py:build --weights in.safetensors {data}"
+    assert after.repeat == f"varshift check cured/apply.py:build {data}"
+
+
 def test_the_cured_network_is_a_target_of_its_own(run, sick):
     run(*WORDS, "in.safetensors", "--out", "cured")
     result = run("check", "cured/apply.py:build", "--data", "sick.py:batches")

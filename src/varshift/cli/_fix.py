@@ -156,11 +156,14 @@ def fix(
         seed=seed,
     )
     new = () if wishes else _new(cured, codes)
-    same_data = _words(data=data, shape=shape, batches=batches, forward=forward, loss=loss, device=device)
+    same_check = [
+        *_words(data=data, shape=shape, batches=batches, forward=forward, loss=loss, device=device),
+        *_words(select=select, ignore=ignore, seed=seed or None),
+    ]
     command = _words(arg=arg, weights=weights, weights_key=weights_key)
-    cured.before = _named(cured.before, target, ["varshift", "check", target, *command, *same_data])
+    cured.before = _named(cured.before, target, ["varshift", "check", target, *command, *same_check])
     written: list[Path] = []
-    again = ["varshift", "check", f"{out}/apply.py:build", *same_data]
+    again = ["varshift", "check", f"{out}/apply.py:build", *same_check]
     if out is not None and not dry_run and cured.changes:
         cured.after = _named(cured.after, f"{out}/apply.py:build", again)
         written = write_cured(cured, out, target, arguments, seed, checkpoint, names)
