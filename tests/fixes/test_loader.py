@@ -191,6 +191,11 @@ def test_a_batch_of_one_is_no_longer_drawn():
     assert same(digest(cured.model), before)  # a cure of the data alone
 
 
+def test_a_cure_that_is_not_wanted_is_left_out():
+    with pytest.raises(vs.VarshiftError, match="drop_last=False must be True"):
+        vs.fix(stack(nn.BatchNorm2d(8)), loader=images(257), cures={"drop-last": {"drop_last": False}})
+
+
 class Sorted(Dataset):
     """Samples in the order of their class."""
 

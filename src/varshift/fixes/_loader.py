@@ -16,6 +16,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from varshift._errors import VarshiftError
 from varshift._sites import SiteId
 from varshift.data import (
     DistributedRandomReshuffleSampler,
@@ -176,9 +177,16 @@ class DropLastOptions:
 
     Attributes:
         drop_last: True; the name of the setting.
+
+    Raises:
+        VarshiftError: If it is anything else.
     """
 
     drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        if self.drop_last is not True:
+            raise VarshiftError(f"drop_last={self.drop_last!r} must be True: leave the cure out otherwise.")
 
 
 @remedy
