@@ -34,7 +34,7 @@ class Branch:
 
     @property
     def has_slot(self) -> bool:
-        """Whether the branch has a weight after its last norm."""
+        """Whether the branch has a weight that all of it passes after its last norm."""
         return self.slot is not None
 
 

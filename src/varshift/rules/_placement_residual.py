@@ -116,7 +116,11 @@ class DropoutOutsideSlot(Rule):
             first = found[0][0]
             more = f" Likewise {len(found) - 1} more." if len(found) > 1 else ""
             slot = "the slot is after the branch's last norm and before its last weight"
-            slot = slot if has_slot else "the branch ends in a norm, so that it has no place for dropout"
+            if not has_slot:
+                slot = (
+                    "the branch ends in a norm, or no weight after its last norm is passed by all of it, "
+                    "so that it has no place for dropout"
+                )
             yield Finding(
                 code=self.code,
                 severity=severity,

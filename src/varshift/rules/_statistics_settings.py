@@ -86,15 +86,14 @@ class UnusualMomentum(Rule):
 
     def _finding(self, evidence: Evidence, kind: str, names: Sequence[str]) -> Finding:
         momentum = evidence.norms[names[0]].momentum or 0.0
-        ported = kind == "ported" and 1 - momentum < thresholds.MOMENTUM_LARGE  # 0.5 is itself turned around
-        right = 1 - momentum if ported else 0.1
+        right = 1 - momentum if kind == "ported" else 0.1
         if kind == "none":
             text = "running statistics never move"
             remedy = "set a momentum such as 0.1, or freeze the norms by eval()"
         elif kind == "last":
             text = "running statistics are those of the last batch alone"
             remedy = "set a momentum such as 0.1, and recalibrate"
-        elif kind == "ported" and not ported:
+        elif kind == "half":
             text = "it forgets half of the past with every batch"
             remedy = "set a momentum such as 0.1, and recalibrate"
         elif kind == "ported":
@@ -232,4 +231,6 @@ def _convention(momentum: float) -> str:
         return "none"
     if momentum == 1:
         return "last"
-    return "ported" if 0 < momentum < 1 else "impossible"
+    if not 0 < momentum < 1:
+        return "impossible"
+    return "ported" if 1 - momentum < thresholds.MOMENTUM_LARGE else "half"  # turned around it is the same
