@@ -37,19 +37,21 @@ def follow_mode(patient: Patient, sites: Sequence[SiteId]) -> list[Edit]:
         Refused: If a norm is not made by a call that takes the mode as an argument.
     """
     flow = patient.capture.eval if patient.capture else None
+    if flow is None:
+        return []
     edits: list[Edit] = []
-    for norm in flow.norms if flow is not None else ():
+    for norm in flow.norms:
         if norm.id not in sites:
             continue
         for index in norm.calls:
-            found = chain_of(patient.network, flow.nodes[index].calls) if flow is not None else None
-            if found is None:
+            way = chain_of(patient.network, flow.nodes[index].calls)
+            if way is None:
                 raise Refused(
                     f"the call of the norm {norm.id} ({norm.source}) cannot be reached: pass "
                     "training=self.training to it by hand."
                 )
-            path, chain = found
-            edit = RewriteCall(norm.id, path, tuple(chain), NoiseAction("follow-mode"))
+            path, chain = way
+            edit = RewriteCall(norm.id, path, chain, NoiseAction("follow-mode"))
             edit.edited(patient.network)
             if not _takes_mode(patient, edit):
                 raise Refused(

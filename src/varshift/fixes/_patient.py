@@ -29,7 +29,7 @@ class Patient:
         example: One batch without targets, as `varshift.flow.capture` takes it; None without inputs.
         loader: The training data, None without any.
         settings: Arguments of `varshift.check` that say how the network is run: ``forward``, ``loss``, ...
-        recapture: Captures a network on the same example, for planners that have to try something on a copy.
+        recapture: Captures a network on the same example, to compare it with what it was.
         notes: What the user should know besides the changes: places that were left as they are, and why.
     """
 

@@ -85,11 +85,12 @@ class RewriteCall(ClassEdit):
     def build(self, draft: ClassDraft) -> None:
         """Replaces the call."""
         text, call = draft.find(self.chain)
-        arguments = arguments_of(*text.called(call))
+        called, bound = text.called(call)
+        arguments = arguments_of(called, bound)
         written = f"`{self.chain[-1].text}`"
         if self.action.kind == "rate" and arguments.known and arguments.rate is None:
             raise Refused(f"{written} has no argument for a rate: put other noise in its place.")
-        if makes_noise(self.action) and not arguments.pure and not is_attention(*text.called(call)):
+        if makes_noise(self.action) and not arguments.pure and not is_attention(called):
             raise Refused(f"{written} does more than make noise: its rate can be changed, its kind cannot.")
         draft.replace(text, call, replaced_call(self.action, arguments, self.always))
 

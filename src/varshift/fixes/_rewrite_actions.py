@@ -145,7 +145,7 @@ def noisy_forward(forward: Any, action: NoiseAction, where: Where) -> Any:
     return unscripted(noisy)
 
 
-def is_attention(function: Any, bound: bool = False) -> bool:
+def is_attention(function: Any) -> bool:
     """Whether a function is torch's fused attention, whose weights can be given other noise."""
     return function is nn.functional.scaled_dot_product_attention
 
