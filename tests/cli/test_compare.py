@@ -17,6 +17,10 @@ OWN = """
         with __import__("torch").no_grad():
             network.first.weight.fill_(float("nan"))
 
+    def broken_once(network):
+        if __import__("torch").initial_seed() == 1:
+            broken(network)
+
     def train(network, loader, epochs):
         print("training", epochs)
         return {"score": 1.0}
@@ -53,6 +57,9 @@ def test_trainings_that_fail_make_the_exit_status_1(run, place):
     done = run(*BASE, "--variants", "broken=own:broken")
     assert done.code == 1
     assert "broken: failed: no result with seed 0, 1: the loss is nan in epoch 1" in done.out
+    done = run(*BASE, "--variants", "broken=own:broken_once")
+    assert done.code == 1
+    assert "broken: no result with seed 1: the loss is nan in epoch 1" in done.out
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,7 +152,7 @@ def check(
         weights_key,
         (data, deploy),
         shapes,
-        json_only=json == "-",
+        json=json,
         batches=batches or DEFAULT_BATCHES,
         forward=forward,
         loss=loss,
@@ -184,7 +182,7 @@ def _measured(
     sources: tuple[str | None, str | None],
     shapes: list[tuple[int, ...]] | None,
     *,
-    json_only: bool,
+    json: str | None,
     forward: str | None,
     loss: str | None,
     step: str | None,
@@ -192,9 +190,9 @@ def _measured(
     batches: int,
     **settings: Any,
 ) -> Report:
-    # What the user's code prints must not end up in front of the JSON.
-    output = contextlib.redirect_stdout(sys.stderr) if json_only else contextlib.nullcontext()
-    with output:
+    from varshift.cli._json import users_output
+
+    with users_output(json):
         from varshift import check as run_check
         from varshift.cli._data import resolve_function, resolve_loader
         from varshift.cli._network import load_network, with_weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +160,7 @@ def compare(
     --store runs --workers 2`
     """
     from varshift.cli._arguments import check_device, parse_arguments
-    from varshift.cli._json import check_json, write_json
+    from varshift.cli._json import check_json, users_output, write_json
     from varshift.comparison import variants_of
 
     arguments = parse_arguments(arg)
@@ -170,9 +169,7 @@ def compare(
     if names is not None:
         variants_of([name for name, place in names.items() if place is None])
     device = check_device(device)
-    # What the user's code prints must not end up in front of the JSON.
-    output = contextlib.redirect_stdout(sys.stderr) if json == "-" else contextlib.nullcontext()
-    with output:
+    with users_output(json):
         from varshift import compare as run_compare
         from varshift.cli._data import resolve_function, resolve_loader
 
@@ -204,7 +201,8 @@ def compare(
             )
     write_json(table.to_json(), json)
     _print(table, to_error=json == "-")
-    return int(any(row.state == "failed" or row.note.startswith("no result") for row in table.variants))
+    wanted = (row for row in table.variants if row.state in ("measured", "failed"))
+    return int(any(len(row.seeds) < len(table.seeds) for row in wanted))
 
 
 @dataclass(frozen=True, slots=True)

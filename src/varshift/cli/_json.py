@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 
@@ -15,6 +16,11 @@ def check_json(file: str | None) -> None:
 
     if file is not None and file != "-":
         check_writable(file)
+
+
+def users_output(file: str | None) -> contextlib.AbstractContextManager[object]:
+    """Sends what the user's code prints to standard error where standard output is for the JSON alone."""
+    return contextlib.redirect_stdout(sys.stderr) if file == "-" else contextlib.nullcontext()
 
 
 def write_json(text: str, file: str | None) -> None:
