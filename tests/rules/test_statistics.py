@@ -201,7 +201,7 @@ def test_broken_norms_are_one_finding_whose_cure_cannot_hurt(build):
         (0.9, "should be 0.1"),
         (0.99, "should be 0.01"),
         (0.999, "should be 0.001"),
-        (0.5, "0.5"),
+        (0.5, "half of the past"),
         (1.0, "last batch"),
         (0.0, "never move"),
         (1.5, "between 0 and 1"),

@@ -12,7 +12,7 @@ from varshift.evidence import Evidence
 
 from . import _thresholds as thresholds
 from ._cost import Cost, cost_of, graded, price
-from ._cures import cure
+from ._cures import BATCH_FREE, cure
 from ._finding import Confidence, Cure, Finding, Severity
 from ._places import NETWORK, norm_places
 from ._reading import known, learns, listed, norms_in_order, positive, quoted
@@ -36,7 +36,7 @@ _BATCH_CURES = (
         "unsafe",
         to="group_norm",
     ),
-    cure("batch-free-norm", "one norm per block that does not look at the batch, and train again", "unsafe"),
+    BATCH_FREE,
 )
 
 

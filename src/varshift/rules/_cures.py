@@ -66,3 +66,8 @@ def cure(code: str, name: str, safety: Safety, target: SiteId | None = None, **o
     if code not in CURES:
         raise VarshiftError(f"code={code!r} is no kind of cure: the kinds are {', '.join(CURES)}.")
     return Cure(code, name, safety, target, options)
+
+
+BATCH_FREE: Final = cure(
+    "batch-free-norm", "one norm per block that looks at single samples only, and train again", "unsafe"
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence
 
 from ._cost import graded, price
-from ._cures import cure
+from ._cures import BATCH_FREE, cure
 from ._finding import Cure, Finding, Severity
 from ._places import norm_places
 from ._reading import (
@@ -32,9 +32,6 @@ from ._staleness import is_learned
 if TYPE_CHECKING:
     from varshift._sites import SiteId
 
-_BATCH_FREE = cure(
-    "batch-free-norm", "one norm per block that looks at single samples only, and train again", "unsafe"
-)
 _MOVE_NOISE = cure("move-noise", "move the noise after the last norm, and train again", "unsafe", to="head")
 
 
@@ -143,7 +140,7 @@ class VarianceShift(Rule):
         names = sorted(shifted, key=lambda name: shifted[name].shift or 1.0, reverse=True)
         worst = shifted[names[0]]
         more = f", and so will {listed(names[1:])}" if len(names) > 1 else ""
-        remedies = (recalibration(evidence), _MOVE_NOISE, _BATCH_FREE)
+        remedies = (recalibration(evidence), _MOVE_NOISE, BATCH_FREE)
         yield Finding(
             code=self.code,
             severity=graded(None, shift_severity(worst.shift or 1.0), confidence="predicted") or "advice",
@@ -181,7 +178,7 @@ class VarianceShift(Rule):
         remedies: tuple[Cure | None, ...] = (
             recalibration(evidence, certain=is_learned(evidence, names[0])),
             _MOVE_NOISE,
-            _BATCH_FREE,
+            BATCH_FREE,
         )
         return Finding(
             code=self.code,
