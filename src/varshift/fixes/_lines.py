@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -181,10 +180,5 @@ def _advice(cured: Cured, width: int) -> list[Line]:
 
 
 def _notes(cured: Cured, width: int) -> list[Line]:
-    return _listed(cured.notes, width)
-
-
-def _listed(texts: Sequence[str], width: int) -> list[Line]:
-    return [
-        content for text in texts for content in paragraph(text, width, indent=0, mark=Span("· ", "quiet"))
-    ]
+    mark = Span("· ", "quiet")
+    return [content for text in cured.notes for content in paragraph(text, width, indent=0, mark=mark)]
