@@ -26,7 +26,10 @@ def twin_of(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     try:
         return copier.copy_model(model), (_limit(copier),) if copier.shared else ()
     except (Uncopyable, RecursionError) as error:
-        raise ModelError(f"the model cannot be copied ({error}): change it in place with fix_().") from error
+        raise ModelError(
+            f"the model cannot be copied ({error}), and nothing is tried on itself: carry out by hand "
+            "what check names."
+        ) from error
 
 
 def twin_optimizer(optimizer: Optimizer, model: nn.Module, twin: nn.Module) -> Optimizer:

@@ -276,7 +276,7 @@ def _metric(cost: Cost) -> str:
 
 
 def _cures(evidence: Evidence, form: Form, *, certain: bool) -> tuple[Cure, ...]:
-    """Recalibration, unless it was measured not to help; the references' statistics can be taken over, too."""
+    """Recalibration, unless it was measured not to help; the references' can be taken over, too."""
     remedy = recalibration(evidence, certain=certain)
     others = (_REBIND,) if form in ("defaults", "averaged") else ()
     return others if remedy is None else (remedy, *others)
