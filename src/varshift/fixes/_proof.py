@@ -214,14 +214,14 @@ class _Comparison:
         return self._wiring(pairs)[:_SHOWN]
 
     def _pairs(self, before: Sequence[Node], after: Sequence[Node]) -> tuple[dict[int, int], list[str]]:
-        """Which operation of the one is which of the other; what is odd about those that are neither."""
+        """Which operation before is which one after; what is odd about those without a partner."""
         pairs: dict[int, int] = {}
         odd: list[str] = []
         fixed = [[node for node in nodes if not self._may_change(node.module)] for nodes in (before, after)]
-        for one, other in zip(*fixed, strict=False):
-            if _node_key(one) != _node_key(other):
-                return {}, [f"In {self._mode}, {_words(one)} became {_words(other)}."]
-            pairs[one.index] = other.index
+        for old, new in zip(*fixed, strict=False):
+            if _node_key(old) != _node_key(new):
+                return {}, [f"In {self._mode}, {_words(old)} became {_words(new)}."]
+            pairs[old.index] = new.index
         if len(fixed[0]) != len(fixed[1]):
             longer = max(fixed, key=len)
             node = longer[min(map(len, fixed))]
@@ -253,25 +253,25 @@ class _Comparison:
     def _wiring(self, pairs: dict[int, int]) -> list[str]:
         """Every operation that stayed reads the signals that it read, through what came and went."""
         noisy = {  # at a rate of zero their readers are seen to read what they read
-            one
-            for one, other in pairs.items()
-            if "noise" in (self._before.nodes[one].kind, self._after.nodes[other].kind)
-            and self._may_change(self._before.nodes[one].module)
+            old
+            for old, new in pairs.items()
+            if "noise" in (self._before.nodes[old].kind, self._after.nodes[new].kind)
+            and self._may_change(self._before.nodes[old].module)
         }
-        stays = {one: other for one, other in pairs.items() if one not in noisy}
+        stays = {old: new for old, new in pairs.items() if old not in noisy}
         calls = {call for norm in self._before.norms if norm.id in self._linked for call in norm.calls}
         before = _origins(self._before, set(pairs) | calls, set(stays))
         shared = frozenset().union(*(self._read(before[call], {}) for call in calls))
         after = _origins(self._after, set(pairs.values()), set(stays.values()))
-        new_names = {other: one for one, other in pairs.items()}
+        new_names = {new: old for old, new in pairs.items()}
         odd = []
-        for one, other in pairs.items():
-            if not self._same(before[one], after[other], new_names, shared):
-                node = self._before.nodes[one]
+        for old, new in pairs.items():
+            if not self._same(before[old], after[new], new_names, shared):
+                node = self._before.nodes[old]
                 odd.append(f"In {self._mode}, {_words(node)} reads other signals than before.")
         outputs = [[node.index for node in flow.nodes if node.kind == "output"] for flow in self._flows]
-        for one, other in zip(*outputs, strict=False):
-            if not self._same(before[one], after[other], new_names, shared):
+        for old, new in zip(*outputs, strict=False):
+            if not self._same(before[old], after[new], new_names, shared):
                 odd.append(f"In {self._mode}, the network returns other signals than before.")
         return odd
 
@@ -285,7 +285,7 @@ class _Comparison:
         """Whether the same signals are read, apart from what linked norms may tell one another."""
         read, now = self._read(before, {}), self._read(after, names)
         layers = {site.module for site in self._linked}
-        new = {one for one in now - read - shared if str(one).rpartition(".")[0] not in layers}
+        new = {signal for signal in now - read - shared if str(signal).rpartition(".")[0] not in layers}
         return read <= now and not new if self._linked else read == now
 
     def _read(self, origins: frozenset[Hashable], names: dict[int, int]) -> frozenset[Hashable]:

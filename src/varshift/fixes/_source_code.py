@@ -156,7 +156,7 @@ def compiled(source: FunctionSource, node: FunctionNode) -> CodeType:
     tree = ast.fix_missing_locations(ast.Module([*imports, scope], []))
     flags = code.co_flags & _FUTURES
     whole = compile(tree, code.co_filename, "exec", flags=flags, dont_inherit=True)
-    inner = next(found for found in _nested(whole) if found.co_name == code.co_name)
+    inner = next(nested for nested in _nested(whole) if nested.co_name == code.co_name)
     return _requalified(inner, inner.co_qualname, code.co_qualname)
 
 
