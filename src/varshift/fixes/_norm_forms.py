@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from varshift import nn as layers
 from varshift.fixes._norm_places import NormPlace
+from varshift.fixes._trial import output_in_evaluation
 from varshift.model import Norm
 
 _BATCH = (_BatchNorm.forward, nn.SyncBatchNorm.forward, layers.BatchRenorm2d.forward)
@@ -89,17 +90,15 @@ def read_followed(place: NormPlace, names: Sequence[str]) -> NormForm | None:
     if {*module._parameters, *module._buffers} - _TENSORS or "forward" in vars(module):
         return None
     form = _form(place, module.weight, module.bias)
-    try:
-        twin = copy.deepcopy(module).eval()
-        inputs = _inputs(norm.mean.detach().double(), norm.var.detach().double(), shape).to(norm.mean.dtype)
-        with torch.no_grad():
-            outputs = twin(inputs)
-            expected = F.batch_norm(inputs, norm.mean, norm.var, form.weight, form.bias, eps=form.eps)
-            for name in names:
-                expected = twin.get_submodule(name)(expected)
-    except Exception:  # a module that takes something else is no such norm
-        return None
-    return form if isinstance(outputs, Tensor) and _close(outputs, expected) else None
+    inputs = _inputs(norm.mean.detach().double(), norm.var.detach().double(), shape).to(norm.mean.dtype)
+
+    def is_followed(twin: nn.Module, outputs: Any) -> bool:
+        expected = F.batch_norm(inputs, norm.mean, norm.var, form.weight, form.bias, eps=form.eps)
+        for name in names:
+            expected = twin.get_submodule(name)(expected)
+        return isinstance(outputs, Tensor) and _close(outputs, expected)
+
+    return form if output_in_evaluation(module, inputs, is_followed) else None
 
 
 def _inputs(mean: Tensor, var: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -153,16 +152,11 @@ def _measured(place: NormPlace) -> NormForm | None:
         return None
     if not norm.readable or not norm.states.own_input or norm.per_sample or shape[1:2] != (norm.channels,):
         return None
-    try:
-        twin = copy.deepcopy(place.module).eval()
-        mean, var = norm.mean.detach().double(), norm.var.detach().double()
-        if norm.mean_state is None or not bool(torch.isfinite(var).all()) or bool((var < 0).any()):
-            return None
-        inputs = _inputs(mean, var, shape)
-        with torch.no_grad():
-            outputs = twin(inputs.to(norm.mean.dtype))
-    except Exception:  # a module that takes something else is no plain norm
+    mean, var = norm.mean.detach().double(), norm.var.detach().double()
+    if norm.mean_state is None or not bool(torch.isfinite(var).all()) or bool((var < 0).any()):
         return None
+    inputs = _inputs(mean, var, shape)
+    outputs = output_in_evaluation(place.module, inputs.to(norm.mean.dtype))
     if not isinstance(outputs, Tensor) or outputs.shape != inputs.shape:
         return None
     return next(_fitting(place, norm, inputs, outputs.double()), None)
