@@ -63,6 +63,8 @@ from varshift.fixes._rewrite import RewriteCall as RewriteCall
 from varshift.fixes._rewrite_by_hand import edit_by_hand as edit_by_hand
 from varshift.fixes._rewrite_chain import call_chain as call_chain
 from varshift.fixes._rewrite_chain import chain_of as chain_of
+from varshift.fixes._rewrite_join import Join as Join
+from varshift.fixes._rewrite_join import join_of as join_of
 from varshift.fixes._set_mode import SetMode as SetMode
 from varshift.fixes._set_momentum import SetMomentumOptions as SetMomentumOptions
 from varshift.fixes._source_code import CallPlace as CallPlace

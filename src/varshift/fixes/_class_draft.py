@@ -17,7 +17,14 @@ from varshift._sites import Source
 from varshift.fixes._rewrite_actions import linked_call
 from varshift.fixes._rewrite_functions import methods_of, rewrapped, with_code
 from varshift.fixes._rewrite_names import UNKNOWN, Names, is_super, owner_name
-from varshift.fixes._source_code import CallPlace, FunctionSource, calls_in, compiled, source_of
+from varshift.fixes._source_code import (
+    CallPlace,
+    Expression,
+    FunctionSource,
+    compiled,
+    expressions_in,
+    source_of,
+)
 from varshift.fixes._surgery import Refused
 
 _OWNER = "_varshift_owner"  # the added argument of a private copy
@@ -32,22 +39,23 @@ class EditedText:
         held: What holds it: the function, or what decorators made of it.
         cls: Class of the module whose method it is; None for a private copy of another function.
         node: A copy of its tree.
-        calls: The calls in it by text and number.
-        originals: For the calls of `node`, by identity, the call in the tree as it was.
+        expressions: The calls and operations in it by text and number.
+        originals: For those of `node`, by identity, the same in the tree as it was.
     """
 
     source: FunctionSource
     held: Any
     cls: type | None
     node: Any = field(init=False)
-    calls: dict[tuple[str, int], ast.Call] = field(init=False, default_factory=dict)
-    originals: dict[int, ast.Call] = field(init=False, default_factory=dict)
+    expressions: dict[tuple[str, int], Expression] = field(init=False, default_factory=dict)
+    originals: dict[int, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.node = copy.deepcopy(self.source.node)
-        for (original, key), call in zip(self.source.calls.items(), calls_in(self.node), strict=True):
-            self.calls[key] = call
-            self.originals[id(call)] = original
+        copies = expressions_in(self.node)
+        for (original, key), expression in zip(self.source.expressions.items(), copies, strict=True):
+            self.expressions[key] = expression
+            self.originals[id(expression)] = original
 
     @property
     def name(self) -> str:
@@ -75,14 +83,25 @@ class EditedText:
         Raises:
             Refused: If it is not there.
         """
-        call = self.calls.get((place.text, place.ordinal))
-        if call is None:
+        call = self.expression(place)
+        if not isinstance(call, ast.Call):
+            raise Refused(f"`{place.text}` in {self.name} is no call.")
+        return call
+
+    def expression(self, place: CallPlace) -> Expression:
+        """The call or the operation of a place.
+
+        Raises:
+            Refused: If it is not there.
+        """
+        expression = self.expressions.get((place.text, place.ordinal))
+        if expression is None:
             number = f" (number {place.ordinal})" if place.ordinal > 1 else ""
             raise Refused(
                 f"{self.name} has no call `{place.text}`{number}: its code is not the one that the edit was "
                 "planned for. Check the model again."
             )
-        return call
+        return expression
 
     def value_of(self, call: ast.Call, owner: nn.Module | None = None) -> Any:
         """What a call calls; `UNKNOWN` where its text, and the module if it is given, do not tell."""
@@ -103,9 +122,9 @@ class EditedText:
         base = function.value if isinstance(function, ast.Attribute) else None
         return self.cls is not None and isinstance(base, ast.Name) and base.id == owner_name(self.source)
 
-    def line_of(self, call: ast.Call) -> Source:
-        """The line of a call."""
-        return Source(self.source.file, call.lineno)
+    def line_of(self, expression: Expression) -> Source:
+        """The line of a call or an operation."""
+        return Source(self.source.file, expression.lineno)
 
     def value(self) -> Any:
         """What holds the function now: the edited one, under its decorators."""
@@ -138,15 +157,48 @@ class ClassDraft:
         Raises:
             Refused: If a call is not there, or cannot be followed.
         """
+        text = self.text_of(chain)
+        return text, text.call(chain[-1])
+
+    def text_of(self, chain: Sequence[CallPlace]) -> EditedText:
+        """The text that the last place of a chain is in, as for `find`.
+
+        Raises:
+            Refused: As for `find`.
+        """
         text = self._method(chain[0])
         for outer, inner in itertools.pairwise(chain):
             text = self._copy(text, text.call(outer), inner)
-        return text, text.call(chain[-1])
+        return text
 
     def replace(self, text: EditedText, call: ast.Call, method: Any) -> None:
         """Has a call made by a new method of the class, which takes the function that was called first."""
         self._claim(call)
         self._redirect(text, call, self._add(method))
+
+    def replace_operation(self, text: EditedText, expression: Expression, method: Any) -> None:
+        """Has an operation made by a new method of the class, which takes its operands.
+
+        Args:
+            text: Where it is written.
+            expression: ``x * mask``, ``x *= mask``, or a call of a method of a tensor, ``x.mul(mask)``.
+            method: The method.
+        """
+        self._claim(expression)
+        function = _attribute(text.owner, self._add(method), expression)
+        if isinstance(expression, ast.Call):
+            assert isinstance(expression.func, ast.Attribute)
+            expression.args = [expression.func.value, *expression.args]
+            expression.func = function
+            return
+        if isinstance(expression, ast.BinOp):
+            new: ast.AST = ast.Call(function, [expression.left, expression.right], [])
+        else:
+            target = copy.deepcopy(expression.target)
+            target.ctx = ast.Load()
+            call = ast.copy_location(ast.Call(function, [target, expression.value], []), expression)
+            new = ast.Assign([expression.target], call)
+        text.node = _Exchanged(expression, ast.copy_location(new, expression)).visit(text.node)
 
     def wrap_receiver(self, text: EditedText, call: ast.Call, method: Any) -> None:
         """Passes the object whose method is called through a new method of the class."""
@@ -232,10 +284,10 @@ class ClassDraft:
         call.args = [call.func, *call.args]
         call.func = _attribute(text.owner, name, call)
 
-    def _claim(self, call: ast.Call) -> None:
-        if id(call) in self._edited:
+    def _claim(self, expression: Expression) -> None:
+        if id(expression) in self._edited:
             raise Refused("two edits concern one call: undo the first one, or check the model again.")
-        self._edited.add(id(call))
+        self._edited.add(id(expression))
 
     def _add(self, method: Any) -> str:
         name = f"_varshift_call_{len(self._members) + 1}"
@@ -259,9 +311,21 @@ class _Renamed(ast.NodeTransformer):
         return ast.copy_location(ast.Attribute(owner, self._attribute, ast.Load()), node)
 
 
-def _attribute(owner: str, name: str, call: ast.Call) -> ast.Attribute:
-    value = ast.copy_location(ast.Name(owner, ast.Load()), call.func)
-    return ast.copy_location(ast.Attribute(value, name, ast.Load()), call.func)
+class _Exchanged(ast.NodeTransformer):
+    """Puts a node in the place of another one."""
+
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self._old, self._new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Exchanges the node."""
+        return self._new if node is self._old else self.generic_visit(node)
+
+
+def _attribute(owner: str, name: str, expression: Expression) -> ast.Attribute:
+    place = expression.func if isinstance(expression, ast.Call) else expression
+    value = ast.copy_location(ast.Name(owner, ast.Load()), place)
+    return ast.copy_location(ast.Attribute(value, name, ast.Load()), place)
 
 
 def _add_argument(node: Any, name: str) -> None:

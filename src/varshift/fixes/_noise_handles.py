@@ -150,10 +150,8 @@ class Handles:
     def _shape(self, path: str, site: NoiseSite) -> tuple[int, ...]:
         """Shape of what a module makes noise on."""
         node = site.node if site.name == path else site.drawn[0].node
-        for flow in self._patient.flows:
-            if any(other is site for other in flow.noises):
-                return flow.nodes[node].shape or ()
-        return ()
+        flow = self._patient.flow_of(site)
+        return flow.nodes[node].shape or () if flow is not None else ()
 
     def _is_identity(self, module: nn.Module, shape: tuple[int, ...]) -> bool:
         """Whether a module passes its input on in evaluation."""

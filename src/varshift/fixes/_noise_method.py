@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from varshift._sites import SiteId
@@ -14,7 +15,8 @@ from varshift.fixes._noise_handles import Handles, OwnModule, handles_of
 from varshift.fixes._patient import Patient
 from varshift.fixes._rewrite import RewriteCall
 from varshift.fixes._rewrite_by_hand import edit_by_hand
-from varshift.fixes._rewrite_chain import call_chain
+from varshift.fixes._rewrite_chain import call_chain, operation_chain
+from varshift.fixes._rewrite_join import Join, join_of, joined_alike
 from varshift.fixes._source_code import CallPlace
 from varshift.fixes._surgery import Refused
 from varshift.flow import CallFrame, NoiseSite
@@ -89,7 +91,7 @@ class _Choice:
         methods = (self._swaps, self._sets, self._rewrites, self._rewrites_layer)
         if any(method(site, action) for method in methods):
             return
-        raise Refused(f"{site.id} cannot be changed here. By hand: {edit_by_hand(site, action)}")
+        raise Refused(f"{site.id} cannot be changed here. By hand: {self._by_hand(site, action)}")
 
     def _note(self, edit: Edit, sites: Iterable[SiteId]) -> bool:
         self._edits.append(edit)
@@ -149,15 +151,14 @@ class _Choice:
 
     def _rewrites(self, site: NoiseSite, action: NoiseAction) -> bool:
         """Rewrites the call that acts at the fewest places that are not wished."""
-        always = site.id in self._handles.always and action.kind in OTHER_NOISE
         best: tuple[int, Edit, Sequence[SiteId]] | None = None
         refusal: Refused | None = None
-        for path, chain in call_chain(self._patient.network, site):
-            sites = self._sharing(site, path, chain)
+        for candidate in self._calls(site, action):
+            sites = self._sharing(site, candidate)
             extra = sum(self._wishes.get(other) != action for other in sites)
             if best is not None and extra >= best[0]:
                 continue
-            edit = RewriteCall(site.id, path, chain, action, always, tuple(sites))
+            edit = replace(candidate, sites=tuple(sites))
             try:
                 edit.edited(self._patient.network)
             except Refused as reason:
@@ -170,8 +171,28 @@ class _Choice:
         if best is not None:
             return self._note(*best[1:])
         if refusal is not None:
-            raise Refused(f"{site.id}: {refusal} By hand: {edit_by_hand(site, action)}")
+            raise Refused(f"{site.id}: {refusal} By hand: {self._by_hand(site, action)}")
         return False
+
+    def _calls(self, site: NoiseSite, action: NoiseAction) -> Iterator[RewriteCall]:
+        """The calls that may be rewritten for a site, last the operation that joins it with its signal."""
+        always = site.id in self._handles.always
+        for path, chain in call_chain(self._patient.network, site):
+            yield RewriteCall(site.id, path, chain, action, always and action.kind in OTHER_NOISE)
+        join = self._join(site)
+        place = operation_chain(self._patient.network, site) if join is not None else None
+        if place is not None:
+            edit = RewriteCall(site.id, *place, action, always, join=join)
+            others = [self._handles.sites[other] for other in self._sharing(site, edit)]
+            if join is not None and all(joined_alike(join, self._join(other)) for other in others):
+                yield edit
+
+    def _join(self, site: NoiseSite) -> Join | None:
+        flow = self._patient.flow_of(site)
+        return join_of(flow, site) if flow is not None else None
+
+    def _by_hand(self, site: NoiseSite, action: NoiseAction) -> str:
+        return edit_by_hand(site, action, self._join(site))
 
     def _rewrites_layer(self, site: NoiseSite, action: NoiseAction) -> bool:
         """Rewrites the calls inside an attention layer of torch, all places at which it is called alike."""
@@ -187,15 +208,15 @@ class _Choice:
         self._done.update(sites)
         return True
 
-    def _sharing(self, site: NoiseSite, path: str, chain: Sequence[CallPlace]) -> list[SiteId]:
+    def _sharing(self, site: NoiseSite, edit: RewriteCall) -> list[SiteId]:
         """All noise sites that a call makes: a loop runs it more than once."""
-        place = _span(site.calls, path, chain)
+        place = _span(site.calls, edit.path, edit.chain)
         if not place:
             return [site.id]
         return [
             other.id
             for other in self._handles.sites.values()
-            if other.id == site.id or _passes(other.calls, path, place)
+            if other.id == site.id or _passes(other.calls, edit.path, place)
         ]
 
 

@@ -52,6 +52,10 @@ class Patient:
         """The flows that were captured, that of training first; empty without a capture."""
         return self.capture.flows if self.capture is not None else ()
 
+    def flow_of(self, site: NoiseSite) -> Flow | None:
+        """The flow that a noise site is in."""
+        return next((flow for flow in self.flows if any(other is site for other in flow.noises)), None)
+
     @cached_property
     def noises(self) -> dict[SiteId, NoiseSite]:
         """The noise sites by name, as training has them where both modes do."""

@@ -258,6 +258,8 @@ class _Comparison:
             if "noise" in (self._before.nodes[old].kind, self._after.nodes[new].kind)
             and self._may_change(self._before.nodes[old].module)
         }
+        masks = [self._masks(flow) for flow in self._flows]  # they may be drawn for nothing now
+        noisy |= {old for old, new in pairs.items() if old in masks[0] or new in masks[1]}
         stays = {old: new for old, new in pairs.items() if old not in noisy}
         calls = {call for norm in self._before.norms if norm.id in self._linked for call in norm.calls}
         before = _origins(self._before, set(pairs) | calls, set(stays))
@@ -274,6 +276,16 @@ class _Comparison:
             if not self._same(before[old], after[new], new_names, shared):
                 odd.append(f"In {self._mode}, the network returns other signals than before.")
         return odd
+
+    def _masks(self, flow: Flow) -> set[int]:
+        """Random values where noise was to change, up to where they meet the signal."""
+        masks: set[int] = set()
+        for node in flow.nodes:
+            random = node.kind == "random" or not masks.isdisjoint(node.inputs)
+            ends = node.kind in _LEAVES or node.kind == "noise" or _has_weights(flow, node)
+            if random and not ends and self._may_change(node.module):
+                masks.add(node.index)
+        return masks
 
     def _same(
         self,

@@ -26,8 +26,9 @@ from varshift.fixes._rewrite_actions import (
 )
 from varshift.fixes._rewrite_arguments import arguments_of, as_function
 from varshift.fixes._rewrite_functions import innermost
+from varshift.fixes._rewrite_join import Join, rewrite_join
 from varshift.fixes._rewrite_names import UNKNOWN
-from varshift.fixes._source_code import CallPlace
+from varshift.fixes._source_code import CallPlace, Expression
 from varshift.fixes._surgery import Refused, Surgery
 from varshift.model import inside_wrapper
 
@@ -38,16 +39,18 @@ _KEEPING = ("rate", "follow-mode", "rescale")  # kinds that keep the call that i
 @edit("rewrite-call")
 @dataclass(frozen=True, slots=True)
 class RewriteCall(ClassEdit):
-    """Noise of a call becomes something else.
+    """Noise of a call, or of an operation that joins a signal with noise, becomes something else.
 
     Attributes:
         site: The noise site.
         path: The module whose method holds the first call of the chain.
-        chain: The calls from that method inwards; the last one is replaced. Functions between are copied for
-            this module, so that nothing changes for others who call them.
+        chain: The calls from that method inwards; the last one is replaced, which may be an operation such
+            as ``x * mask``. Functions between are copied for this module, so that nothing changes for others
+            who call them.
         action: What becomes of the call.
         always: Whether noise acts in evaluation, too, where the call has no argument that says when.
         sites: All noise sites that the call makes where those are several: it may run in a loop.
+        join: How the last one joins noise with a signal, where it does not make the noise itself.
     """
 
     site: SiteId
@@ -56,14 +59,18 @@ class RewriteCall(ClassEdit):
     action: NoiseAction
     always: bool = False
     sites: tuple[SiteId, ...] = ()
+    join: Join | None = None
 
     def apply(self, surgery: Surgery) -> tuple[Change, ...]:
         """Puts the module into a class whose method makes another call."""
         module, cls, source = self.edited(surgery.network)
         surgery.set_class(module, cls)
         before, sites = self.chain[-1].text, self.sites or (self.site,)
+        after = self.action.text
+        if self.join is not None and self.join.scale != 1:
+            after = f"{after}, times {self.join.scale:.6g}".removeprefix(", ")
         why = several(sites, f"`{before}`")
-        return tuple(Change(site, before, self.action.text, "call", source, why=why) for site in sites)
+        return tuple(Change(site, before, after, "call", source, why=why) for site in sites)
 
     def edited(self, network: nn.Module) -> tuple[nn.Module, type, Source]:
         """The module, its class with the other call, and the line of the call; nothing is changed.
@@ -72,9 +79,9 @@ class RewriteCall(ClassEdit):
             Refused: If the edit cannot be made.
         """
         module = editable(network, self.path)
-        text, call = ClassDraft(user_class(module)).find(self.chain)
+        text, call = self._find(ClassDraft(user_class(module)))
         runs_as_written(module, text)
-        layer = text.value_of(call, module)
+        layer = text.value_of(call, module) if isinstance(call, ast.Call) else None
         if self.action.kind == "rate" and isinstance(layer, nn.Module) and as_function(layer) is None:
             raise Refused(
                 f"`{self.chain[-1].text}` runs a {type(layer).__name__}, whose rate cannot be changed for "
@@ -82,8 +89,16 @@ class RewriteCall(ClassEdit):
             )
         return module, with_edit(module, self), text.line_of(call)
 
+    def _find(self, draft: ClassDraft) -> tuple[EditedText, Expression]:
+        text = draft.text_of(self.chain)
+        place = self.chain[-1]
+        return text, text.call(place) if self.join is None else text.expression(place)
+
     def build(self, draft: ClassDraft) -> None:
         """Replaces the call."""
+        if self.join is not None:
+            rewrite_join(draft, *self._find(draft), self.join, self.action, self.always)
+            return
         text, call = draft.find(self.chain)
         called, bound = text.called(call)
         arguments = arguments_of(called, bound)

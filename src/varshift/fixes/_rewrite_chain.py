@@ -17,7 +17,14 @@ from varshift.fixes._edited_class import user_class
 from varshift.fixes._rewrite_arguments import arguments_of
 from varshift.fixes._rewrite_functions import innermost, methods_of
 from varshift.fixes._rewrite_names import UNKNOWN, Names, is_super
-from varshift.fixes._source_code import CallPlace, FunctionSource, called_name, calls_in, source_of
+from varshift.fixes._source_code import (
+    CallPlace,
+    Expression,
+    FunctionSource,
+    called_name,
+    calls_in,
+    source_of,
+)
 from varshift.fixes._surgery import Refused
 from varshift.flow import CallFrame, NoiseSite
 
@@ -73,7 +80,8 @@ def call_chain(network: nn.Module, site: NoiseSite) -> list[tuple[str, Chain]]:
             break  # further out are calls of whole modules
     for draw in draws:  # elsewhere, such as a mask that a dropout layer makes of ones
         walked = _walk(network, draw, len(draw) - 1) if draw and draw not in here else None
-        if walked is not None and _is_noise(walked[2], walked[3].value(walked[2].func)):
+        call = walked[2] if walked is not None else None
+        if walked is not None and isinstance(call, ast.Call) and _is_noise(call, walked[3].value(call.func)):
             candidates.append(walked[:2])
     return list(dict.fromkeys(candidates))
 
@@ -89,6 +97,21 @@ def chain_of(network: nn.Module, frames: Sequence[CallFrame]) -> tuple[str, Chai
         Path and chain as in `call_chain`; None where the operation is no call, or cannot be reached.
     """
     steps = _steps(frames)
+    walked = _walk(network, steps, len(steps) - 1) if steps else None
+    return walked[:2] if walked is not None and isinstance(walked[2], ast.Call) else None
+
+
+def operation_chain(network: nn.Module, site: NoiseSite) -> tuple[str, Chain] | None:
+    """The operation at which noise meets its signal, ``x * mask``, whether or not it is written as a call.
+
+    Args:
+        network: The network that the site was captured from.
+        site: The site.
+
+    Returns:
+        Path and chain as in `call_chain`; None where it cannot be reached.
+    """
+    steps = _steps(site.calls)
     walked = _walk(network, steps, len(steps) - 1) if steps else None
     return walked[:2] if walked is not None else None
 
@@ -118,8 +141,8 @@ def _shared(steps: list[_Step], others: list[_Step]) -> int:
     return min(len(steps), len(others))
 
 
-def _walk(network: nn.Module, steps: list[_Step], last: int) -> tuple[str, Chain, ast.Call, Names] | None:
-    """The shortest chain from a method of the module at work to the call of one frame."""
+def _walk(network: nn.Module, steps: list[_Step], last: int) -> tuple[str, Chain, Expression, Names] | None:
+    """The shortest chain from a method of the module at work to the call or the operation of one frame."""
     path = steps[last].function.module
     module = network.get_submodule(path)
     for first in range(last, -1, -1):
@@ -139,18 +162,21 @@ def _walk(network: nn.Module, steps: list[_Step], last: int) -> tuple[str, Chain
 
 def _follow(
     module: nn.Module, method: FunctionType, steps: list[_Step]
-) -> tuple[Chain, ast.Call, Names] | None:
+) -> tuple[Chain, Expression, Names] | None:
     cls: type | None = user_class(module)
     source = source_of(method)
     chain: list[CallPlace] = []
     place = 0
     while True:
-        call = source.call_at(steps[place].position)
+        position, is_last = steps[place].position, place == len(steps) - 1
+        call: Expression | None = source.call_at(position)
+        if call is None and is_last:
+            call = source.expression_at(position)
         if call is None:
             return None
         chain.append(source.place(call))
         names = Names(source, cls, module if cls is not None else None)
-        if place == len(steps) - 1:
+        if is_last or not isinstance(call, ast.Call):
             return tuple(chain), call, names
         following = _next(Names(source, cls), call, steps, place + 1)
         if following is None:
@@ -179,8 +205,10 @@ def _method(module: nn.Module, step: _Step) -> FunctionType | None:
 
 
 def _may_stand_for_noise(
-    network: nn.Module, steps: list[_Step], last: int, call: ast.Call, names: Names
+    network: nn.Module, steps: list[_Step], last: int, call: Expression, names: Names
 ) -> bool:
+    if not isinstance(call, ast.Call):
+        return False
     value = names.value(call.func)
     if last + 1 == len(steps):
         return _is_noise(call, value)
@@ -209,11 +237,15 @@ def _is_noise(call: ast.Call, value: Any) -> bool:
 def _only_noise(source: FunctionSource, module: nn.Module) -> bool:
     """Whether nothing in a function's text weighs, normalises or mixes values."""
     names = Names(source, type(module), module)
+    code = source.function.__code__
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     for node in ast.walk(source.node):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
             return False
     for call in calls_in(source.node):
         value = names.value(call.func)
+        if value is UNKNOWN and isinstance(call.func, ast.Name) and call.func.id in arguments:
+            return False  # it runs what it is handed, such as a layer
         if isinstance(value, nn.Module) and next(value.parameters(), None) is not None:
             return False
         name = called_name(call)

@@ -1,4 +1,4 @@
-"""From a live function to its source tree, and from a place in its text to the call that is written there."""
+"""From a live function to its source tree, and from a place in its text to what is written there."""
 
 from __future__ import annotations
 import __future__
@@ -15,6 +15,7 @@ from varshift.fixes._surgery import Refused
 from varshift.flow import CallFrame
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+Expression = ast.Call | ast.BinOp | ast.AugAssign  # what can be rewritten: `f(x)`, `x * y`, `x *= y`
 
 _FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 _FACTORY = "_varshift_scope"
@@ -24,10 +25,12 @@ _FACTORY = "_varshift_scope"
 class CallPlace:
     """A call in the text of a function, named so that it is found again in the next version of a library.
 
+    An operation that is written without a call, such as ``x * mask``, has such a name, too.
+
     Attributes:
         function: Qualified name of the function, ``"Block.forward"``.
         text: The call as Python writes it, without its line breaks and comments.
-        ordinal: Its number among the calls of equal text in this function, from 1.
+        ordinal: Its number among those of equal text in this function, from 1.
         module: Name of the module that defines the function.
     """
 
@@ -59,34 +62,45 @@ class FunctionSource:
         return self.function.__code__.co_filename
 
     @cached_property
-    def calls(self) -> dict[ast.Call, tuple[str, int]]:
-        """Its calls, each with its text and its number among those of equal text."""
+    def expressions(self) -> dict[Expression, tuple[str, int]]:
+        """Its calls and operations, each with its text and its number among those of equal text."""
         counts: dict[str, int] = {}
-        calls: dict[ast.Call, tuple[str, int]] = {}
-        for call in calls_in(self.node):
-            text = ast.unparse(call)
+        expressions: dict[Expression, tuple[str, int]] = {}
+        for expression in expressions_in(self.node):
+            text = ast.unparse(expression)
             counts[text] = counts.get(text, 0) + 1
-            calls[call] = text, counts[text]
-        return calls
+            expressions[expression] = text, counts[text]
+        return expressions
 
-    def place(self, call: ast.Call) -> CallPlace:
-        """The name of one of its calls."""
-        return CallPlace(self.function.__qualname__, *self.calls[call], self.function.__module__ or "")
+    def place(self, expression: Expression) -> CallPlace:
+        """The name of one of its calls or operations."""
+        name = self.function.__qualname__
+        return CallPlace(name, *self.expressions[expression], self.function.__module__ or "")
 
     def call_at(self, frame: CallFrame) -> ast.Call | None:
         """The call that a frame was evaluating; None where it was another expression, or cannot be told."""
-        on_line = [
-            call for call in self.calls if (call.lineno, call.end_lineno) == (frame.line, frame.end_line)
-        ]
+        on_line = [call for call in self._on_line(frame) if isinstance(call, ast.Call)]
         if frame.column is None:
             return on_line[0] if len(on_line) == 1 else None
-        columns = (frame.column, frame.end_column)
-        return next((call for call in on_line if (call.col_offset, call.end_col_offset) == columns), None)
+        return next((call for call in on_line if _is_at(call, frame)), None)
+
+    def expression_at(self, frame: CallFrame) -> Expression | None:
+        """The call or operation that a frame was evaluating; None where that cannot be told."""
+        return next((item for item in self._on_line(frame) if _is_at(item, frame)), None)
+
+    def _on_line(self, frame: CallFrame) -> list[Expression]:
+        lines = frame.line, frame.end_line
+        return [item for item in self.expressions if (item.lineno, item.end_lineno) == lines]
 
 
 def calls_in(node: ast.AST) -> Iterator[ast.Call]:
     """The calls in a tree in a fixed order, those of nested functions included."""
     return (child for child in ast.walk(node) if isinstance(child, ast.Call))
+
+
+def expressions_in(node: ast.AST) -> Iterator[Expression]:
+    """The calls and operations in a tree in a fixed order, those of nested functions included."""
+    return (child for child in ast.walk(node) if isinstance(child, Expression))
 
 
 def called_name(call: ast.Call) -> str:
@@ -188,6 +202,10 @@ def _contents(
 def _is_same(code: CodeType, other: CodeType) -> bool:
     same = code.co_code == other.co_code and code.co_names == other.co_names
     return same and code.co_varnames == other.co_varnames and list(code.co_lines()) == list(other.co_lines())
+
+
+def _is_at(expression: Expression, frame: CallFrame) -> bool:
+    return (expression.col_offset, expression.end_col_offset) == (frame.column, frame.end_column)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

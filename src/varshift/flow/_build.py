@@ -289,6 +289,8 @@ class _Builder:
                     additive=site.additive,
                     ordinal=numbers[position],
                     mean_factor=rescaling.mean(site) if rescaling is not None else None,
+                    signal=rescaling.signal(site) if rescaling is not None else None,
+                    own_factor=rescaling.own(site) if rescaling is not None else None,
                     traces=self._traces(site),
                     drawn=self._drawn(self._sources(site) or (site.node,)),
                 )

@@ -54,6 +54,11 @@ def scales(graph: Graph, evaluator: Evaluator) -> Counter[float]:
     return found
 
 
+def _is_factor(site: Site) -> bool:
+    """Whether a noise is written by hand and multiplies its signal."""
+    return not (site.operator or site.additive or site.part) and site.kind in _KINDS
+
+
 class Rescaling:
     """Answers for the noise sites of one graph in train mode.
 
@@ -85,7 +90,7 @@ class Rescaling:
         those that precede it: ``x / keep * mask``, ``x * mask / keep``. Of all readings the one that is
         nearest to 1 is taken.
         """
-        if site.operator or site.additive or site.part or site.kind not in _KINDS:
+        if not _is_factor(site):
             return None
         best: float | None = None
         for factor, error in self._readings(site):
@@ -96,6 +101,29 @@ class Rescaling:
                 if value > 0 and (best is None or abs(math.log(value)) < abs(math.log(best))):
                     best = value
         return None if best is None else float(f"{best:.6g}")
+
+    def signal(self, site: Site) -> int | None:
+        """See `NoiseSite.signal`."""
+        if site.operator:
+            return None
+        graph = self._graph
+        carries = graph.learned if site.kind == "weight_dropout" else graph.signal
+        read = {operand.node for operand in graph.operands[site.node] if operand.argument}
+        own = {node for node in read if carries[node]}
+        return own.pop() if len(own) == 1 else None
+
+    def own(self, site: Site) -> float | None:
+        """See `NoiseSite.own_factor`; a sampled one is only known where `mean` is the same."""
+        signal, whole = self.signal(site), self.mean(site)
+        if signal is None or whole is None:
+            return None
+        sources = self._draws.sources(site.sources)
+        distribution = self._evaluator.distribution(site.node, sources, {signal: 1.0})
+        if distribution is None or not math.isfinite(distribution.mean):
+            return None
+        if abs(distribution.mean - whole) <= _STANDARD_ERRORS * distribution.error:
+            return whole
+        return None if distribution.error else float(f"{distribution.mean:.6g}")
 
     def _readings(self, site: Site) -> Iterator[tuple[float, float]]:
         """Means of the factor between signals before the noise and values after it, with their errors."""
@@ -110,10 +138,8 @@ class Rescaling:
         units = list(self._factors.units(site.node)[1:])
         if units:
             return units
-        graph = self._graph
-        carries = graph.learned if site.kind == "weight_dropout" else graph.signal
-        own = [operand.node for operand in graph.operands[site.node] if carries[operand.node]]
-        return list(self._factors.units(own[0])) if len(set(own)) == 1 else []
+        signal = self.signal(site)
+        return list(self._factors.units(signal)) if signal is not None else []
 
     def _after(self, site: Site) -> list[int]:
         graph = self._graph

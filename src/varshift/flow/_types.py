@@ -173,6 +173,10 @@ class NoiseSite:
             divided by what evaluation multiplies it with: 1 for dropout that divides by its keep probability,
             in training or by a factor in evaluation. None where it cannot be told, in evaluation, and for
             operators of torch, which keep the mean.
+        signal: For noise written by hand, index of the node whose value the noise meets at `node`. None where
+            several values could be it, in evaluation, and for operators of torch.
+        own_factor: As `mean_factor`, of the operation at `node` alone: 0.9 for the product in
+            ``x * mask / 0.9``. None where it cannot be told.
         traces: What led to the operations at which it meets the signal, the site's own one first; see
             `calls`.
         drawn: Where its random numbers are drawn, in order: at the site itself by an operator that makes
@@ -197,6 +201,8 @@ class NoiseSite:
     additive: bool = False
     ordinal: int = 1
     mean_factor: float | None = None
+    signal: int | None = None
+    own_factor: float | None = None
     traces: tuple[Calls, ...] = field(default=(), repr=False, compare=False)
     drawn: tuple[Draw, ...] = field(default=(), repr=False, compare=False)
 
