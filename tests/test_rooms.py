@@ -34,6 +34,8 @@ RANKS = {
     "_repeat": 9,
     "_check": 10,
     "fixes": 10,
+    "monitor": 10,
+    "_watch": 11,
     "_fix": 11,
     "comparison": 12,
     "_compare": 13,

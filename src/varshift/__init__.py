@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from varshift._mode import Mode as Mode
     from varshift._mode import mode as mode
     from varshift._sites import SiteId as SiteId
+    from varshift._watch import watch as watch
     from varshift.comparison import Comparison as Comparison
     from varshift.comparison import Variant as Variant
     from varshift.fixes import Cured as Cured
     from varshift.fixes import Plan as Plan
     from varshift.moments import Prediction as Prediction
     from varshift.moments import predict as predict
+    from varshift.monitor import Watch as Watch
     from varshift.probe import Recalibration as Recalibration
     from varshift.probe import recalibrate as recalibrate
     from varshift.report import Report as Report
@@ -55,6 +57,8 @@ _HOME = {
     "apply_plan": "varshift._fix",
     "Cured": "varshift.fixes",
     "Plan": "varshift.fixes",
+    "watch": "varshift._watch",
+    "Watch": "varshift.monitor",
     "mode": "varshift._mode",
     "Mode": "varshift._mode",
     "predict": "varshift.moments",
@@ -90,6 +94,7 @@ __all__ = [
     "Variant",
     "VarshiftError",
     "VarshiftWarning",
+    "Watch",
     "__version__",
     "apply_plan",
     "check",
@@ -104,6 +109,7 @@ __all__ = [
     "predict",
     "recalibrate",
     "theory",
+    "watch",
 ]
 
 

@@ -29,6 +29,7 @@ def check(
     reference: nn.Module | Sequence[nn.Module] | None = None,
     step: Callable[[nn.Module, Any], Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    history: Report | None = None,
     example_inputs: Any = None,
     shape: Shape | Sequence[Shape] | None = None,
     forward: Forward | None = None,
@@ -67,6 +68,7 @@ def check(
             copies of the model and of all that it holds; a step that could leave a trace is not run.
         optimizer: The optimiser of the training: what its weight decay does to norms and to weights whose
             scale does not matter is then looked at. It is only read.
+        history: The report of `varshift.watch`: what it saw of the training is evidence, too.
         example_inputs: Instead of a loader, one batch without targets: a tensor, or a tuple or mapping of
             tensors.
         shape: Instead of a loader, the shape of an input without the batch dimension, or several of them.
@@ -110,6 +112,8 @@ def check(
         raise VarshiftError(f"step={step!r} must be a function of model and batch that does one step.")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise ModelError(f"optimizer is a {type(optimizer).__name__}: pass a torch.optim.Optimizer.")
+    if history is not None and not isinstance(history, Report):
+        raise VarshiftError(f"history is a {type(history).__name__}: pass the report of varshift.watch.")
     arguments = dict(locals())
     gathering = Gathering(
         Subject(
@@ -129,6 +133,7 @@ def check(
             references=references,
             step=step,
             optimizer=optimizer,
+            history=history.history if history is not None else None,
         )
     )
     findings, runs = examine(gathering, codes)

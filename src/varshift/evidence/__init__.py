@@ -8,6 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from varshift.evidence._history import History as History
+from varshift.evidence._history import HistoryRow as HistoryRow
+from varshift.evidence._history import NormHistory as NormHistory
+from varshift.evidence._history import RankFacts as RankFacts
+from varshift.evidence._history import RankNorm as RankNorm
+from varshift.evidence._history import RateChange as RateChange
 from varshift.evidence._order_facts import BatchOrder as BatchOrder
 from varshift.evidence._order_facts import Purity as Purity
 from varshift.evidence._order_facts import Redrawn as Redrawn

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from varshift._errors import VarshiftError, strict
 from varshift.evidence._capture import CaptureProvider
+from varshift.evidence._history_given import HistoryProvider
 from varshift.evidence._inputs import DeploymentProvider, InputsProvider
 from varshift.evidence._loader import LoaderProvider
 from varshift.evidence._measurement import MeasurementProvider
@@ -43,6 +44,7 @@ PROVIDERS: tuple[Provider, ...] = (
     SingleProvider(),
     StepProvider(),
     OptimizerProvider(),
+    HistoryProvider(),
 )
 
 

@@ -20,6 +20,7 @@ _NOT_GIVEN = {
     "step": "no training step was given",
     "optimizer": "no optimiser was given",
     "references": "no other network was given",
+    "history": "no watched training was given",
 }
 
 

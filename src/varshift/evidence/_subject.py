@@ -15,6 +15,7 @@ from varshift.moments import most_samples
 from varshift.probe import FewRunner, batch_size_of, draw_batches, model_device, try_readings
 
 if TYPE_CHECKING:
+    from varshift.evidence._history import History
     from varshift.flow import Capture, RecognisedNorms
     from varshift.probe import Loss, Progress
 
@@ -56,6 +57,7 @@ class Subject:
     references: tuple[nn.Module, ...] = ()
     step: Callable[[nn.Module, Any], Any] | None = None
     optimizer: torch.optim.Optimizer | None = None
+    history: History | None = None
 
     def __post_init__(self) -> None:
         self.device = self.device or model_device(self.network)

@@ -11,6 +11,7 @@ from varshift._sites import as_source
 
 if TYPE_CHECKING:  # rules are listed and explained without importing torch
     from varshift._sites import SiteId, Source
+    from varshift.evidence._history import History
     from varshift.evidence._order_facts import BatchOrder
     from varshift.flow import Flow, FunctionDifference, NormSite
     from varshift.model import NormFacts
@@ -44,6 +45,7 @@ Kind = Literal[
     "step",
     "optimizer",
     "single",
+    "history",
 ]
 Need = Kind | Literal["capture.train", "capture.eval"]
 
@@ -172,6 +174,7 @@ class Evidence:
         single: What a batch of one sample does in training mode.
         step: What a training step of the user's does to the norms.
         optimizer: What the optimiser does to norms and to weights whose scale does not matter.
+        history: What was seen of a training while it ran.
     """
 
     train: Flow | None = None
@@ -193,6 +196,7 @@ class Evidence:
     single: SingleRun | None = None
     step: StepFacts | None = None
     optimizer: OptimizerFacts | None = None
+    history: History | None = None
 
     @cached_property
     def train_norms(self) -> Mapping[str, NormSite]:

@@ -81,6 +81,7 @@ def build_report(
         loader=evidence.loader,
         modes=replace(evidence.modes, trained=(), frozen=()) if evidence.modes else None,
         limits=tuple(dict.fromkeys(limits)),
+        history=evidence.history,
     )
     return settled(report)
 

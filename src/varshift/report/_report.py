@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varshift._sites import SiteId
-from varshift.evidence import EvidenceRun, LoaderFacts, ModeFacts
+from varshift.evidence import EvidenceRun, History, LoaderFacts, ModeFacts
 from varshift.report._codec import decode, encode
 from varshift.report._files import write_text
 from varshift.report._formats import FORMATS, format_for
@@ -92,6 +92,7 @@ class Report:
         loader: What the data loader says about its batches, null without one.
         modes: Training flags of the modules, null when they were not looked at.
         limits: What could not be seen or measured, in plain sentences.
+        history: What was seen of a training while it ran, null when none was watched.
     """
 
     varshift: str
@@ -110,6 +111,7 @@ class Report:
     loader: LoaderFacts | None = None
     modes: ModeFacts | None = None
     limits: tuple[str, ...] = ()
+    history: History | None = field(default=None, metadata={"sparse": True})
 
     @property
     def ok(self) -> bool:

@@ -19,6 +19,7 @@ from ._places import norm_places
 from ._reading import known, norms_in_order, positive, without_none
 from ._recalibration import measured_recalibration
 from ._registry import Rule, register
+from ._watched import several_updates
 
 if TYPE_CHECKING:
     from varshift.probe import NormUpdates, StepFacts
@@ -122,13 +123,14 @@ class SeveralUpdates(Rule):
 
     code = "VS305"
     name = "several-updates-per-step"
-    needs = ("step",)
+    needs_one_of = ("step", "history")
     uses = ("modules", "capture", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields at most one finding, of the form that most norms have."""
         step = evidence.step
         if step is None:
+            yield from several_updates(evidence, self.code)
             return
         names = (*norms_in_order(evidence), *step.norms)
         found = [

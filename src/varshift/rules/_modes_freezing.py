@@ -14,6 +14,7 @@ from ._places import norm_places
 from ._reading import known, learns, listed, norms_in_order, quoted
 from ._registry import Rule, register
 from ._upstream import drifted, parameters_upstream
+from ._watched import wrong_modes
 
 if TYPE_CHECKING:
     from varshift.probe import StepFacts
@@ -88,7 +89,8 @@ class HalfFrozen(Rule):
 
     code = "VS402"
     name = "half-frozen"
-    needs = ("modules", "capture.train")
+    needs = ("modules",)
+    needs_one_of = ("capture.train", "history")
     uses = ("measurement", "reference", "step")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
@@ -99,6 +101,11 @@ class HalfFrozen(Rule):
         if evidence.step is not None:
             yield from self._by_step(evidence, evidence.step, modes)
             return
+        if evidence.history is not None:
+            findings = tuple(wrong_modes(evidence, self.code))
+            yield from findings
+            if findings or evidence.train is None:
+                return
         frozen = _frozen_inputs(evidence, modes)
         moved = set(drifted(evidence)) & set(frozen)
         held = [name for name in frozen if modes.root_training and name in modes.as_passed]

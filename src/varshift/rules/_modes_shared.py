@@ -15,6 +15,7 @@ from ._finding import Cure, Finding, Severity
 from ._places import norm_places
 from ._reading import known, listed, quoted
 from ._registry import Rule, register
+from ._watched import shared_norms
 
 if TYPE_CHECKING:
     from varshift.probe import Distributions, NormCalls
@@ -88,12 +89,13 @@ class SharedNorm(Rule):
 
     code = "VS403"
     name = "shared-norm"
-    needs = ("norm_calls",)
+    needs_one_of = ("norm_calls", "history")
     uses = ("modules", "capture", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding for each way in which signals differ."""
         heard = evidence.norm_calls or ()
+        yield from shared_norms(evidence, self.code)
         for way in ("calls", "configurations", "batches"):
             found = [(one, spread) for one in heard if (spread := _read(one, way)) is not None]
             different = [(one, spread) for one, spread in found if _differs(evidence, way, spread)]

@@ -17,6 +17,7 @@ from ._reading import known, listed, norms_in_order, quoted
 from ._recalibration import recalibration
 from ._registry import Rule, register
 from ._stored import deviation
+from ._watched import broken_statistics
 
 if TYPE_CHECKING:
     from varshift.model import NormFacts
@@ -85,10 +86,13 @@ class BrokenStatistics(Rule):
     code = "VS203"
     name = "broken-statistics"
     needs = ("modules",)
-    uses = ("capture", "measurement")
+    uses = ("capture", "measurement", "history")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding for each kind of fault."""
+        if evidence.history is not None and evidence.measurement is None:
+            yield from broken_statistics(evidence, self.code)  # as the training saw it, with the step
+            return
         yield from self._signal(evidence)
         groups: tuple[tuple[Callable[[Evidence, NormFacts], bool], Severity], ...] = (
             (_not_numbers, "error"),

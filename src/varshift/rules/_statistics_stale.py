@@ -18,6 +18,7 @@ from ._recalibration import cost_words, deployed_cost, recalibration
 from ._registry import Rule, register
 from ._staleness import Staleness, staleness_of
 from ._stored import deviation, deviation_words, ratio_severity, size_of, worst_first
+from ._watched import trailing_statistics
 
 if TYPE_CHECKING:
     from varshift.probe import LayerMeasurement
@@ -98,13 +99,15 @@ class StaleStatistics(Rule):
 
     code = "VS202"
     name = "stale-statistics"
-    needs = ("modules", "measurement")
+    needs = ("modules",)
+    needs_one_of = ("measurement", "history")
     uses = ("capture",)
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
         """Yields one finding for all stale norms, and one for frozen norms far from these data."""
         measurement = evidence.measurement
         if measurement is None:
+            yield from trailing_statistics(evidence, self.code)
             return
         elsewhere = _deployed_on_batches(evidence)  # the loss then tells nothing about running statistics
         frozen: list[str] = []

@@ -1,0 +1,247 @@
+"""The handle of a watched training: steps in, findings and a report out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from varshift._errors import VarshiftError, VarshiftWarning
+from varshift.evidence import Evidence, History, ModeFacts
+from varshift.model import norm_facts
+from varshift.monitor._recorder import Recorder
+from varshift.monitor._sink import as_sink
+from varshift.report import Report, build_report
+from varshift.rules import Finding, RuleRun, all_rules, run_rules
+
+# What a training can show while it runs; the other rules look at a network that is trained.
+CODES = ("VS202", "VS203", "VS205", "VS305", "VS402", "VS403", "VS404", "VS501")
+_LOGGED = 5  # norms that a sink is told of
+_SECOND_HOST = "varshift.hosts"
+
+
+class Watch:
+    """Watches a training from outside; see `varshift.watch`, which makes it.
+
+    Call `step` after each step of the optimiser (or after each part of it, where gradients are
+    accumulated). As a context it takes a last look at the end.
+
+    Attributes:
+        findings: What was found so far, the first of each kind.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        every: int = 1,
+        optimizer: Optimizer | None = None,
+        references: Sequence[nn.Module] = (),
+        sink: Any = None,
+        on_finding: Callable[[Finding], Any] | None = None,
+        codes: Sequence[str] = CODES,
+        strict: bool = False,
+        target: str = "",
+    ) -> None:
+        self._network, self._references = network, tuple(references)
+        self._recorder = Recorder(network, optimizer, every)
+        self._sink = None if sink is None else as_sink(sink)
+        self._alert = getattr(sink, "alert", None)
+        self._on_finding, self._strict = on_finding, strict
+        self._codes = tuple(code for code in codes if code in CODES)
+        self._target = target or type(network).__name__
+        self._next_look = 2
+        self._base = History()
+        self._seen: dict[tuple[str, Any], Finding] = {}
+        self._limits: list[str] = []
+        self._open = True
+        if self._recorder.skipped_norms:
+            names = ", ".join(self._recorder.skipped_norms[:3])
+            self._limits.append(f"Norms whose statistics cannot be read are not watched: {names}.")
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(look=kind is None)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found so far, the first of each kind."""
+        return tuple(self._seen.values())
+
+    def step(self) -> None:
+        """Takes note of a step of the training, right after the optimiser made it.
+
+        Raises nothing unless the watch is strict: what fails in it ends the watch, and the report says so.
+        """
+        if not self._open:
+            return
+        try:
+            read = self._recorder.step()
+            if read and self._recorder.readings >= self._next_look:
+                # At 2, 3, 4, 6, 9 ... readings, later every 200.
+                self._next_look = min(math.ceil(self._next_look * 1.3 + 0.5), self._next_look + 200)
+                self.look()
+        except VarshiftWarning:  # a filter of the user's makes errors of warnings
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    def look(self) -> tuple[Finding, ...]:
+        """Looks for findings now; returns those that are new."""
+        evidence = self._evidence()
+        new = []
+        for finding in run_rules(evidence, self._codes):
+            key = (finding.code, finding.evidence.get("form", finding.evidence.get("reason")))
+            known = self._seen.get(key)
+            self._seen[key] = finding
+            if known is None:
+                new.append(finding)
+        if self._sink is not None:
+            self._log(evidence.history)
+        for finding in new:
+            self._announce(finding)
+        return tuple(new)
+
+    def close(self, *, look: bool = True) -> None:
+        """Ends the watch, with a last look at what was seen."""
+        if not self._open:
+            return
+        try:
+            if look and self._recorder.readings > 1:
+                self.look()
+        except VarshiftWarning:
+            raise
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._open = False
+
+    @property
+    def report(self) -> Report:
+        """What is known now, as a report with a history; `varshift.check` takes it as ``history=``."""
+        evidence = self._evidence()
+        runs = [RuleRun(rule.code, rule.code in self._codes, "") for rule in all_rules()]
+        runs = [run if run.ran else RuleRun(run.code, False, "looks at a trained network") for run in runs]
+        return build_report(
+            target=self._target,
+            parameters=sum(parameter.numel() for parameter in self._network.parameters()),
+            evidence=evidence,
+            capture_method="hooks",
+            findings=self.findings,
+            limits=self._limits,
+            rules=runs,
+        )
+
+    def batch_moments(self, norm: str) -> tuple[Tensor, Tensor] | None:
+        """Mean and unbiased variance per channel of the last batch that a norm saw, from its buffers.
+
+        Args:
+            norm: Name of the norm.
+
+        Returns:
+            None where it was not updated exactly once in the last step that was read.
+
+        Raises:
+            VarshiftError: If there is no such norm.
+        """
+        names = [one.name for one in self._recorder.norms]
+        if norm not in names:
+            raise VarshiftError(f"norm={norm!r} is not watched: norms are {', '.join(names) or 'missing'}.")
+        return self._recorder.statistics.batch_moments(names.index(norm))
+
+    def updates(self) -> dict[str, int | None]:
+        """Updates of each norm since the reading before the last; None where a norm does not count them."""
+        counted = self._recorder.statistics.updates()
+        return {one.name: count for one, count in zip(self._recorder.norms, counted, strict=True)}
+
+    def attach(self, host: Any) -> Watch:
+        """Has a host of training call `step`: a trainer of Lightning or transformers, an engine, a learner.
+
+        Raises:
+            VarshiftError: If the host is of a kind that is not known.
+
+        Returns:
+            The watch itself.
+        """
+        packages = [cls.__module__.partition(".")[0] for cls in type(host).__mro__]
+        hosts = {point.name: point for point in entry_points(group=_SECOND_HOST)}
+        point = next((hosts[name] for name in packages if name in hosts), None)
+        if point is None:
+            known = ", ".join(sorted(hosts)) or "none"
+            raise VarshiftError(
+                f"host is a {type(host).__name__}: known are those of {known}. In a loop of your own call "
+                "step() after optimizer.step()."
+            )
+        point.load()(self, host)
+        return self
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _evidence(self) -> Evidence:
+        recorder, network = self._recorder, self._network
+        recorder.flags.read()
+        root = network.training
+        norms = {norm.name: norm_facts(norm, live=norm.module.training) for norm in recorder.norms}
+        watched = {norm.name.partition("#")[0]: norm.module for norm in recorder.norms}
+        watched |= {noise.name: noise.module for noise in recorder.flags.noise}
+        parameters = dict(network.named_parameters())
+        return Evidence(
+            norms=norms,
+            modes=ModeFacts(
+                root,
+                {name: type(m).__name__ for name, m in watched.items() if m.training != root},
+                noise=tuple(noise.name for noise in recorder.flags.noise),
+                trained=tuple(name for name, p in parameters.items() if p.requires_grad),
+                frozen=tuple(name for name, p in parameters.items() if not p.requires_grad),
+            ),
+            history=recorder.history(),
+        )
+
+    def _announce(self, finding: Finding) -> None:
+        if self._on_finding is not None:
+            self._on_finding(finding)
+        elif finding.severity != "advice":
+            text = f"{finding.code}: {finding.message} (varshift explain {finding.code})"
+            warnings.warn(text, VarshiftWarning, stacklevel=4)
+        if callable(self._alert) and finding.severity != "advice":
+            self._alert(title=f"varshift {finding.code}", text=finding.message)
+
+    def _log(self, history: History | None) -> None:
+        assert self._sink is not None
+        if history is None:
+            return
+        figures = {"varshift/findings": float(len(self._seen))}
+        known = [norm for norm in history.norms.values() if norm.variance_ratio is not None]
+        known.sort(key=lambda norm: -abs(math.log(max(norm.variance_ratio or 1.0, 1e-12))))
+        for norm in known[:_LOGGED]:
+            figures[f"varshift/{_plain(norm.name)}/ratio"] = float(norm.variance_ratio or 1.0)
+            figures[f"varshift/{_plain(norm.name)}/offset"] = float(norm.mean_offset or 0.0)
+        self._sink(figures, self._recorder.steps)
+
+    def _fail(self, error: Exception) -> None:
+        if self._strict:
+            raise error
+        self._open = False
+        self._limits.append(
+            f"The watch ended at step {self._recorder.steps}: {type(error).__name__}: {error}"
+        )
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What the watch remembers, for a checkpoint: plain values only."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        raise NotImplementedError
+
+
+def _plain(name: str) -> str:
+    """A name of letters, digits and ``_ - . /`` only, which every tracker takes."""
+    return "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in name) or "model"
