@@ -53,7 +53,7 @@ def timm_attempts(title: str) -> Iterator[tuple[int, Callable[[], Built]]]:
     size = timm.get_pretrained_cfg(title).input_size[-1]
     make = functools.partial(timm.create_model, title, num_classes=CLASSES)
     settings = _accepted(make, *_RATES[:4])
-    for small in (64, 128):
+    for small in (64, 128, 168):  # the last one for patches of 14
         if small < size:
             yield small, lambda: Built(make(**settings), title, settings)
             scaled = {**settings, "img_size": small}

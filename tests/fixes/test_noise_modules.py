@@ -220,3 +220,24 @@ def test_a_network_without_noise_is_refused_untouched():
     for code in ("remove-noise", "lower-rate", "swap-noise", "follow-mode", "rescale-noise"):
         with pytest.raises(Refused):
             operate(net, X, code)
+
+
+@pytest.mark.parametrize(("to", "strength"), [("uniform", 3**0.5 / 3), ("gaussian", 1 / 3)])
+def test_dropout_between_weights_is_swapped_like_any_other(to, strength):
+    class Positions(nn.Module):
+        """A bias that a small network makes of a table, as for relative positions."""
+
+        def __init__(self):
+            super().__init__()
+            self.table, self.drop = nn.Parameter(torch.randn(8, 6)), nn.Dropout(0.1)
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + self.last(self.drop(self.first(self.table).relu()))
+
+    net = Positions()
+    operation = operate(net, X, "swap-noise", to=to)
+    assert [site.kind for site in operation.before.train.noises] == ["weight_dropout"]
+    assert operation.proof.exact, operation.proof.unexpected
+    assert operation.noises == [("drop", to, pytest.approx(strength, rel=1e-4))]
+    assert same_in_eval(net, operation, X)

@@ -64,6 +64,11 @@ class WeightDropout(nn.Module):
         return F.conv2d(x, F.dropout(self.weight, 0.2, self.training))
 
 
+class WeightFactor(WeightDropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * (0.9 + 0.2 * torch.rand_like(self.weight)))
+
+
 class Locked(nn.Module):
     """One mask for all rows, drawn with dropout on ones."""
 
@@ -123,6 +128,7 @@ LAYERS: dict[str, tuple[nn.Module, str, float | None]] = {
     "block": (Block(), "drop_block", None),
     "drop_connect": (DropConnect(), "weight_dropout", 0.3),
     "weight_dropout": (WeightDropout(), "weight_dropout", 0.2),
+    "weight_factor": (WeightFactor(), "uniform", 0.1),
     "locked": (Locked(), "channel_dropout", 0.4),
     "hand_alpha": (HandAlpha(), "alpha_dropout", 0.2),
     "keep": (Layer(lambda x: x * (torch.rand_like(x) > 0.4) / 0.6), "dropout", 0.4),
@@ -192,8 +198,9 @@ def test_kind_and_rate(sites: dict[str, list[NoiseSite]], name: str) -> None:
 def test_every_layer_reaches_its_own_norm_only(sites: dict[str, list[NoiseSite]], name: str) -> None:
     (site,) = sites[name]
     assert site.reaches == (f"norms.{name}",)
-    # Weights and a softmax lie between three of them and their norm.
-    assert site.path == ("weight" if name in ("drop_connect", "weight_dropout", "gumbel") else "direct")
+    # Weights and a softmax lie between four of them and their norm.
+    behind_weights = ("drop_connect", "weight_dropout", "weight_factor", "gumbel")
+    assert site.path == ("weight" if name in behind_weights else "direct")
     assert site.near == {f"norms.{name}": site.path}
 
 

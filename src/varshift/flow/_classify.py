@@ -100,6 +100,10 @@ class Classifier:
         unit = self._factors.unit(index)
         return self._spread(self._factor(index, unit, site.sources) if unit is not None else None)
 
+    def factor(self, noise: Operand) -> tuple[str, float | None]:
+        """Kind and rate of a continuous noise that multiplies something; ``"other"`` for any other noise."""
+        return self._spread(self._distribution(noise))
+
     def drop_rate(self, index: int, mask: Operand) -> float | None:
         """Drop probability of a mask, None when it is none or its probability is not known."""
         distribution = self._distribution(mask)

@@ -18,6 +18,7 @@ from varshift.flow._vocabulary import (
     RECURRENT,
     SUMS,
     VIEWS,
+    own_name,
 )
 
 _ADDITIVE = frozenset({"add", "sub", "subtract", "rsub"})
@@ -121,6 +122,7 @@ class NoiseFinder:
         if not noisy:
             return self._sum_of_parts(index)
         if not graph.signal[index]:
+            self._factor_of_weight(index, noisy)
             return None
         sources = 0
         for operand in noisy:
@@ -298,6 +300,16 @@ class NoiseFinder:
         site = self._add(node, "weight_dropout", rate, self._noise[mask.node])
         site.joins.append(index)
         return True
+
+    def _factor_of_weight(self, index: int, noisy: list[Operand]) -> None:
+        """A random factor around one on a weight is noise there, as the dropout of a weight is."""
+        graph = self._graph
+        alone = len(noisy) == 1 and not graph.learned[noisy[0].node]
+        if not (alone and graph.learned[index] and own_name(graph.infos[index].name) == "mul"):
+            return
+        kind, rate = self._classifier.factor(noisy[0])
+        if kind != "other":
+            self._add(index, kind, rate, self._noise[noisy[0].node])
 
     def _join(self, index: int, noise: Operand, sources: int) -> None:
         graph = self._graph

@@ -107,7 +107,7 @@ class Rescaling:
         if site.operator:
             return None
         graph = self._graph
-        carries = graph.learned if site.kind == "weight_dropout" else graph.signal
+        carries = graph.signal if graph.signal[site.node] else graph.learned
         read = {operand.node for operand in graph.operands[site.node] if operand.argument}
         own = {node for node in read if carries[node]}
         return own.pop() if len(own) == 1 else None
