@@ -283,7 +283,8 @@ def _cured(arguments: Mapping[str, Any]) -> Cured:
     if courses is None:
         assert report is not None
         findings = [finding for finding in report.findings if finding.code in codes]
-        courses = courses_of(findings, unsafe=arguments["unsafe"], advice=select is not None, gap=report.gap)
+        relief = loader is not None and report.gap is not None and report.gap.metric == "loss"
+        courses = courses_of(findings, unsafe=arguments["unsafe"], advice=select is not None, relief=relief)
     cured = Cured(twin, before=report, notes=tuple(notes), optimizer=optimizer, loader=loader)
     if not courses:
         return cured

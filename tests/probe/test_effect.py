@@ -169,6 +169,23 @@ def test_worse_is_beyond_the_error_and_worth_acting_on(effect, worse):
     assert effect.worse is worse
 
 
+@pytest.mark.parametrize(
+    ("effect", "better"),
+    [
+        (Effect(1.0, 0.8, 0.02, 8, 256), True),
+        (Effect(1.0, 0.8, 0.11, 8, 256), False),  # within its error
+        (Effect(1.0, 0.8, 0.04, 4, 128), False),  # few batches say little about their error
+        (Effect(1.0, 0.98, 0.001, 8, 256), True),  # statistics cost nothing
+        (Effect(1.0, 0.2, None, 1, 32), False),  # one says nothing
+        (Effect(1.0, 1.5, 0.01, 8, 256), False),
+        (Effect(float("nan"), 0.5, None, 1, 32), True),
+        (Effect(0.5, float("nan"), None, 1, 32), False),
+    ],
+)
+def test_better_is_beyond_the_error(effect, better):
+    assert effect.better is better
+
+
 def test_one_batch_alone_is_not_held_back():
     model, batches = stale()
     assert vs.recalibrate(copy.deepcopy(model), batches[:1]).effect is None

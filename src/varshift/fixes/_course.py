@@ -9,7 +9,6 @@ from typing import Any
 from varshift._errors import VarshiftError
 from varshift.fixes._edit import Change, Edit
 from varshift.fixes._remedy import REMEDIES, options_of
-from varshift.probe import Gap
 from varshift.rules import Cure, Finding
 
 
@@ -44,18 +43,21 @@ class Course:
         self.edits, self.changes, self.relief = (), (), ""
 
 
-# What statistics that are re-estimated without noise take away, whatever the cause is.
-_RELIEF = Cure("recalibrate", "re-estimate the running statistics with the noise off", "safe")
-_RELIEVED = ("variance-shift", "statistics")
-_ERRORS = 2.0
+# What statistics that are re-estimated without noise may take away, whatever the cause is.
+RELIEF = Cure("recalibrate", "re-estimate the running statistics with the noise off", "safe")
+# Findings by which the stored statistics are the right ones, or the batches are not those to take any from.
+_KEPT = {
+    "VS210": "the weights were trained on the stored statistics",
+    "VS306": "the batches are prepared otherwise than those of training, and statistics would fit them",
+}
 
 
 def courses_of(
-    findings: Sequence[Finding], *, unsafe: bool, advice: bool, gap: Gap | None = None
+    findings: Sequence[Finding], *, unsafe: bool, advice: bool, relief: bool = False
 ) -> list[Course]:
     """What is tried for the findings of a check.
 
-    Safe cures are tried in their order; re-estimated statistics relieve what they do not cure. With
+    Safe cures are tried in their order; re-estimated statistics may relieve what they do not cure. With
     `unsafe`, cures that take another training come first, for they remove the cause: where one of them
     applies, statistics are re-estimated after it anyway.
 
@@ -63,8 +65,7 @@ def courses_of(
         findings: The findings, worst first.
         unsafe: Whether cures that need another training are allowed.
         advice: Whether findings that are mere advice are treated, too.
-        gap: The gap of that check, if it was measured: where it shows that re-estimated statistics lower the
-            loss in evaluation, they are tried whatever the findings are.
+        relief: Whether re-estimated statistics are tried last for every finding. They have to be measured.
     """
     courses = []
     for finding in findings:
@@ -72,22 +73,21 @@ def courses_of(
             continue
         safe = [cure for cure in finding.cures if cure.safety == "safe"]
         rest = [cure for cure in finding.cures if cure.safety == "unsafe" and cure.code != "recalibrate"]
-        costs = finding.step in _RELIEVED and finding.cost is not None and finding.cost > 0
-        if costs and all(cure.code != "recalibrate" for cure in safe):
-            safe.append(_RELIEF)
+        if relief and all(cure.code != "recalibrate" for cure in safe):
+            safe.append(RELIEF)
         courses.append(Course(finding, [*rest, *safe] if unsafe else safe))
-    offered = any(cure.code == "recalibrate" for course in courses for cure in course.cures)
-    if courses and not offered and _recalibration_helps(findings, gap):
-        courses[0].cures.append(_RELIEF)
     return courses
 
 
-def _recalibration_helps(findings: Sequence[Finding], gap: Gap | None) -> bool:
-    """Whether statistics without noise were measured to lower the loss in evaluation, beyond its error."""
-    if gap is None or gap.metric != "loss" or any(finding.code == "VS210" for finding in findings):
-        return False
-    change = gap.change("eval", "recalibrated")
-    return change is not None and change[1] is not None and change[0] < -_ERRORS * change[1]
+def why_kept(findings: Sequence[Finding]) -> str:
+    """Why statistics must stay as they are, whatever else was found; empty where nothing says so.
+
+    The loss on the batches at hand cannot tell: it falls where statistics come to fit the wrong inputs.
+    """
+    for finding in findings:
+        if finding.code in _KEPT and finding.severity != "advice":
+            return f"{_KEPT[finding.code]} ({finding.code})"
+    return ""
 
 
 def wishes_of(cures: Sequence[str | Cure] | Mapping[str, Mapping[str, Any]]) -> list[Course]:

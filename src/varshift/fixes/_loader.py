@@ -196,6 +196,7 @@ class DropLastRemedy(Remedy):
     code = "drop-last"
     answers = ("VS301",)
     safety = "safe"
+    restates = True  # the running averages hold that batch
 
     options = DropLastOptions
 
@@ -214,6 +215,7 @@ class ReshuffleRemedy(Remedy):
     code = "reshuffle"
     answers = ("VS302", "VS303", "VS304")
     safety = "unsafe"
+    restates = True
 
     def plan(
         self, patient: Patient, sites: Sequence[SiteId], options: NoOptions, finding: Finding | None

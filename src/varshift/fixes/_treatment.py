@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from varshift._errors import VarshiftError, VarshiftWarning
 from varshift.fixes._again import not_looked_for, still_there
-from varshift.fixes._course import Course
+from varshift.fixes._course import RELIEF, Course, why_kept
 from varshift.fixes._cured import Failure
 from varshift.fixes._edit import Change, Edit
 from varshift.fixes._patient import Patient
@@ -25,9 +25,10 @@ from varshift.report import Report, encode
 from varshift.rules import Cure, Finding
 
 Check = Callable[..., Report]
-_WORSE = 0.05  # of the deployed loss, beyond two standard errors: no cure may cost so much
+_SHARE = 0.05  # of the deployed loss, beyond two standard errors: no cure may cost so much
 _NATS = 0.01
 _ERRORS = 2.0
+_LAST_KINDS = ("VS304",)  # running averages are those of the kinds that came last: pooled ones are not
 _OUTSIDE = ("data", "optimizer", "statistics")  # changes that no operation shows
 
 
@@ -247,6 +248,11 @@ class Treatment:
 
     def _recalibrate(self, asked: list[Course]) -> None:
         """Re-estimates statistics, and keeps them where the network is not worse for it."""
+        report = self._patient.report
+        reason = "" if report is None or _wished(asked) else why_kept(report.findings)
+        if reason:
+            self._without_statistics(asked, reason)
+            return
         wish = next((e for c in asked for e in c.edits if isinstance(e, Recalibrate)), Recalibrate())
         try:
             handle = self._recalibrated(wish)
@@ -256,6 +262,11 @@ class Treatment:
         if handle.effect is not None and handle.effect.worse:
             handle.undo()
             self._without_statistics(asked, f"new ones made the deployed network worse: {handle.effect}")
+            return
+        if asked and all(course.cure is RELIEF and not self._may_relieve(course, handle) for course in asked):
+            handle.undo()
+            effect = "" if handle.effect is None else f": {handle.effect}"
+            self._without_statistics(asked, f"new ones were not measured to help{effect}")
             return
         changes = statistics_changes(handle)
         if not changes:
@@ -267,6 +278,15 @@ class Treatment:
         owner = asked[0] if asked else next(course for course in self._courses if course.changes)
         why = "" if asked else "The statistics follow the changes."
         owner.changes += _explained(changes, "recalibrate", owner.finding, why)
+
+    def _may_relieve(self, course: Course, handle: Recalibration) -> bool:
+        """Whether new statistics may be kept for what they do, though the cause stays."""
+        gap = self._patient.report.gap if self._patient.report is not None else None
+        loss = None if gap is None else gap.states.get("eval")
+        change = None if gap is None else gap.change("eval", "recalibrated")
+        if loss is None or change is None or change[1] is None:
+            return bool(_relief(course, handle))
+        return _counts(loss, -change[0], change[1]) or bool(_relief(course, handle))
 
     def _reaches_norms(self, course: Course) -> bool:
         """Whether some norm is downstream of what a course changed; other places than noise count as such."""
@@ -300,7 +320,7 @@ class Treatment:
                 return recalibrate(network, shape=settings.get("shape"), forward=patient.forward)
             return recalibrate(
                 network,
-                patient.loader,
+                self._surgery.data,
                 noise=wish.noise,
                 frozen=wish.frozen,
                 forward=patient.forward,
@@ -343,7 +363,8 @@ class Treatment:
                     f"{', '.join(missing)}. Pass fix what check was given (step=, reference=, deploy=)."
                 )
             elif still_there(finding, self.after.findings):
-                course.relief = _relief(course, report, self.after)
+                if course.cure is not None and course.cure.code == "recalibrate":
+                    course.relief = _relief(course, self.recalibration) or _fall(report, self.after)
                 if course.relief:
                     continue
                 course.give_up("it was carried out, and the finding is still there")
@@ -360,7 +381,7 @@ class Treatment:
         if not treated or change is None:
             return False
         loss, rise, error = change
-        if rise <= max(_WORSE * abs(loss), _NATS, _ERRORS * error):
+        if not _counts(loss, rise, error):
             return False
         treated[-1].give_up(f"it made the deployed network worse: the loss rose by {rise:.3g}")
         return True
@@ -379,18 +400,40 @@ def _restates(cure: Cure) -> bool:
     return remedy.restates_with(options_of(remedy, cure.options))
 
 
-def _relief(course: Course, before: Report | None, after: Report) -> str:
-    """What re-estimated statistics did for a finding whose cause is still there; empty where not enough."""
+def _wished(courses: Sequence[Course]) -> bool:
+    return any(course.finding is None for course in courses)
+
+
+def _relief(course: Course, handle: Recalibration | None) -> str:
+    """What new statistics do for a finding whose cause is still there, on batches that they have not seen."""
+    effect = None if handle is None else handle.effect
+    if effect is None or (handle is not None and handle.leverage is not None):
+        return ""
+    if effect.better:
+        return _relieved(f"the loss in evaluation fell from {effect.before:.3g} to {effect.after:.3g}")
+    if course.finding is not None and course.finding.code in _LAST_KINDS and not effect.worse:
+        return _relieved(f"the statistics are those of all batches, not of the last ones: {effect}")
+    return ""
+
+
+def _fall(before: Report | None, after: Report) -> str:
+    """The same on the batches of the checks; empty where the loss did not fall beyond its error."""
     change = _change(before, after)
-    if course.cure is None or course.cure.code != "recalibrate" or change is None:
+    if change is None:
         return ""
     loss, rise, error = change
-    if not rise < -_ERRORS * error:
+    if not _counts(loss, -rise, error):
         return ""
-    return (
-        f"the loss in evaluation fell from {loss:.3g} to {loss + rise:.3g}; the cause is still there, and "
-        "will harm the statistics again in training"
-    )
+    return _relieved(f"the loss in evaluation fell from {loss:.3g} to {loss + rise:.3g}")
+
+
+def _counts(loss: float, change: float, error: float) -> bool:
+    """Whether a change of the loss is beyond its error and large enough to be acted on."""
+    return change > max(_SHARE * abs(loss), _NATS, _ERRORS * error)
+
+
+def _relieved(text: str) -> str:
+    return f"{text}; the cause is still there, and will harm the statistics again in training"
 
 
 def _change(before: Report | None, after: Report | None) -> tuple[float, float, float] | None:

@@ -28,6 +28,9 @@ _FEW = 4
 _ERRORS, _SHARE = 2.0, 0.05
 _ERRORS_FEW, _SHARE_FEW = 4.0, 0.2
 _SHARE_ALONE = 1.0
+# A fall of any size counts beyond these, as one in two hundred would be beyond by chance (Student's t).
+_ENOUGH = 8
+_ERRORS_FALL, _ERRORS_FALL_FEW = 3.0, 6.0
 _NATS = 0.01  # of a cross-entropy: a network that knows its data by heart has a loss near zero
 
 
@@ -73,6 +76,17 @@ class Effect:
         errors, share = (_ERRORS, _SHARE) if self.batches >= _FEW else (_ERRORS_FEW, _SHARE_FEW)
         share = share if self.stderr is not None else _SHARE_ALONE
         return self.delta > max(share * abs(self.before), self.scale, errors * (self.stderr or 0.0))
+
+    @property
+    def better(self) -> bool:
+        """Whether the loss has fallen beyond its error, by however little; never told by one batch.
+
+        That takes three errors, and six where fewer than eight batches were held back.
+        """
+        if not math.isfinite(self.before):
+            return math.isfinite(self.after)
+        errors = _ERRORS_FALL if self.batches >= _ENOUGH else _ERRORS_FALL_FEW
+        return self.stderr is not None and -self.delta > errors * self.stderr
 
     def __str__(self) -> str:
         error = "" if self.stderr is None else f" ± {self.stderr:.2g}"
