@@ -70,7 +70,8 @@ def fix(
     The copy is of the user's own class, with its weights, hooks and flags. A cure changes single places:
     modules on all of their paths, attributes, calls inside methods. A second capture proves that exactly
     those changed. Then the check runs again: a cure whose finding is still there is taken back, and the next
-    one is tried. What cannot be cured is listed with the reason and the edit to make by hand.
+    one is tried. What cannot be cured is listed with the reason and the edit to make by hand; where new
+    running statistics are measured to lower the loss in spite of it, they are kept.
 
     By default only safe cures are used: those that leave the deployed function as it is, or change
     statistics only. With `unsafe`, those that need another training come first, for they remove the cause.
