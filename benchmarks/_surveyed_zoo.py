@@ -44,7 +44,7 @@ def timm_networks() -> list[Network]:
 
 
 def _timm_attempts(family: str) -> Iterator[tuple[int, Callable[[], Built]]]:
-    yield from timm_attempts(_smallest_of_timm(family))
+    yield from timm_attempts(smallest_of_timm(family))
 
 
 def timm_attempts(title: str) -> Iterator[tuple[int, Callable[[], Built]]]:
@@ -61,7 +61,7 @@ def timm_attempts(title: str) -> Iterator[tuple[int, Callable[[], Built]]]:
     yield size, lambda: Built(make(**settings), title, settings)
 
 
-def _smallest_of_timm(family: str) -> str:
+def smallest_of_timm(family: str) -> str:
     """The model with the fewest parameters, looked for once and kept in a file."""
     timm = importlib.import_module("timm")
     choices = json.loads(_CHOICES.read_text()) if _CHOICES.exists() else {}

@@ -302,6 +302,27 @@ class TestPlans:
                 RewriteCall(SiteId("", "dropout"), "", (other,), REMOVE).apply(Surgery(network))
             assert type(network) is Block
 
+    def test_a_call_with_further_keywords_is_the_same_call(self):
+        class Net(nn.Module):
+            def forward(self, x):
+                x = F.dropout(x, p=0.5, training=self.training, inplace=False)
+                return F.dropout(x + 1, p=0.25, training=self.training) + F.dropout(x + 1, p=0.25)
+
+        network = Net()
+        function = Net.forward.__qualname__
+        place = CallPlace(function, "F.dropout(x, p=0.5, training=self.training)")
+        RewriteCall(SiteId("", "dropout"), "", (place,), REMOVE).apply(Surgery(network))
+        assert rates(network) == [0.25, 0.25]
+        for text in (
+            "F.dropout(x + 1, p=0.25, train=True)",
+            "F.dropout(x + 1)",  # two of them
+            "F.dropout(x, 0.5)",
+            "F.alpha_dropout(x, p=0.5)",
+        ):
+            edit = RewriteCall(SiteId("", "dropout"), "", (CallPlace(function, text),), REMOVE)
+            with pytest.raises(Refused, match=re.escape(f"has no call `{text}`")):
+                edit.apply(Surgery(network))
+
     def test_a_file_that_has_changed_is_refused(self, tmp_path, monkeypatch):
         text = "from torch import nn\nfrom torch.nn import functional as F\nclass Net(nn.Module):\n"
         text += "    def forward(self, x):\n        return F.dropout(x, {}, self.training)\n"

@@ -94,7 +94,7 @@ class EditedText:
         Raises:
             Refused: If it is not there.
         """
-        expression = self.expressions.get((place.text, place.ordinal))
+        expression = self.expressions.get((place.text, place.ordinal)) or self._grown(place)
         if expression is None:
             number = f" (number {place.ordinal})" if place.ordinal > 1 else ""
             raise Refused(
@@ -102,6 +102,19 @@ class EditedText:
                 "planned for. Check the model again."
             )
         return expression
+
+    def _grown(self, place: CallPlace) -> ast.Call | None:
+        """The only call that has all that a place has, and further keyword arguments: of a newer version."""
+        try:
+            old = ast.parse(place.text, mode="eval").body
+        except SyntaxError:
+            return None
+        calls = [
+            call
+            for call in self.expressions.values()
+            if isinstance(old, ast.Call) and isinstance(call, ast.Call) and _has_all_of(call, old)
+        ]
+        return calls[0] if len(calls) == 1 and place.ordinal == 1 else None
 
     def value_of(self, call: ast.Call, owner: nn.Module | None = None) -> Any:
         """What a call calls; `UNKNOWN` where its text, and the module if it is given, do not tell."""
@@ -326,6 +339,14 @@ def _attribute(owner: str, name: str, expression: Expression) -> ast.Attribute:
     place = expression.func if isinstance(expression, ast.Call) else expression
     value = ast.copy_location(ast.Name(owner, ast.Load()), place)
     return ast.copy_location(ast.Attribute(value, name, ast.Load()), place)
+
+
+def _has_all_of(call: ast.Call, old: ast.Call) -> bool:
+    """Whether a call has the function and the arguments of another one, by their texts."""
+    same = [ast.unparse(node) for node in (call.func, *call.args)]
+    keywords = {ast.unparse(keyword) for keyword in call.keywords}
+    wanted = {ast.unparse(keyword) for keyword in old.keywords}
+    return same == [ast.unparse(node) for node in (old.func, *old.args)] and wanted <= keywords
 
 
 def _add_argument(node: Any, name: str) -> None:
