@@ -225,6 +225,32 @@ class Recorder:
             rows=tuple(self._rows),
         )
 
+    def resume(self, history: History) -> None:
+        """Goes on from the history of another recorder of the same network."""
+        self.steps, self.readings, self.moves = history.steps, history.readings, history.moves
+        self.skipped, self.woken_at = history.skipped, history.woken_at
+        self.asleep, self.asleep_since = history.asleep, history.asleep_since
+        for values, usual in (
+            (self._calls, history.calls),
+            (self._rewritten, history.rewritten),
+            (self._backwards, history.backwards),
+        ):
+            values.clear()
+            values.extend([] if usual is None else [int(usual)] * 2)
+        quiet = set(history.quiet_noise)
+        self._quiet = [3 if noise.name in quiet else 0 for noise in self.flags.noise]
+        for one, norm in zip(self.norms, self._norms, strict=True):
+            seen = history.norms.get(one.name)
+            if seen is None:
+                continue
+            norm.held, norm.moved, norm.broken_at = seen.held, seen.moved, seen.broken_at
+            norm.training, norm.evaluation = seen.training, seen.evaluation
+            norm.updates.clear()
+            norm.updates.extend([] if seen.updates is None or self.every > 1 else [seen.updates] * 2)
+        self._rates, self._rows = list(history.rates), list(history.rows)
+        self.statistics.read()
+        self._trails = [Trail(self.statistics, number) for number in range(len(self.norms))]
+
     def _per_move(self, updates: int | None) -> int | None:
         """Updates for one move of the weights, from those that were read."""
         if updates is None or self.every == 1:

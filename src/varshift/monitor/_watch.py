@@ -22,7 +22,7 @@ from varshift.rules import Finding, RuleRun, all_rules, run_rules
 # What a training can show while it runs; the other rules look at a network that is trained.
 CODES = ("VS202", "VS203", "VS205", "VS305", "VS402", "VS403", "VS404", "VS501")
 _LOGGED = 5  # norms that a sink is told of
-_SECOND_HOST = "varshift.hosts"
+_HOSTS = "varshift.hosts"  # group of entry points, each named like the package of its host
 
 
 class Watch:
@@ -56,7 +56,6 @@ class Watch:
         self._codes = tuple(code for code in codes if code in CODES)
         self._target = target or type(network).__name__
         self._next_look = 2
-        self._base = History()
         self._seen: dict[tuple[str, Any], Finding] = {}
         self._limits: list[str] = []
         self._open = True
@@ -98,7 +97,7 @@ class Watch:
         evidence = self._evidence()
         new = []
         for finding in run_rules(evidence, self._codes):
-            key = (finding.code, finding.evidence.get("form", finding.evidence.get("reason")))
+            key = _kind(finding)
             known = self._seen.get(key)
             self._seen[key] = finding
             if known is None:
@@ -171,7 +170,7 @@ class Watch:
             The watch itself.
         """
         packages = [cls.__module__.partition(".")[0] for cls in type(host).__mro__]
-        hosts = {point.name: point for point in entry_points(group=_SECOND_HOST)}
+        hosts = {point.name: point for point in entry_points(group=_HOSTS)}
         point = next((hosts[name] for name in packages if name in hosts), None)
         if point is None:
             known = ", ".join(sorted(hosts)) or "none"
@@ -181,6 +180,25 @@ class Watch:
             )
         point.load()(self, host)
         return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the watch remembers, for a checkpoint: plain values only."""
+        return {"report": self.report.to_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the watch that gave this state was: counts go on, and nothing is said again.
+
+        Load the model first.
+
+        Raises:
+            VarshiftError: If this is no state of a watch.
+        """
+        report = Report.from_dict(state["report"]) if "report" in state else None
+        if report is None or report.history is None:
+            raise VarshiftError("state is not what Watch.state_dict returned: it has no history.")
+        self._recorder.resume(report.history)
+        self._seen = {_kind(finding): finding for finding in report.findings}
+        self._next_look = max(self._next_look, self._recorder.readings + 2)
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -233,13 +251,10 @@ class Watch:
             f"The watch ended at step {self._recorder.steps}: {type(error).__name__}: {error}"
         )
 
-    def state_dict(self) -> Mapping[str, Any]:
-        """What the watch remembers, for a checkpoint: plain values only."""
-        raise NotImplementedError
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint."""
-        raise NotImplementedError
+def _kind(finding: Finding) -> tuple[str, Any]:
+    """What a finding is about, told once."""
+    return finding.code, finding.evidence.get("form", finding.evidence.get("reason"))
 
 
 def _plain(name: str) -> str:

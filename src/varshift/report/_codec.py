@@ -86,7 +86,8 @@ def settled(value: Any) -> Any:
 
 def _settled_field(holder: Any, name: str) -> Any:
     value, hint = getattr(holder, name), hints(type(holder))[name]
-    if isinstance(value, Mapping) and get_origin(hint) is Mapping and get_origin(get_args(hint)[1]) is tuple:
+    item = get_args(hint)[1] if isinstance(value, Mapping) and get_origin(hint) is Mapping else None
+    if get_origin(item) is tuple or is_dataclass(item):
         return {str(key): settled(item) for key, item in value.items()}  # as such fields are read back
     return settled(value)
 
