@@ -141,7 +141,9 @@ def main() -> None:
         survey(arguments)
     if not arguments.only:
         names = [network.name for network in networks()]
-        write("sites", "The noise sites of other libraries' networks", page(load(arguments.rows), names))
+        rows = load(arguments.rows)
+        ordered = {name: rows[name] for name in names if name in rows}
+        write("sites", "The noise sites of other libraries' networks", page(ordered, names))
 
 
 if __name__ == "__main__":
