@@ -294,12 +294,12 @@ def test_every_kind_of_evidence_has_one_provider_and_every_need_a_kind():
 def test_a_rule_that_needs_what_nobody_makes_is_refused():
     class Dreamer(Rule):
         code, name = "VS199", "dreamer"
-        needs = ("history",)
+        needs = ("weather",)
 
         def applies(self, evidence):
             yield from ()
 
-    with pytest.raises(vs.VarshiftError, match="VS199 needs 'history': evidence is one of modules, loader"):
+    with pytest.raises(vs.VarshiftError, match="VS199 needs 'weather': evidence is one of modules, loader"):
         register(Dreamer)
 
 

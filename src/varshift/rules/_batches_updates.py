@@ -81,6 +81,12 @@ class SeveralUpdates(Rule):
     have: 1.1 or 0.1 a warning. For pieces the values per channel of one piece, as for VS302: below 16 a
     warning, below 8 an error.
 
+    In a watched training (`varshift.watch`) the counters of the norms say how often each is updated for one
+    move of the weights. Two updates of some norms and one of the others are a recomputation; as many of all
+    as there were calls of `step()`, or as gradients were written, an accumulation; two at weights that are
+    written more often than the optimiser writes them, a look at perturbed weights. What fits several of
+    these is advice.
+
     What costs nothing is advice; accumulation over large pieces and several passes over different batches
     are let pass.
 

@@ -108,9 +108,12 @@ def _runs(evidence: Evidence, codes: Sequence[str], reasons: Mapping[str, str]) 
 
 
 def _why(missing: Sequence[Need], reasons: Mapping[str, str]) -> str:
-    """Why a rule did not run: what it needs and why that is not there."""
+    """Why a rule did not run: what it needs and why that is not there.
+
+    A watched training would do for some rules, too; who checks a trained network has none to hand over.
+    """
     whole = []
-    for need in missing:
+    for need in [need for need in missing if need != "history"] or missing:
         kind, _, mode = need.partition(".")
         reason = reasons[kind] or f"the network could not be captured in {mode} mode"
         whole.append(f"{kind} ({reason})")

@@ -51,6 +51,11 @@ class HalfFrozen(Rule):
     sets itself count. A step that runs every norm in evaluation mode while their parameters train is a
     warning: nobody called `train()` again.
 
+    In a watched training (`varshift.watch`) it is seen as it happens: weights that move while network,
+    norms and noise are in evaluation mode, three times in a row; noise next to weights that train, never in
+    training mode; a norm that was held in evaluation mode and is in training mode again; statistics that move
+    in a part of the network that is frozen as a whole.
+
     ## Known limits
 
     Statistics that were adapted to new data on purpose look the same. A norm whose scale or offset trains is

@@ -54,6 +54,9 @@ class SharedNorm(Rule):
     decides the severity (`small-batch` alone where noise has a part in the others). Without a loss a ratio
     of 2.25 or an offset of 1 is a warning, less is advice.
 
+    In a watched training (`varshift.watch`) a norm is shared where several module paths lead to it, or
+    where its statistics are updated several times for one step while those of norms next to it are not.
+
     ## Known limits
 
     A width that the user sets between steps is not seen: pass a loader of `forward=` calls that set it.

@@ -51,6 +51,8 @@ class BrokenStatistics(Rule):
     precision VS206's. An input that is not finite is measured, an error: NaN weights or an overflow upstream,
     which the next batch in training would carry into the running statistics.
 
+    In a watched training (`varshift.watch`) the step is known at which statistics stopped being finite.
+
     ## Known limits
 
     An autocast of the training loop alone is not seen. Small variances by themselves are no fault: strong

@@ -67,6 +67,10 @@ class StaleStatistics(Rule):
     For a frozen norm the input in evaluation is compared with its statistics, and a large difference (1.5
     or 0.5) is advice.
 
+    In a watched training (`varshift.watch`) the running values at the start and the end of a stretch of
+    n updates give the mean and the variance of its batches: a warning where these are 1.5 times the running
+    variance or .5 standard deviations away for three stretches in a row, the start of training left out.
+
     ## Known limits
 
     The data must be those of training, shuffled and augmented alike: on other data the difference is one of
