@@ -251,6 +251,7 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     assert whole.pop("step") == "no training step was given"
     assert whole.pop("VS501") == "needs optimizer (no optimiser was given)"
     assert whole.pop("optimizer") == "no optimiser was given"
+    assert whole.pop("history") == "no watched training was given"
     assert not any(whole.values())
     without = reasons(shape=(3, 8, 8))
     assert without["VS202"] == "needs measurement (no data were given)"
