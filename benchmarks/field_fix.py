@@ -209,6 +209,9 @@ def treat(case: Any) -> Row:
     attempt("unsafe", lambda: fixed("unsafe"))
     for other in ("found", "recalibrated"):
         row.differences[other] = math.nan, math.nan
+        if other == "found" and not row.cures["fixed"]:
+            row.differences[other] = 0.0, 0.0  # a plain copy
+            continue
         if math.isfinite(row.scores["fixed"]) and math.isfinite(row.scores[other]):
             row.differences[other] = difference(subject.score, networks["fixed"], networks[other])
     return row

@@ -182,7 +182,8 @@ class BatchMates(Rule):
 
     ## Cure safety
 
-    Unsafe: it needs training.
+    Unsafe: it needs training. To the network as it is `varshift.fix` gives the statistics of all batches, in
+    the place of those of the kinds that came last, unless the loss rises by it.
 
     ## References
 
