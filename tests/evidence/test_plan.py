@@ -112,6 +112,7 @@ WITH_LOADER = {
     "VS401": MODULES | CAPTURE | {"trials"},
     "VS402": MODULES | CAPTURE | {"measurement"},
     "VS403": MODULES | CAPTURE | {"measurement", "norm_calls"},
+    "VS404": MODULES | CAPTURE | {"measurement"},
     "VS405": CAPTURE | {"measurement"},
     "VS406": CAPTURE | {"trials"},
     "VS501": CAPTURE,
@@ -248,6 +249,7 @@ def test_of_every_rule_and_evidence_it_is_said_whether_it_ran_and_why_not():
     assert whole.pop("VS307") == "needs deployment (no deployment data were given)"
     assert whole.pop("deployment") == "no deployment data were given"
     assert whole.pop("VS305") == "needs step (no training step was given)"
+    assert whole.pop("VS404") == "needs history (no watched training was given)"
     assert whole.pop("step") == "no training step was given"
     assert whole.pop("VS501") == "needs optimizer (no optimiser was given)"
     assert whole.pop("optimizer") == "no optimiser was given"

@@ -35,7 +35,7 @@ def test_the_rules_of_this_release_are_there_and_no_stub_of_a_reserved_one():
         "VS101", "VS102", "VS103", "VS104", "VS105", "VS106", "VS107",
         "VS201", "VS202", "VS203", "VS204", "VS205", "VS206", "VS207", "VS208", "VS209", "VS210", "VS211",
         "VS301", "VS302", "VS303", "VS304", "VS305", "VS306", "VS307",
-        "VS401", "VS402", "VS403", "VS405", "VS406",
+        "VS401", "VS402", "VS403", "VS404", "VS405", "VS406",
         "VS501",
     )  # fmt: skip
 

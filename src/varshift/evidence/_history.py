@@ -84,20 +84,24 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class RankNorm:
-    """The statistics of one norm on the ranks of a data-parallel training, before they are broadcast.
+    """What one norm saw on the ranks of a data-parallel training, in some of its channels.
 
     Attributes:
         name: The norm.
-        variance_ratio: Largest over smallest variance of what the ranks saw, of channel means.
-        mean_offset: Largest root mean square offset of a rank's mean from that of all ranks, in standard
-            deviations.
-        consistency: How far the ranks are from their mean in standard errors over readings.
+        variance_ratio: Largest over smallest variance of the batches of a rank, each the mean over channels
+            of the variance over that of all ranks.
+        mean_offset: Largest root mean square over channels of the offset of a rank's batch means from those
+            of all ranks, in standard deviations of the batches.
+        mean_consistency: How far the means of that rank are from those of all ranks in standard errors over
+            steps.
+        variance_consistency: The same for the variances.
     """
 
     name: str
     variance_ratio: float
     mean_offset: float
-    consistency: float
+    mean_consistency: float
+    variance_consistency: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +112,14 @@ class RankFacts:
         ranks: Number of ranks that were heard.
         readings: Number of steps that they were compared at.
         synchronised: Whether all norms compute their statistics over all ranks.
+        broadcast: Whether all ranks begin a step with the statistics of the first one.
         norms: The norms, by name.
     """
 
     ranks: int
     readings: int
     synchronised: bool
+    broadcast: bool
     norms: Mapping[str, RankNorm] = field(default_factory=dict)
 
 

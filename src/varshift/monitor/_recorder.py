@@ -12,6 +12,7 @@ from varshift.evidence import History, HistoryRow, NormHistory, RateChange
 from varshift.model import find_norms
 from varshift.monitor._flags import Flags
 from varshift.monitor._frozen import norms_of_frozen_parts
+from varshift.monitor._ranks import Ranks
 from varshift.monitor._statistics import Statistics
 from varshift.monitor._trail import Trail
 from varshift.monitor._weights import Weights
@@ -54,6 +55,7 @@ class Recorder:
         self.statistics = Statistics(self.norms)
         self.flags = Flags(network, self.norms)
         self.weights = Weights(network, optimizer)
+        self._ranks = Ranks(self.statistics, self.weights)
         paths = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
         self._norms = [
             _Norm(paths[id(norm.module)], self.flags.root and not norm.module.training) for norm in self.norms
@@ -112,6 +114,8 @@ class Recorder:
             self._note_modes(any(changed))
         if self.readings % self._row_every == 0:
             self._note_row()
+        if single:
+            self._ranks.see(self.steps)
 
     def _note_norm(
         self,
@@ -222,6 +226,7 @@ class Recorder:
                 for one, norm, trail in zip(self.norms, self._norms, self._trails, strict=True)
             },
             rates=tuple(self._rates),
+            ranks=self._ranks.facts(),
             rows=tuple(self._rows),
         )
 

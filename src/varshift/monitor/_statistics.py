@@ -58,6 +58,16 @@ class Statistics:
         """All running variances."""
         return self._buffers[self._place][1].numpy()
 
+    def both(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Means and variances now, then those of the reading before."""
+        pair = (*self._buffers[self._place], *self._buffers[1 - self._place])
+        return (pair[0].numpy(), pair[1].numpy(), pair[2].numpy(), pair[3].numpy())
+
+    def exact(self, number: int) -> bool:
+        """Whether a norm keeps its statistics in a precision that tells one batch."""
+        norm = self.norms[number]
+        return norm.mean.dtype in _EXACT and norm.var.dtype in _EXACT
+
     def finite(self) -> list[bool]:
         """Of each norm, whether its statistics are numbers."""
         with np.errstate(all="ignore"):
@@ -97,7 +107,7 @@ class Statistics:
             updates, or keeps its statistics in half precision.
         """
         norm = self.norms[number]
-        if self.updates()[number] != 1 or norm.mean.dtype not in _EXACT or norm.var.dtype not in _EXACT:
+        if self.updates()[number] != 1 or not self.exact(number):
             return None
         count = self.counts[number]
         momentum = norm.momentum if norm.momentum is not None else 1 / count if count else None

@@ -9,6 +9,7 @@ from varshift.rules import (  # noqa: F401 - importing a family registers its ru
     _modes,
     _modes_freezing,
     _modes_function,
+    _modes_ranks,
     _modes_shared,
     _modes_state,
     _optimisation,

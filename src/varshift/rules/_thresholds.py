@@ -115,6 +115,10 @@ SHARED_SAMPLES: Final = 16
 PADDING_WARNING: Final = 0.05
 PADDING_ERROR: Final = 0.25
 
+# Steps at which ranks were compared before they are said to see different data: of eight the standard error
+# is itself known to a quarter (one over the root of twice seven).
+RANK_READINGS: Final = 8
+
 # Torch's momentum is the weight of the new batch: 0.1 by default, 0.01 in ported nets. Nobody wants half.
 MOMENTUM_LARGE: Final = 0.5
 
