@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from varshift.fixes._source_code import (
     Expression,
     FunctionSource,
     compiled,
+    copy_tree,
     expressions_in,
     source_of,
 )
@@ -51,7 +51,7 @@ class EditedText:
     originals: dict[int, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.node = copy.deepcopy(self.source.node)
+        self.node = copy_tree(self.source.node)
         copies = expressions_in(self.node)
         for (original, key), expression in zip(self.source.expressions.items(), copies, strict=True):
             self.expressions[key] = expression
@@ -207,7 +207,7 @@ class ClassDraft:
         if isinstance(expression, ast.BinOp):
             new: ast.AST = ast.Call(function, [expression.left, expression.right], [])
         else:
-            target = copy.deepcopy(expression.target)
+            target = copy_tree(expression.target)
             target.ctx = ast.Load()
             call = ast.copy_location(ast.Call(function, [target, expression.value], []), expression)
             new = ast.Assign([expression.target], call)

@@ -103,6 +103,17 @@ def expressions_in(node: ast.AST) -> Iterator[Expression]:
     return (child for child in ast.walk(node) if isinstance(child, Expression))
 
 
+def copy_tree(node: Any) -> Any:
+    """A copy of a tree: as `copy.deepcopy` makes it, several times as fast."""
+    if isinstance(node, list):
+        return [copy_tree(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node
+    new = type(node).__new__(type(node))
+    vars(new).update({name: copy_tree(value) for name, value in vars(node).items()})
+    return new
+
+
 def called_name(call: ast.Call) -> str:
     """The last name in what a call calls; empty where that has no name."""
     return getattr(call.func, "attr", getattr(call.func, "id", ""))
