@@ -11,7 +11,7 @@ from torch import nn
 from varshift._errors import DataError, ModelError, VarshiftError
 from varshift._repeat import call_text
 from varshift.evidence import Gathering, Subject, is_example
-from varshift.model import Forward, network_of
+from varshift.model import Forward, loader_of, network_of
 from varshift.report import Report, build_report
 from varshift.rules import examine, resolve_selection
 
@@ -58,7 +58,8 @@ def check(
         model: The model; compiled models and data-parallel wrappers are unwrapped.
         loader: Batches as the model is trained on: ``x``, ``(x, y)``, a mapping, or whatever `forward` takes.
             Pass the training data with its augmentation: running statistics are compared with it. A tensor, a
-            tuple of tensors or a mapping of tensors is taken for `example_inputs`.
+            tuple of tensors or a mapping of tensors is taken for `example_inputs`. A data module or a trainer of
+            Lightning gives the loader that it trains on, and so do fastai's ``DataLoaders``.
         deploy: Batches as deployment prepares them, where that differs from training: the step "transform" of
             the gap is then measured too.
         reference: The network that the weights come from, or several: the source of a moving average or of a
@@ -101,6 +102,7 @@ def check(
     """
     network = network_of(model)
     codes = resolve_selection(select, ignore)
+    loader, deploy = loader_of(loader), loader_of(deploy, argument="deploy", trains=False)
     if loader is not None and is_example(network, loader, forward):
         if example_inputs is not None:
             raise DataError("loader and example_inputs are both example inputs: pass one of them.")

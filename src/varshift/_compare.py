@@ -34,7 +34,7 @@ from varshift.comparison import (
     row_of,
     variants_of,
 )
-from varshift.model import Forward, Guard, network_of, one_at_a_time
+from varshift.model import Forward, Guard, loader_of, network_of, one_at_a_time
 from varshift.probe import model_device
 
 if TYPE_CHECKING:
@@ -150,8 +150,12 @@ def compare(
     workers = count("workers", workers, 0)
     if epochs is not None:
         epochs = count("epochs", epochs, 1)
-    training = _repeatable(loader)
-    judged = training if val_loader is None else _repeatable(val_loader)
+    training = _repeatable(loader_of(loader))
+    judged = (
+        training
+        if val_loader is None
+        else _repeatable(loader_of(val_loader, argument="val_loader", trains=False))
+    )
     setup = Setup(
         model,
         train,

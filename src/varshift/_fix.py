@@ -30,7 +30,15 @@ from varshift.fixes import (
     wishes_of,
 )
 from varshift.flow import Capture, capture
-from varshift.model import Forward, network_of, one_at_a_time, shadowed, twin_of, twin_optimizer
+from varshift.model import (
+    Forward,
+    loader_of,
+    network_of,
+    one_at_a_time,
+    shadowed,
+    twin_of,
+    twin_optimizer,
+)
 from varshift.moments import stated_shape
 from varshift.report import Report
 from varshift.rules import Cure, resolve_selection
@@ -262,8 +270,9 @@ def _cured(arguments: Mapping[str, Any]) -> Cured:
     """Treats a copy of a network; the network itself is only checked."""
     network, report = _own(arguments["model"]), arguments["report"]
     select, ignore, cures = (arguments[name] for name in ("select", "ignore", "cures"))
-    loader = arguments["loader"]
+    loader = loader_of(arguments["loader"])
     settings = {name: arguments[name] for name in _SETTINGS}
+    settings["deploy"] = loader_of(settings["deploy"], argument="deploy", trains=False)
     if report is not None and not isinstance(report, Report):
         raise VarshiftError(f"report is a {type(report).__name__}: pass what varshift.check returned.")
     wishes = None if cures is None else wishes_of(cures)

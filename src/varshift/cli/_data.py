@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from varshift.cli._objects import resolve_object
 def resolve_loader(text: str, batches: int | None, option: str = "--data") -> Iterable[Any]:
     """The batches that an option names: a loader, a list of batches, or a callable that returns one.
 
+    ``pkg.data:get_loaders[0]`` names an item of what is there or is returned.
+
     A callable that returns an iterator (a generator function) is called again for every pass. An iterator
     that can be gone through only once is read as far as it is needed.
 
@@ -22,14 +25,17 @@ def resolve_loader(text: str, batches: int | None, option: str = "--data") -> It
         DataError: If what it names is not an iterable of batches.
         UserCodeError: If the user's code fails.
     """
-    found = resolve_object(text, option)
+    name, key = _item(text)
+    found = resolve_object(name, option)
     if not callable(found) or _is_loader(found):
-        return _checked(found, text, batches, option)
-    check_signature(found, {}, text)
+        return _checked(_pick(found, key, text, option), text, batches, option)
+    check_signature(found, {}, name)
 
     def make() -> Any:
         try:
-            return found()
+            return _pick(found(), key, text, option)
+        except VarshiftError:
+            raise
         except (Exception, SystemExit) as error:
             raise user_code_error(f"{option}: calling {text}", error) from error
 
@@ -53,6 +59,26 @@ def resolve_function(text: str | None, option: str) -> Callable[..., Any] | None
     return found
 
 
+def _item(text: str) -> tuple[str, int | str | None]:
+    """Splits ``pkg.data:loaders[0]``, or with the name of an item, into the name and the item."""
+    match = re.fullmatch(r"(.+:[\w.]+)(?:\(\))?\[([^\[\]]+)\]", text)
+    if match is None:
+        return text, None
+    key = match[2].strip("'\"")
+    return match[1], int(key) if key.lstrip("-").isdecimal() else key
+
+
+def _pick(found: Any, key: int | str | None, text: str, option: str) -> Any:
+    if key is None:
+        return found
+    try:
+        return found[key]
+    except (LookupError, TypeError) as error:
+        raise DataError(
+            f"{option}: {text!r} names an item of a {type(found).__name__} that it does not have: {error}."
+        ) from None
+
+
 class _Again:
     """An iterable that asks for a new iterator on every pass; the first one is at hand already."""
 
@@ -74,6 +100,9 @@ def _checked(found: Any, text: str, batches: int | None, option: str) -> Iterabl
     import torch
     from torch.utils.data import Dataset, IterableDataset
 
+    from varshift.model import loader_of
+
+    found = loader_of(found, argument=f"{option}: {text!r}", trains=option == "--data")
     remedy = "Expected a DataLoader, a list of batches, or a function that returns one of these."
     if isinstance(found, torch.Tensor):
         raise DataError(f"{option}: {text!r} is a tensor. {remedy} For one batch, put it into a list.")

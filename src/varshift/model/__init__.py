@@ -24,6 +24,7 @@ from varshift.model._interrupts import Holder as Holder
 from varshift.model._interrupts import protected as protected
 from varshift.model._interrupts import release_signals as release_signals
 from varshift.model._interrupts import watch_signals as watch_signals
+from varshift.model._loaders import loader_of as loader_of
 from varshift.model._marks import Origin as Origin
 from varshift.model._marks import marked as marked
 from varshift.model._marks import origins as origins

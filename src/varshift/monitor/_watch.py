@@ -15,7 +15,7 @@ from varshift._errors import VarshiftError, VarshiftWarning
 from varshift.evidence import Evidence, History, ModeFacts
 from varshift.model import norm_facts
 from varshift.monitor._recorder import Recorder
-from varshift.monitor._sink import as_sink
+from varshift.monitor._sink import as_alert, as_sink
 from varshift.report import Report, build_report
 from varshift.rules import Finding, RuleRun, all_rules, run_rules
 
@@ -51,7 +51,7 @@ class Watch:
         self._network, self._references = network, tuple(references)
         self._recorder = Recorder(network, optimizer, every)
         self._sink = None if sink is None else as_sink(sink)
-        self._alert = getattr(sink, "alert", None)
+        self._alert = None if sink is None else as_alert(sink)
         self._on_finding, self._strict = on_finding, strict
         self._codes = tuple(code for code in codes if code in CODES)
         self._target = target or type(network).__name__
@@ -102,8 +102,7 @@ class Watch:
             self._seen[key] = finding
             if known is None:
                 new.append(finding)
-        if self._sink is not None:
-            self._log(evidence.history)
+        self._log(evidence.history)
         for finding in new:
             self._announce(finding)
         return tuple(new)
@@ -228,12 +227,11 @@ class Watch:
         elif finding.severity != "advice":
             text = f"{finding.code}: {finding.message} (varshift explain {finding.code})"
             warnings.warn(text, VarshiftWarning, stacklevel=4)
-        if callable(self._alert) and finding.severity != "advice":
-            self._alert(title=f"varshift {finding.code}", text=finding.message)
+        if self._alert is not None and finding.severity != "advice":
+            self._hand_over(self._alert, f"varshift {finding.code}", finding.message)
 
     def _log(self, history: History | None) -> None:
-        assert self._sink is not None
-        if history is None:
+        if history is None or self._sink is None:
             return
         figures = {"varshift/findings": float(len(self._seen))}
         known = [norm for norm in history.norms.values() if norm.variance_ratio is not None]
@@ -241,7 +239,19 @@ class Watch:
         for norm in known[:_LOGGED]:
             figures[f"varshift/{_plain(norm.name)}/ratio"] = float(norm.variance_ratio or 1.0)
             figures[f"varshift/{_plain(norm.name)}/offset"] = float(norm.mean_offset or 0.0)
-        self._sink(figures, self._recorder.steps)
+        self._hand_over(self._sink, figures, self._recorder.steps)
+
+    def _hand_over(self, tracker: Callable[..., Any], *values: Any) -> None:
+        """Hands something to the user's tracker; one that fails is left alone from then on."""
+        try:
+            tracker(*values)
+        except Exception as error:
+            if self._strict:
+                raise
+            self._sink = self._alert = None
+            self._limits.append(
+                f"Nothing is logged since step {self._recorder.steps}: {type(error).__name__}: {error}"
+            )
 
     def _fail(self, error: Exception) -> None:
         if self._strict:

@@ -19,6 +19,7 @@ from varshift.model import (
     Shadow,
     State,
     find_norms,
+    loader_of,
     marked,
     network_of,
     one_at_a_time,
@@ -134,6 +135,7 @@ def recalibrate(
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}: it is a relative error and must be above 0.")
     network = network_of(model)
+    loader = loader_of(loader)
     require_values(network)
     norms = find_norms(network)
     stop = None if tolerance is None else Stop(tolerance)
