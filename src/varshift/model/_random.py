@@ -14,6 +14,10 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 _Restore = Callable[[], None]
 # Data sets may hold millions of items; generators are held by name, not hidden among them.
 _LONGEST, _DEEPEST = 1000, 6
+_GENERATORS = (
+    *(torch.Generator, random.Random),
+    *(np.random.RandomState, np.random.Generator, np.random.BitGenerator),
+)
 
 
 def seed_all(seed: int) -> None:
@@ -40,9 +44,16 @@ def keep_process_generators() -> list[_Restore]:
 
 
 def keep_generators(*holders: Any) -> list[_Restore]:
-    """Notes the states of all generators that objects hold, and what samplers know of their own progress."""
+    """Notes the states of all generators that objects hold, and what samplers know of their own progress.
+
+    A loader may take a new generator for every epoch, seeded by the one it had: that one comes back, too.
+    """
     restores: list[_Restore] = []
     for item in _held(holders):
+        own = getattr(item, "__dict__", None) or {}
+        drawn_from = {name: value for name, value in own.items() if isinstance(value, _GENERATORS)}
+        if drawn_from:
+            restores.append(_keep_bindings(item, drawn_from))
         restore = keep_generator(item)
         if restore is not None:
             restores.append(restore)
@@ -67,6 +78,15 @@ def keep_generator(item: Any) -> _Restore | None:
         bit_state = bits.state
         return lambda: setattr(bits, "state", bit_state)
     return None
+
+
+def _keep_bindings(item: Any, values: Mapping[str, Any]) -> _Restore:
+    def restore() -> None:
+        for name, value in values.items():
+            if vars(item).get(name) is not value:
+                vars(item)[name] = value
+
+    return restore
 
 
 def _keep_attributes(item: Any) -> _Restore:
