@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from varshift._errors import VarshiftError
@@ -52,6 +52,20 @@ def as_alert(target: Any) -> Callable[[str, str], Any] | None:
     """A function of title and text that has a tracker tell its user; None where it has no ``alert``."""
     alert = getattr(target, "alert", None)
     return (lambda title, text: alert(title=title, text=text)) if callable(alert) else None
+
+
+def plain_names(names: Sequence[str]) -> dict[str, str]:
+    """By name, one of letters, digits and ``_ - . /`` only, which every tracker takes; all are different."""
+    plain: dict[str, str] = {}
+    for name in names:
+        letters = (letter if letter.isalnum() or letter in "_-./" else "_" for letter in name)
+        own = base = "".join(letters) or "model"
+        number = 1
+        while own in plain.values():
+            number += 1
+            own = f"{base}_{number}"
+        plain[name] = own
+    return plain
 
 
 class _OwnAxis:

@@ -15,7 +15,7 @@ from varshift._errors import VarshiftError, VarshiftWarning
 from varshift.evidence import Evidence, History, ModeFacts
 from varshift.model import norm_facts
 from varshift.monitor._recorder import Recorder
-from varshift.monitor._sink import as_alert, as_sink
+from varshift.monitor._sink import as_alert, as_sink, plain_names
 from varshift.report import Report, build_report
 from varshift.rules import Finding, RuleRun, all_rules, run_rules
 
@@ -52,6 +52,7 @@ class Watch:
         self._recorder = Recorder(network, optimizer, every)
         self._sink = None if sink is None else as_sink(sink)
         self._alert = None if sink is None else as_alert(sink)
+        self._plain = plain_names([norm.name for norm in self._recorder.norms])
         self._on_finding, self._strict = on_finding, strict
         self._codes = tuple(code for code in codes if code in CODES)
         self._target = target or type(network).__name__
@@ -237,8 +238,8 @@ class Watch:
         known = [norm for norm in history.norms.values() if norm.variance_ratio is not None]
         known.sort(key=lambda norm: -abs(math.log(max(norm.variance_ratio or 1.0, 1e-12))))
         for norm in known[:_LOGGED]:
-            figures[f"varshift/{_plain(norm.name)}/ratio"] = float(norm.variance_ratio or 1.0)
-            figures[f"varshift/{_plain(norm.name)}/offset"] = float(norm.mean_offset or 0.0)
+            figures[f"varshift/{self._plain[norm.name]}/ratio"] = float(norm.variance_ratio or 1.0)
+            figures[f"varshift/{self._plain[norm.name]}/offset"] = float(norm.mean_offset or 0.0)
         self._hand_over(self._sink, figures, self._recorder.steps)
 
     def _hand_over(self, tracker: Callable[..., Any], *values: Any) -> None:
@@ -265,8 +266,3 @@ class Watch:
 def _kind(finding: Finding) -> tuple[str, Any]:
     """What a finding is about, told once."""
     return finding.code, finding.evidence.get("form", finding.evidence.get("reason"))
-
-
-def _plain(name: str) -> str:
-    """A name of letters, digits and ``_ - . /`` only, which every tracker takes."""
-    return "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in name) or "model"
