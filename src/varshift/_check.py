@@ -58,8 +58,8 @@ def check(
         model: The model; compiled models and data-parallel wrappers are unwrapped.
         loader: Batches as the model is trained on: ``x``, ``(x, y)``, a mapping, or whatever `forward` takes.
             Pass the training data with its augmentation: running statistics are compared with it. A tensor, a
-            tuple of tensors or a mapping of tensors is taken for `example_inputs`. A data module or a trainer of
-            Lightning gives the loader that it trains on, and so do fastai's ``DataLoaders``.
+            tuple of tensors or a mapping of tensors is taken for `example_inputs`. A data module or a trainer
+            of Lightning and fastai's ``DataLoaders`` give the loader that they train on.
         deploy: Batches as deployment prepares them, where that differs from training: the step "transform" of
             the gap is then measured too.
         reference: The network that the weights come from, or several: the source of a moving average or of a

@@ -102,7 +102,7 @@ def _checked(found: Any, text: str, batches: int | None, option: str) -> Iterabl
 
     from varshift.model import loader_of
 
-    found = loader_of(found, argument=f"{option}: {text!r}", trains=option == "--data")
+    found = loader_of(found, argument=f"{option}: {text}", trains=option == "--data")
     remedy = "Expected a DataLoader, a list of batches, or a function that returns one of these."
     if isinstance(found, torch.Tensor):
         raise DataError(f"{option}: {text!r} is a tensor. {remedy} For one batch, put it into a list.")

@@ -180,9 +180,7 @@ class Companion:
         text = f"{what}: {type(error).__name__}: {error}"
         warnings.warn(text, VarshiftWarning, stacklevel=4)
 
-    def _check(
-        self, model: nn.Module, loader: Any, forward: Callable[..., Any] | None, when: str
-    ) -> None:
+    def _check(self, model: nn.Module, loader: Any, forward: Callable[..., Any] | None, when: str) -> None:
         loader = loader if self.loader is None else self.loader
         if loader is None:
             text = f"varshift does not check {when}: the host has no loader of training data, pass loader=."

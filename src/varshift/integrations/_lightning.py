@@ -121,7 +121,7 @@ class VarshiftCallback(_callback()):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Re-estimates the statistics where that was asked."""
-        if self._batches == 0 or trainer.sanity_checking or not trainer.training and not trainer.validating:
+        if self._batches == 0 or trainer.sanity_checking or (not trainer.training and not trainer.validating):
             return
         own = self._companion
         loader = trainer.train_dataloader if own.loader is None else own.loader
@@ -175,7 +175,7 @@ def attach(watch: Watch, host: Any) -> None:
 
 
 def _forward_of(module: nn.Module) -> Callable[[nn.Module, Any], Any] | None:
-    """How a check is to run a module: as it would any other, or by its training step where it has no forward."""
+    """How a check is to run a module that has no forward: by its training step. None for any other."""
     bases = [name for name in _PACKAGES if name in sys.modules]
     plain = {sys.modules[name].LightningModule.forward for name in bases}
     if type(module).forward not in plain or not getattr(module, "automatic_optimization", False):

@@ -75,7 +75,8 @@ def _refuse_several(loaders: Any, argument: str, trains: bool) -> None:
         return
     keys = list(loaders) if isinstance(loaders, Mapping) else range(len(items))
     which = "training data" if trains else "evaluation data"
+    name = argument.rpartition(" ")[2]  # of what a command line option names, the text
     raise DataError(
         f"{argument} is a {type(loaders).__name__} of {len(items)} loaders ({', '.join(map(repr, keys))}): "
-        f"pass the one of the {which}, {argument}[{keys[0 if trains else -1]!r}] for example."
+        f"pass the one of the {which}, {name}[{keys[0 if trains else -1]!r}] for example."
     )
