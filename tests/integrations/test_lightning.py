@@ -1,5 +1,3 @@
-import contextlib
-
 import pytest
 import torch
 from torch import nn
@@ -40,7 +38,7 @@ class Module(lightning.LightningModule):
 
 @pytest.fixture
 def fit(tmp_path):
-    def fit(module, loader, *callbacks, host=lightning, validation=None, **options):
+    def fit(module, loader, *callbacks, host=lightning, validation=None, ckpt_path=None, **options):
         options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options}
         trainer = host.Trainer(
             accelerator="cpu",
@@ -50,7 +48,7 @@ def fit(tmp_path):
             callbacks=list(callbacks),
             **options,
         )
-        trainer.fit(module, loader, validation)
+        trainer.fit(module, loader, validation, ckpt_path=ckpt_path)
         return trainer
 
     return fit
@@ -139,8 +137,9 @@ class Statistics(lightning.Callback):
 
 def test_validation_gets_new_statistics_and_training_keeps_its_own(fit, make_net, loader):
     plain, other, seen = Module(make_net()), Module(make_net()), Statistics()
-    fit(plain, loader, validation=loader)
-    fit(other, loader, VarshiftCallback(recalibrate=6), seen, validation=[next(iter(loader))])
+    few = DataLoader(loader.dataset, sampler=range(16), batch_size=16)
+    fit(plain, loader, validation=few)
+    fit(other, loader, VarshiftCallback(recalibrate=6), seen, validation=few)
     assert same(plain.state_dict(), other.state_dict())
     during, after = seen.seen
     with torch.no_grad():
@@ -263,5 +262,23 @@ def test_a_data_module_and_a_trainer_are_loaders(fit, make_net, data, loader):
     assert vs.check(make_net(), trainer, max_batches=3).data.batches == 3
     with pytest.raises(vs.DataError, match="pass one, as its val_dataloader"):
         vs.check(make_net(), loader, deploy=module)
-    with contextlib.suppress(AttributeError), pytest.raises(vs.DataError, match="no loader of training data"):
+    with pytest.raises(vs.DataError, match="no loader of training data"):
         vs.recalibrate(make_net(), lightning.Trainer(accelerator="cpu", logger=False))
+
+
+def test_a_fit_that_goes_on_from_a_checkpoint_says_nothing_twice(fit, make_net, loader, tmp_path):
+    codes = []
+    options = {"accumulate_grad_batches": 2, "max_epochs": 3}
+    trainer = fit(Module(make_net()), loader, VarshiftCallback(on_finding=codes.append), **options)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    callback = VarshiftCallback(on_finding=codes.append)
+    fit(
+        Module(make_net()),
+        loader,
+        callback,
+        accumulate_grad_batches=2,
+        max_epochs=5,
+        ckpt_path=tmp_path / "last.ckpt",
+    )
+    assert [finding.code for finding in codes] == ["VS305"]
+    assert callback.watch.report.history.steps == 30
