@@ -142,3 +142,23 @@ def test_statistics_follow_a_loader_that_leaves_the_batch_of_one_out():
     seen = x[:-64].unfold(1, 3, 1) @ network[1].weight[:, 0].T + network[1].bias
     assert len(x[:-64]) % 64 == 0
     torch.testing.assert_close(cured.model[2].running_var, seen.var((0, 1)).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_follow_a_change_whatever_they_do_for_another_finding():
+    batches = DataLoader(data().dataset, 64, shuffle=True, generator=torch.Generator().manual_seed(0))
+    network = fitted(nn.Sequential(nn.Dropout(0.01), *perceptron()), batches)
+    network = vs.fix(network, loader=batches, cures=["recalibrate"]).model
+    report = vs.check(network, batches)
+    noisy = FindingSite(SiteId("0", "dropout"))
+    removable = Finding(
+        "VS102",
+        "warning",
+        "measured",
+        (noisy,),
+        "Noise.",
+        cures=(Cure("remove-noise", "remove it", "unsafe", noisy.id),),
+    )
+    other = Finding("VS303", "warning", "measured", (FindingSite(SiteId("2", "norm")),), "Sick.")
+    report = replace(report, findings=(removable, other))
+    cured = vs.fix(network, report, loader=batches, unsafe=True)
+    assert [change.cure for change in cured.changes] == ["remove-noise", "recalibrate", "recalibrate"]

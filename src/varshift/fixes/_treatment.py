@@ -237,7 +237,7 @@ class Treatment:
         )
         has_norms = bool(find_norms(self._surgery.network))
         if asked or (follows and has_norms and self._patient.loader is not None):
-            self._recalibrate(asked)
+            self._recalibrate(asked, follows=follows)
             return
         self._rebind()
         if follows and has_norms:
@@ -246,8 +246,11 @@ class Treatment:
                 "recalibrate it (varshift.recalibrate)."
             )
 
-    def _recalibrate(self, asked: list[Course]) -> None:
-        """Re-estimates statistics, and keeps them where the network is not worse for it."""
+    def _recalibrate(self, asked: list[Course], *, follows: bool) -> None:
+        """Re-estimates statistics, and keeps them where the network is not worse for it.
+
+        Where they neither follow a change nor are the cure of a finding, they have to be measured to help.
+        """
         report = self._patient.report
         reason = "" if report is None or _wished(asked) else why_kept(report.findings)
         if reason:
@@ -263,7 +266,9 @@ class Treatment:
             handle.undo()
             self._without_statistics(asked, f"new ones made the deployed network worse: {handle.effect}")
             return
-        if asked and all(course.cure is RELIEF and not self._may_relieve(course, handle) for course in asked):
+        if not follows and not any(
+            course.cure is not RELIEF or self._may_relieve(course, handle) for course in asked
+        ):
             handle.undo()
             effect = "" if handle.effect is None else f": {handle.effect}"
             self._without_statistics(asked, f"new ones were not measured to help{effect}")
