@@ -39,8 +39,9 @@ def watch(
         every: Read the statistics at every n-th step only, and at the one before it.
         optimizer: What trains it: parameters that it does not hold are frozen, and how often it writes to a
             weight is known. It is only read.
-        reference: An averaged copy of the model, or the network that it is a copy of: whether its statistics
-            come along is looked at from time to time. It is only read.
+        reference: An averaged copy of the model, a target network, a teacher, or several: whether its
+            statistics come along is looked at. Or the network that the model is such a copy of: which of them
+            follows is told from what the optimiser trains. It is only read.
         sink: Where figures go: a writer or tracker with ``log_metrics``, ``add_scalar``, ``track`` or
             ``log``, or a function of figures and step.
         on_finding: Called with each new finding instead of a warning.
@@ -76,12 +77,17 @@ def watch(
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise ModelError(f"optimizer is a {type(optimizer).__name__}: pass a torch.optim.Optimizer.")
     several = list(reference) if isinstance(reference, (list, tuple)) else [reference]
-    references = [network_of(one, argument="reference") for one in several if one is not None]
+    several = [one for one in several if one is not None]
+    references = [network_of(one, argument="reference") for one in several]
+    names = [type(one).__name__ for one in several]
+    if len(names) > 1:
+        names = [f"reference[{number}], {name}" for number, name in enumerate(names)]
     return Watch(
         network,
         every=every,
         optimizer=optimizer,
         references=references,
+        reference_names=names,
         sink=sink,
         on_finding=on_finding,
         codes=resolve_selection(select, ignore),

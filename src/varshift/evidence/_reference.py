@@ -27,7 +27,7 @@ class ReferenceProvider(Provider):
     ) -> Mapping[str, Any]:
         """Compares the network with the references."""
         compared = compare_networks(subject.network, subject.norms, subject.references)
-        if not compared.norms:
+        if not compared.norms and not compared.states:
             limits.append(
                 "The reference was not compared: none of its norms has the name and the shape of one of the "
                 "model's, or lies where one does in a part that both have."

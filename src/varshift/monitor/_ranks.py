@@ -135,7 +135,8 @@ class Ranks:
         self._rank, self._ranks = dist.get_rank(), min(dist.get_world_size(), _RANKS)
         self._alive = self._rank < self._ranks
         # A connection of its own: one that waits for a key in another thread would hold this one up.
-        self._store = _get_default_store().clone()
+        store: Any = _get_default_store()
+        self._store = store.clone()
         self._store.set_timeout(_PATIENCE)
         self._opened = _OPENED[self._network]
         _OPENED[self._network] += 1

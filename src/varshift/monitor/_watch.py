@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -14,13 +14,16 @@ from torch.optim import Optimizer
 from varshift._errors import VarshiftError, VarshiftWarning
 from varshift.evidence import Evidence, History, ModeFacts
 from varshift.model import norm_facts
+from varshift.monitor._follower import Follower, trains
 from varshift.monitor._recorder import Recorder
 from varshift.monitor._sink import as_alert, as_sink, plain_names
+from varshift.probe import compare_networks
 from varshift.report import Report, build_report
 from varshift.rules import Finding, RuleRun, all_rules, run_rules
 
 # What a training can show while it runs; the other rules look at a network that is trained.
 CODES = ("VS202", "VS203", "VS205", "VS305", "VS402", "VS403", "VS404", "VS501")
+_LEFT_BEHIND = 2000  # moves of an averaged copy after which its statistics were left behind for good
 _LOGGED = 5  # norms that a sink is told of
 _HOSTS = "varshift.hosts"  # group of entry points, each named like the package of its host
 
@@ -42,14 +45,19 @@ class Watch:
         every: int = 1,
         optimizer: Optimizer | None = None,
         references: Sequence[nn.Module] = (),
+        reference_names: Sequence[str] = (),
         sink: Any = None,
         on_finding: Callable[[Finding], Any] | None = None,
         codes: Sequence[str] = CODES,
         strict: bool = False,
         target: str = "",
     ) -> None:
-        self._network, self._references = network, tuple(references)
+        self._network, self._references, self._optimizer = network, tuple(references), optimizer
         self._recorder = Recorder(network, optimizer, every)
+        self._followers = [
+            Follower(one, network, self._recorder.statistics, name)
+            for one, name in zip(references, reference_names, strict=True)
+        ]
         self._sink = None if sink is None else as_sink(sink)
         self._alert = None if sink is None else as_alert(sink)
         self._plain = plain_names([norm.name for norm in self._recorder.norms])
@@ -84,20 +92,30 @@ class Watch:
             return
         try:
             read = self._recorder.step()
+            if read:
+                for follower in self._followers:
+                    follower.see()
             if read and self._recorder.readings >= self._next_look:
                 # At 2, 3, 4, 6, 9 ... readings, later every 200.
                 self._next_look = min(math.ceil(self._next_look * 1.3 + 0.5), self._next_look + 200)
-                self.look()
+                self._look(final=False)
         except VarshiftWarning:  # a filter of the user's makes errors of warnings
             raise
         except Exception as error:
             self._fail(error)
 
     def look(self) -> tuple[Finding, ...]:
-        """Looks for findings now; returns those that are new."""
+        """Looks for findings now; returns those that are new.
+
+        Call it before an averaged copy (``reference=``) is evaluated: whether its statistics were
+        re-estimated is asked here and at the end, as in between nobody uses them.
+        """
+        return self._look(final=True)
+
+    def _look(self, *, final: bool) -> tuple[Finding, ...]:
         evidence = self._evidence()
         new = []
-        for finding in run_rules(evidence, self._codes):
+        for finding in (*run_rules(evidence, self._codes), *self._followed(final=final)):
             key = _kind(finding)
             known = self._seen.get(key)
             self._seen[key] = finding
@@ -206,7 +224,11 @@ class Watch:
         recorder, network = self._recorder, self._network
         recorder.flags.read()
         root = network.training
-        norms = {norm.name: norm_facts(norm, live=norm.module.training) for norm in recorder.norms}
+        follows = self._follows()
+        norms = {norm.name: norm_facts(norm, live=follows or norm.module.training) for norm in recorder.norms}
+        references = None
+        if follows and "VS205" in self._codes:
+            references = compare_networks(network, recorder.norms, self._references)
         watched = {norm.name.partition("#")[0]: norm.module for norm in recorder.norms}
         watched |= {noise.name: noise.module for noise in recorder.flags.noise}
         parameters = dict(network.named_parameters())
@@ -219,8 +241,27 @@ class Watch:
                 trained=tuple(name for name, p in parameters.items() if p.requires_grad),
                 frozen=tuple(name for name, p in parameters.items() if not p.requires_grad),
             ),
+            references=references,
             history=recorder.history(),
         )
+
+    def _followed(self, *, final: bool) -> Iterator[Finding]:
+        """What the networks show whose weights follow the watched one."""
+        if "VS205" not in self._codes or self._follows():
+            return
+        for follower in self._followers:
+            # That statistics are left behind for good no re-estimation before an evaluation can undo.
+            known_before = follower.moves >= _LEFT_BEHIND and follower.left_behind
+            if trains(follower.network, self._optimizer) or not (final or known_before):
+                continue
+            evidence = follower.evidence()
+            if evidence is not None:
+                yield from run_rules(evidence, ["VS205"])
+
+    def _follows(self) -> bool:
+        """Whether the watched network follows one that trains."""
+        others = any(trains(one, self._optimizer) for one in self._references)
+        return others and not trains(self._network, self._optimizer)
 
     def _announce(self, finding: Finding) -> None:
         if self._on_finding is not None:
@@ -265,4 +306,6 @@ class Watch:
 
 def _kind(finding: Finding) -> tuple[str, Any]:
     """What a finding is about, told once."""
-    return finding.code, finding.evidence.get("form", finding.evidence.get("reason"))
+    form = finding.evidence.get("form", finding.evidence.get("reason"))
+    network = finding.evidence.get("network")
+    return finding.code, form if network is None else f"{form} {network}"

@@ -20,13 +20,16 @@ class Weights:
     Args:
         network: The network.
         optimizer: What trains it, where that is known.
+        every_parameter: Whether to look at those that need no gradient, too.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, optimizer: Optimizer | None = None, *, every_parameter: bool = False
+    ) -> None:
         self._named = dict(network.named_parameters())
         self._optimizer = optimizer
         self._own_writes = None if optimizer is None else writes_per_step(optimizer)
-        trained = [p for p in self._named.values() if p.requires_grad and p.numel() > 0]
+        trained = [p for p in self._named.values() if (p.requires_grad or every_parameter) and p.numel() > 0]
         stride = max(len(trained) // _PROBES, 1)
         self._probes = trained[::stride]
         self._versions = {name: parameter._version for name, parameter in self._named.items()}

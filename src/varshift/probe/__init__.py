@@ -32,6 +32,7 @@ from varshift.probe._recalibration import Recalibration as Recalibration
 from varshift.probe._reference import NormComparison as NormComparison
 from varshift.probe._reference import References as References
 from varshift.probe._reference import compare_networks as compare_networks
+from varshift.probe._reference_states import StateComparison as StateComparison
 from varshift.probe._single import SingleRun as SingleRun
 from varshift.probe._single import run_single as run_single
 from varshift.probe._step import NormUpdates as NormUpdates

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varshift.model import Norm, counterpart_norm, counterparts, same_values
+from varshift.probe._reference_states import StateComparison, compare_states
 
 _SAME_AVERAGE = 1e-4  # relative distance of averages that were taken in another order, or in half precision
 
@@ -31,6 +32,8 @@ class NormComparison:
             that reference.
         counter: Batches that it counted, None where it does not count.
         reference_counter: The most that a reference counted, likewise.
+        left: Whether its statistics stayed as they were while its weights followed the reference's and the
+            reference's statistics moved: seen in a training that was watched.
     """
 
     name: str
@@ -42,6 +45,7 @@ class NormComparison:
     mean_offset: float | None = None
     counter: int | None = None
     reference_counter: int | None = None
+    left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class References:
         shares: Weights of the references in the average that comes nearest to the network's weights.
         residual: Relative L2 distance of its weights from that average.
         norms: The norms that have a counterpart, by name.
+        states: State that belongs to the weights in another way, where it does not fit them.
+        subject: What the network is called, where it is not the one that was checked or watched.
     """
 
     classes: tuple[str, ...]
@@ -67,6 +73,8 @@ class References:
     shares: tuple[float, ...] = ()
     residual: float = 0.0
     norms: Mapping[str, NormComparison] = field(default_factory=dict)
+    states: tuple[StateComparison, ...] = ()
+    subject: str = ""
 
     @property
     def is_average(self) -> bool:
@@ -111,6 +119,7 @@ def compare_networks(
         shares,
         residual,
         compared,
+        compare_states(network, references, pairs, shares),
     )
 
 

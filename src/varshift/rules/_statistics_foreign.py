@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from varshift._sites import SiteId
 from varshift.evidence import Evidence
 from varshift.theory import fold
 
 from . import _thresholds as thresholds
 from ._cost import Cost, cost_of, graded, price
 from ._cures import cure
-from ._finding import SEVERITIES, Confidence, Cure, Finding, Severity
+from ._finding import SEVERITIES, Confidence, Cure, Finding, FindingSite, Severity
 from ._places import norm_places
-from ._reading import known, learns, norms_in_order, positive, without_none
+from ._reading import known, learns, listed, norms_in_order, positive, quoted, without_none
 from ._recalibration import recalibration
 from ._registry import Rule, register
 from ._staleness import staleness_of
 from ._upstream import parameters_upstream
 
 if TYPE_CHECKING:
-    from varshift.probe import NormComparison, References
+    from varshift.probe import NormComparison, References, StateComparison
 
-Form = Literal["defaults", "equal", "averaged", "neither"]
+Form = Literal["defaults", "equal", "left", "averaged", "neither"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,11 @@ class ForeignStatistics(Rule):
 
     ## How it is measured
 
-    Certain, from the tensors, in three forms: statistics are those of a new norm while the reference's have
+    Certain, from the tensors, in four forms: statistics are those of a new norm while the reference's have
     moved; they are the reference's to the bit although weights upstream of the norm differ; they are the
     average of those of several references, taken with the same weights as the parameters (without data only
-    where their pooled variance is larger by a tenth). Measured: the weights come from the reference (cosine
+    where their pooled variance is larger by a tenth); they stayed what they were while the weights followed
+    another network (`varshift.watch(reference=)`). Measured: the weights come from the reference (cosine
     above 0.5, no longer training of their own), the statistics are neither the reference's nor those that
     training produces.
 
@@ -68,6 +70,10 @@ class ForeignStatistics(Rule):
     from a twentieth. Without a loss it is the running variance against that of the data, 1.1 a warning and
     1.5 an error, or the offset of the mean, 0.1 and 0.5. Without data the statistics are compared with the
     reference's, and those that are equal make a warning where the weights are a tenth apart.
+
+    Other state that an average does not keep: the singular vectors of a spectral norm, where the largest
+    singular value is 1.1 times what the weight is divided by, and the reference's fits; ranges of observers
+    that are the average of those of several references, where all of them together are 1.1 times as wide.
 
     ## Known limits
 
@@ -111,10 +117,17 @@ class ForeignStatistics(Rule):
     uses = ("capture", "measurement")
 
     def applies(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yields at most one finding, at the norms whose statistics are not those of their weights."""
+        """Yields at most one finding of the norms, and one of each other state that does not fit."""
         references = evidence.references
         if references is None:
             return
+        for kind, form in _STATE_FORMS.items():
+            unfit = [state for state in references.states if state.kind == kind and _unfit(state)]
+            if unfit:
+                yield _state_finding(self.code, form, unfit, references)
+        yield from self._foreign(evidence, references)
+
+    def _foreign(self, evidence: Evidence, references: References) -> Iterator[Finding]:
         cost = cost_of(evidence, "statistics")
         sites = [site for name in norms_in_order(evidence) if (site := _site(evidence, references, name))]
         certain = [site for site in sites if site.form != "neither"]
@@ -137,6 +150,7 @@ class ForeignStatistics(Rule):
             message=_message(form, sites, references, cost),
             evidence={
                 "form": form,
+                **_subject(references),
                 **{f"norms_{name}": count for name, count in Counter(s.form for s in sites).items()},
                 "weight_distance": min(references.distance),
                 **without_none(
@@ -177,6 +191,8 @@ def _form(evidence: Evidence, references: References, norm: NormComparison) -> F
     """How the statistics of a norm relate to those of the references; None where they may be its own."""
     if evidence.norms[norm.name].never_moved:
         return "defaults" if norm.moved else None
+    if norm.left:
+        return "left"
     upstream = parameters_upstream(evidence).get(norm.name)
     differing = [
         names if upstream is None else names & upstream for names in references.differing
@@ -206,6 +222,8 @@ def _unmeasured(
     if form == "averaged":
         return "warning", fold(comparison.pooled_ratio or 1.0)
     shift, offset = fold(positive(comparison.variance_ratio) or 1.0), known(comparison.mean_offset) or 0.0
+    if form == "left" and shift < thresholds.SHIFT_WARNING and offset < thresholds.OFFSET_WARNING:
+        return "advice", shift + offset
     if shift >= thresholds.SHIFT_ERROR or offset >= thresholds.OFFSET_ERROR:
         return "error", shift + offset
     return "warning", shift + offset
@@ -235,6 +253,8 @@ def _message(form: Form, sites: list[_Site], references: References, cost: Cost 
     count = len(sites)
     whose = f"{count} norms" if count > 1 else "a norm"
     reference = "the reference" if len(references.classes) == 1 else "a reference"
+    if references.subject:
+        reference = "the network that trains"
     distance = min(references.distance)
     if form == "defaults":
         text = (
@@ -245,6 +265,11 @@ def _message(form: Form, sites: list[_Site], references: References, cost: Cost 
         text = (
             f"The statistics of {whose} are those of {reference} to the bit, but the weights upstream are "
             f"not: they are {distance:.2g} of their size away"
+        )
+    elif form == "left":
+        text = (
+            f"The statistics of {whose} were left behind: they are what they were when the watch began, "
+            f"while the weights follow {reference}, whose statistics moved"
         )
     elif form == "averaged":
         ratio = sites[0].comparison.pooled_ratio or 1.0
@@ -259,6 +284,8 @@ def _message(form: Form, sites: list[_Site], references: References, cost: Cost 
             f"The weights {origin} ({distance:.2g} of their size away), and the statistics of {whose} are "
             f"neither those of {reference} nor those that these weights produce"
         )
+    if references.subject:
+        text = f"{references.subject}: {text}; re-estimate them before it is evaluated"
     if cost is not None and cost.significant and cost.delta > 0:
         text += f"; re-estimating them lowers the {_metric(cost)} by {cost.delta:.3g}"
     return f"{text}."
@@ -278,5 +305,55 @@ def _metric(cost: Cost) -> str:
 def _cures(evidence: Evidence, form: Form, *, certain: bool) -> tuple[Cure, ...]:
     """Recalibration, unless it was measured not to help; the references' can be taken over, too."""
     remedy = recalibration(evidence, certain=certain)
-    others = (_REBIND,) if form in ("defaults", "averaged") else ()
+    others = (_REBIND,) if form in ("defaults", "left", "averaged") else ()
     return others if remedy is None else (remedy, *others)
+
+
+_STATE_FORMS: dict[str, str] = {"spectral": "spectral-vectors", "range": "observed-ranges"}
+
+
+def _unfit(state: StateComparison) -> bool:
+    healthy = max(fold(state.reference_ratio), 1.0)
+    return fold(state.ratio) >= thresholds.SHIFT_WARNING * healthy
+
+
+def _subject(references: References) -> dict[str, str]:
+    return {"network": references.subject} if references.subject else {}
+
+
+def _state_finding(
+    code: str, form: str, states: Sequence[StateComparison], references: References
+) -> Finding:
+    worst = max(states, key=lambda state: fold(state.ratio))
+    prefix = f"{references.subject}: " if references.subject else ""
+    others = (
+        f" So with {listed([state.name for state in states if state is not worst])}." if states[1:] else ""
+    )
+    if form == "spectral-vectors":
+        text = (
+            f"The spectral norm of {quoted(worst.name)} keeps singular vectors that are not those of its "
+            f"weight: the largest singular value is {worst.ratio:.3g} times what the weight is divided by in "
+            "evaluation, as after averaging networks"
+        )
+        name = "take the weights over alone, and run a few forward passes in training mode"
+    else:
+        text = (
+            f"The range that {quoted(worst.name)} observed is the average of those of the references: all of "
+            f"them together are {worst.ratio:.3g} times as wide, and what lies outside is cut off"
+        )
+        name = "take the smallest and the largest value of all, or calibrate again"
+    return Finding(
+        code=code,
+        severity="warning",
+        confidence="certain",
+        sites=tuple(FindingSite(SiteId(state.name, "module")) for state in states),
+        message=f"{prefix}{text}.{others}",
+        evidence={
+            "form": form,
+            **_subject(references),
+            "ratio": known(worst.ratio),
+            "reference_ratio": known(worst.reference_ratio),
+            "count": len(states),
+        },
+        cures=(cure("rebind-statistics", name, "unsafe"),),
+    )
