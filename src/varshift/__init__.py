@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from varshift.moments import predict as predict
     from varshift.monitor import Watch as Watch
     from varshift.probe import Recalibration as Recalibration
+    from varshift.probe import merge_statistics as merge_statistics
     from varshift.probe import recalibrate as recalibrate
     from varshift.report import Report as Report
     from varshift.rules import Cure as Cure
@@ -63,6 +64,7 @@ _HOME = {
     "Mode": "varshift._mode",
     "predict": "varshift.moments",
     "Prediction": "varshift.moments",
+    "merge_statistics": "varshift.probe",
     "recalibrate": "varshift.probe",
     "Recalibration": "varshift.probe",
     "Report": "varshift.report",
@@ -103,6 +105,7 @@ __all__ = [
     "fix",
     "fix_",
     "functional",
+    "merge_statistics",
     "mode",
     "nn",
     "optim",

@@ -21,6 +21,7 @@ from varshift.probe._loss import loss_of as loss_of
 from varshift.probe._measure import draw_batches as draw_batches
 from varshift.probe._measure import measure as measure
 from varshift.probe._measure import measure_shadow as measure_shadow
+from varshift.probe._merge_statistics import merge_statistics as merge_statistics
 from varshift.probe._noise_bias import measure_noise_bias as measure_noise_bias
 from varshift.probe._norm_calls import Distributions as Distributions
 from varshift.probe._norm_calls import NormCalls as NormCalls
