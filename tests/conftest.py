@@ -2,6 +2,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# The suite runs a process on every core: with several threads each they would wait for one another. Programs
+# that tests start take it over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # On processors with AVX2 and without AVX-512, oneDNN's kernel for the gradient of strided 1x1 convolutions

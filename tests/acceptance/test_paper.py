@@ -1,5 +1,7 @@
 """The paper's acceptance tests: Li et al. 2018, and the vectors checked by simulation."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@functools.cache
 def trained(dropout):
     torch.manual_seed(0)
     placement = "a" if dropout else "none"

@@ -25,6 +25,7 @@ from faults import (
     failing_loss,
     interrupted_lines,
 )
+from long_runs import LONG
 from odd_networks import CLASSES, NETWORKS, WIDTH
 from state_digest import Digest, process_state
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -32,7 +33,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 import varshift as vs
 from varshift.fixes import REMEDIES
 
-FAULTS = int(os.environ.get("VARSHIFT_FAULTS", "1200"))
+FAULTS = int(os.environ.get("VARSHIFT_FAULTS", "600"))
 SEED = int(os.environ.get("VARSHIFT_SEED", "0"))
 # How often each front door is tried: the shorter a call, the more faults a second.
 _DOORS = {"recalibrate": 6, "measure": 3, "check": 2, "predict": 1, "fix": 1, "fix_": 3}
@@ -40,7 +41,7 @@ _CURES = ("recalibrate", "remove-noise", "swap-noise", "swap-norm", "lower-rate"
 _REFUSED = ("ModelError", "DataError")  # of networks that cannot be predicted
 _INJECTED = {"operation": 3, "call": 2, "loader": 1, "loss": 1, "forward": 2, "hook": 2}
 _INTERRUPTS = {"line": 4, "two lines": 2, "signal": 3, "two signals": 2, "timer": 3}
-if FAULTS > 10_000:  # where two timers strike differs from run to run: they belong to the long run
+if LONG:  # where two timers strike differs from run to run: they belong to the long run
     _INTERRUPTS["two timers"] = 2
 
 
@@ -183,6 +184,6 @@ def test_nothing_is_left_behind_by_a_fault(network):
         except AssertionError as error:
             raise AssertionError(f"{network}, trial {number}: {error}") from None
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    if FAULTS >= 1000:  # few say nothing
+    if LONG:  # few say nothing
         assert outcomes.get("KeyboardInterrupt", 0) > 0.2 * sum(outcomes.values()), outcomes
         assert outcomes.get("nothing", 0) < 0.6 * sum(outcomes.values()), outcomes

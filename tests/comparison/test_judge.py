@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+from long_runs import LONG
 
 from varshift.comparison import Criterion, judge_pairs, looks_of
 from varshift.comparison._judge import LEVEL, PairedTest, holm, paired, seeds_needed
@@ -120,7 +121,7 @@ def test_one_seed_tells_nothing():
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_equal_variants_are_told_apart_in_at_most_one_table_of_twenty(seeds):
-    draw, wrong, repeats = random.Random(seeds), 0, 400
+    draw, wrong, repeats = random.Random(seeds), 0, 400 if LONG else 100
     for _ in range(repeats):
         common = [draw.gauss(0, 1) for _ in range(seeds)]  # what a seed does to all variants alike
         columns = {str(i): [c + draw.gauss(0, 0.3) for c in common] for i in range(6)}
@@ -129,7 +130,7 @@ def test_equal_variants_are_told_apart_in_at_most_one_table_of_twenty(seeds):
 
 
 def test_stopping_early_keeps_the_level_and_stops_what_is_hopeless():
-    draw, wrong, repeats, seeds = random.Random(7), 0, 200, 6
+    draw, wrong, repeats, seeds = random.Random(7), 0, 200 if LONG else 100, 6
     looks = looks_of(seeds, early_stop=True)
     assert looks.early == (3, 4, 5)
     for _ in range(repeats):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from long_runs import LONG
 
 import varshift as vs
 from varshift.store import Store, read_log
@@ -55,9 +56,7 @@ def without_times(path):
 
 
 # It takes minutes: `make battery` runs it.
-@pytest.mark.skipif(
-    int(os.environ.get("VARSHIFT_FAULTS", "0")) <= 10_000, reason="a part of the battery, which takes long"
-)
+@pytest.mark.skipif(not LONG, reason="a part of the battery, which takes long")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_table_is_the_same_after_kills(workers, tmp_path):
     calm, killed = tmp_path / "calm", tmp_path / "killed"

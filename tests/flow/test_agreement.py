@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exported_flows import captured_by
+from long_runs import a_few
 from torch import Tensor, nn
 
 from varshift.flow import Flow, capture
@@ -159,7 +160,7 @@ def _sites(flow: Flow) -> tuple[list[Any], list[Any]]:
 
 @pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", a_few(ZOO, 8))
 def test_networks_of_timm_have_the_same_sites_recorded_and_exported(name) -> None:
     declare_torchvision_operators()
     timm = pytest.importorskip("timm")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from exported_flows import captured_by
+from long_runs import a_few
 
 from varshift.flow import Flow
 from varshift.integrations import declare_torchvision_operators
@@ -102,7 +103,7 @@ TIMM = {
 }
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", a_few(TIMM, 5))
 def test_drop_path_of_stock_networks_drops_branches(timm, name) -> None:
     flow = train_flow(timm.create_model(name, **TIMM[name]), 2, 3, 32, 32)
     gates = [site for site in flow.noises if site.kind == "drop_path"]

@@ -89,7 +89,7 @@ def test_deeplab_head_shift_is_measured():
     import torchvision
 
     torch.manual_seed(0)
-    net = torchvision.models.segmentation.deeplabv3_resnet50(
+    net = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=5
     )
     data = [torch.randn(4, 3, 65, 65) for _ in range(2)]
