@@ -44,3 +44,15 @@ def test_a_mode_does_not_come_back_after_the_guard():
     struck.clear()
     gc.collect()
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_seeds_leave_no_order_for_a_device_that_is_not_in_use(monkeypatch):
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA is in use")
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with Guard(seed=0):
+        first = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.rand(3))
+    assert seeds == [0]  # of torch's own function, which has CUDA seeded when it starts

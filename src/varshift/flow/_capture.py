@@ -70,7 +70,7 @@ def capture(
         raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module.")
     network = unwrap(model)
     _require_shapes(network)
-    with one_at_a_time, shadowed(network) as shadow, shadow, shadow:
+    with one_at_a_time, shadowed(network, resets=False) as shadow, shadow, shadow:
         return _Session(shadow.network, batch, forward, samples, shadow.limits, None).run()
 
 

@@ -82,12 +82,12 @@ class ModelCopier:
         if key in self._memo and key not in self._unfilled:
             return self._memo[key]
         self._alive.append(value)
-        if isinstance(value, nn.Module):
+        if (handler := _HANDLERS.get(cls)) is not None:
+            result = handler(self, value)
+        elif isinstance(value, nn.Module):
             result = self._module(value)
         elif isinstance(value, Tensor):
             result = self._tensors.copy(value, self._memo, self.copy)
-        elif (handler := _HANDLERS.get(cls)) is not None:
-            result = handler(self, value)
         elif isinstance(value, (*_SHARED, type)):
             result = value
         else:
@@ -127,10 +127,13 @@ class ModelCopier:
         dropped = _not_to_be_copied(module)
         attributes = twin.__dict__
         for name, value in module.__dict__.items():
-            shares = name in dropped and not isinstance(value, (Tensor, nn.Module, list, dict, set))
-            if shares:
+            if type(value) in _ATOMIC:
+                attributes[name] = value
+            elif name in dropped and not isinstance(value, (Tensor, nn.Module, list, dict, set)):
                 self.left_alone.append(value)
-            attributes[name] = value if shares else self.copy(value)
+                attributes[name] = value
+            else:
+                attributes[name] = self.copy(value)
         for cls in type(module).__mro__:
             for name in slot_names(cls):
                 if hasattr(module, name):
@@ -174,7 +177,7 @@ class ModelCopier:
     def _dict(self, value: dict[Any, Any]) -> dict[Any, Any]:
         twin = self._memo[id(value)] = type(value)()
         for key, item in value.items():
-            twin[self.copy(key)] = self.copy(item)
+            twin[key if type(key) is str else self.copy(key)] = self.copy(item)
         return twin
 
     def _defaults(self, value: collections.defaultdict[Any, Any]) -> Any:

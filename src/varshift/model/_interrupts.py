@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_SIGNALS = tuple(signal.valid_signals())
 _protected: set[CodeType] = set()
 _handlers: dict[int, Any] = {}  # the process's own, while ours are installed
 _pending: list[int] = []
@@ -35,7 +36,7 @@ def watch_signals(holder: Holder) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     _holders.append(weakref.ref(holder, lambda _: release_signals(None)))
-    for number in signal.valid_signals():
+    for number in _SIGNALS:
         handler = signal.getsignal(number)
         if callable(handler) and handler is not _handle and not isinstance(handler, signal.Handlers):
             _handlers[number] = handler

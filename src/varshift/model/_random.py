@@ -22,7 +22,12 @@ _GENERATORS = (
 
 def seed_all(seed: int) -> None:
     """Seeds the process's generators of torch, NumPy and Python."""
-    torch.manual_seed(seed)
+    # Not `torch.manual_seed`: that has CUDA seeded, too, whenever the process comes to use it.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

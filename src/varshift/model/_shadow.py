@@ -24,6 +24,7 @@ class Shadow(Guard):
     Args:
         model: The model; compiled models and data-parallel wrappers are unwrapped.
         seed: Seeds all generators inside, so that what happens there can be repeated.
+        resets: Whether `fresh` and `wrote` will be asked for, which needs a second copy of everything.
 
     Attributes:
         network: The network to run.
@@ -33,15 +34,16 @@ class Shadow(Guard):
     network: nn.Module
     limits: tuple[str, ...] = ()
 
-    def __init__(self, model: nn.Module, *, seed: int | None = None) -> None:
+    def __init__(self, model: nn.Module, *, seed: int | None = None, resets: bool = True) -> None:
         super().__init__(seed=seed)
-        self._model = unwrap(model)
+        self._model, self._resets = unwrap(model), resets
         self._snapshot: Snapshot | None = None
         self._eager = False
 
     def fresh(self) -> nn.Module:
         """Resets everything that passes wrote since the shadow was made, and returns the network."""
         assert self._snapshot is not None
+        assert self._resets
         self._snapshot.restore_model()
         return self.network
 
@@ -61,6 +63,7 @@ class Shadow(Guard):
     def wrote(self, tensor: Tensor) -> bool:
         """Whether something wrote other values into a tensor of the network."""
         assert self._snapshot is not None
+        assert self._resets
         return self._snapshot.wrote(tensor)
 
     def _begin(self) -> None:
@@ -71,7 +74,9 @@ class Shadow(Guard):
             self.network = copier.copy_model(model)
             self.limits = _shared(copier.shared)
             left_alone = (*copier.shared, *copier.left_alone)
-            self._snapshot = Snapshot(self.network, copier_for(model), left_alone)
+            self._snapshot = Snapshot(
+                self.network, copier_for(model), left_alone, users_only=not self._resets
+            )
             self._restores.append(self._snapshot.restore_users)  # the copy itself is needed no more
         except (Uncopyable, RecursionError) as error:
             self.network = model
@@ -81,9 +86,9 @@ class Shadow(Guard):
             self._restores.append(self._snapshot.restore)
 
 
-def shadowed(model: nn.Module, *, seed: int | None = None) -> Shadow:
+def shadowed(model: nn.Module, *, seed: int | None = None, resets: bool = True) -> Shadow:
     """A context that gives a copy of a model to run, `Shadow.network`; see `Shadow`."""
-    return Shadow(model, seed=seed)
+    return Shadow(model, seed=seed, resets=resets)
 
 
 def _shared(items: list[Any]) -> tuple[str, ...]:

@@ -35,10 +35,18 @@ class Snapshot:
         model: The model.
         tensors: Copies the memory of tensors.
         left_alone: Objects that are not looked into.
+        users_only: Whether what the model holds is looked through for hooks only, and not kept.
     """
 
-    def __init__(self, model: nn.Module, tensors: TensorCopier, left_alone: Iterable[Any] = ()) -> None:
-        self._model = _Walk(tensors, left_alone)
+    def __init__(
+        self,
+        model: nn.Module,
+        tensors: TensorCopier,
+        left_alone: Iterable[Any] = (),
+        *,
+        users_only: bool = False,
+    ) -> None:
+        self._model = _Walk(None if users_only else tensors, left_alone)
         self._model.keep_all([(model, _FAR)])
         self._users = _Walk(tensors, self._model.seen.values())
         for function in self._model.functions:
@@ -74,9 +82,14 @@ def restore_each(restores: Iterable[_Restore]) -> None:
 
 
 class _Walk:
-    """Notes what objects are, and what they hold, and how each is put back."""
+    """Notes what objects are, and what they hold, and how each is put back.
 
-    def __init__(self, copier: TensorCopier, left_alone: Iterable[Any]) -> None:
+    Args:
+        copier: Copies the memory of tensors; without one, only the functions among the objects are noted.
+        left_alone: Objects that are not looked into.
+    """
+
+    def __init__(self, copier: TensorCopier | None, left_alone: Iterable[Any]) -> None:
         self._copier = copier
         self.seen = {id(item): item for item in left_alone}
         self._containers = _Containers()
@@ -97,17 +110,20 @@ class _Walk:
     def _keep(self, item: Any, distance: int) -> list[tuple[Any, int]]:
         """Notes what one object is, and returns what it holds."""
         if isinstance(item, Tensor):
-            state = self.tensors[id(item)] = _TensorState(item, self._copier)
-            self.restores.append(state.restore)
-            self._containers.keep(vars(item))
+            if self._copier is not None:
+                state = self.tensors[id(item)] = _TensorState(item, self._copier)
+                self.restores.append(state.restore)
+                self._containers.keep(vars(item))
             held = [*vars(item).values(), item.grad if item.is_leaf else None]
         elif isinstance(item, np.ndarray):
-            self.restores.append(_array(item))
+            if self._copier is not None:
+                self.restores.append(_array(item))
             held = []
         elif isinstance(item, _CONTAINERS):
             if len(item) > _LONGEST:
                 return []
-            self._containers.keep(item)
+            if self._copier is not None:
+                self._containers.keep(item)
             held = list(item.values() if isinstance(item, dict) else item)
             held += self._attributes(item) if hasattr(item, "__dict__") else []
         elif isinstance(item, (tuple, frozenset)):
@@ -125,19 +141,24 @@ class _Walk:
         else:
             distance = distance if isinstance(item, nn.Module) else distance - 1
             held = self._attributes(item)
-        return [(value, distance) for value in held if type(value) not in _COMMON]
+        held = [value for value in held if type(value) not in _COMMON]
+        if self._copier is None:  # most containers of a module are registers of hooks without any
+            held = [value for value in held if not isinstance(value, dict) or value]
+        return [(value, distance) for value in held]
 
     def _attributes(self, item: Any) -> list[Any]:
         held: list[Any] = []
         attributes = getattr(item, "__dict__", None)
         if isinstance(attributes, dict):
-            self._containers.keep(attributes)
+            if self._copier is not None:
+                self._containers.keep(attributes)
             held.extend(attributes.values())
         for cls in type(item).__mro__:
             for name in slot_names(cls):
                 value = getattr(item, name, None)
                 if value is not None:
-                    self.restores.append(_slot(item, name, value))
+                    if self._copier is not None:
+                        self.restores.append(_slot(item, name, value))
                     held.append(value)
         return held
 
