@@ -32,6 +32,7 @@ from varshift.fixes import (
 from varshift.flow import Capture, capture
 from varshift.model import (
     Forward,
+    Guard,
     loader_of,
     network_of,
     one_at_a_time,
@@ -347,14 +348,16 @@ def _patient(twin: nn.Module, report: Report | None, loader: Any, settings: Mapp
     )
     if not subject.has_inputs:
         return Patient(twin, report, settings=given)
-    with one_at_a_time, shadowed(twin, seed=subject.seed) as shadow, shadow, shadow:
-        shadow.keep(loader)
-        subject.shadow = shadow
+    with one_at_a_time, Guard(seed=subject.seed) as guard, guard, guard:
+        guard.keep(loader)
         subject.draw(1)
-        subject.settle([], measures=False)
+        if subject.batches:
+            with shadowed(twin, seed=subject.seed) as shadow, shadow, shadow:
+                subject.shadow = shadow
+                subject.settle([], measures=False)
         example = subject.example()
 
     def recapture(network: nn.Module) -> Capture:
         return capture(network, example, forward=forward)
 
-    return Patient(twin, report, recapture(twin), example, loader, given, recapture)
+    return Patient(twin, report, recapture(twin), example, loader, given, recapture, presumes=True)

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -106,11 +107,24 @@ class Handles:
         """The attribute that drives a site's rate; None where none was seen to do so."""
         return self._probe().get(site)
 
+    def presumed(self, site: SiteId) -> Driver | None:
+        """The one attribute near a site that can drive its rate; None where several can, or that is measured.
+
+        For a plan that takes noise away: if another attribute drives it, the noise is still there, and if
+        this one drives other places, their noise is gone. The proof of the plan shows both.
+        """
+        driver = (self._presumptions or {}).get(site) if self._presumes else None
+        self._patient.presumed |= driver is not None
+        return driver
+
     def readers(self, own: OwnModule) -> tuple[Driver, ...]:
         """Attributes of a noise module that drive other places than its own."""
         if not any(
             attribute.path == own.path and self._reads(attribute, own) for attribute in self._candidates
         ):
+            return ()
+        if self._presumes and self._presumptions is not None:  # every other place has a driver of its own
+            self._patient.presumed = True
             return ()
         drivers = {id(driver): driver for driver in self._probe().values()}
         return tuple(
@@ -206,6 +220,34 @@ class Handles:
                     if isinstance(number, float):
                         yield Attribute(path, f"{name}.{inner}", number), value
 
+    @property
+    def _presumes(self) -> bool:
+        return self._patient.presumes and self._drivers is None
+
+    @cached_property
+    def _presumptions(self) -> dict[SiteId, Driver] | None:
+        """The drivers of all noise that has no module of its own; None where some have several candidates."""
+        patient = self._patient
+        if patient.layer_drops or any(flow.by_chance for flow in patient.flows):
+            return None  # proofs compare less where chance decides what runs
+        own = {module.path for module in self._own.values()}
+        driven: dict[Attribute, list[SiteId]] = {}
+        for site in self.sites.values():
+            near = [attribute for attribute, sites in self._candidates.items() if site.id in sites]
+            if site.id in self._own or not near:
+                continue
+            near = [attribute for attribute in near if attribute.path not in own]
+            if len(near) != 1 or abs(near[0].value - 0.5) <= _ERROR:  # a half may be kept or dropped
+                return None
+            driven.setdefault(near[0], []).append(site.id)
+        return {
+            site: Driver(
+                attribute, tuple(sites), abs(attribute.value - (self.sites[site].rate or 0)) > _ERROR
+            )
+            for attribute, sites in driven.items()
+            for site in sites
+        }
+
     def _probe(self) -> dict[SiteId, Driver]:
         """Which attribute drives which sites, by one capture of a copy whose attributes all differ."""
         if self._drivers is not None:
@@ -240,9 +282,9 @@ class Handles:
 
     def _perturbed(self, attributes: Sequence[Attribute], values: Sequence[float]) -> Flow | None:
         """The training flow of a copy whose attributes have other values; None where it does not run."""
-        patient = self._patient
+        patient, network = self._patient, self._patient.network
         restores: list[tuple[Any, str, Any]] = []
-        with one_at_a_time, shadowed(patient.network, seed=0) as shadow, shadow, shadow:
+        with one_at_a_time, shadowed(network, seed=0, resets=False) as shadow, shadow, shadow:
             try:
                 for attribute, value in zip(attributes, values, strict=True):
                     owner, name = holder_of(shadow.network.get_submodule(attribute.path), attribute.name)

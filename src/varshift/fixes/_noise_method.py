@@ -131,7 +131,9 @@ class _Choice:
     def _sets(self, site: NoiseSite, action: NoiseAction) -> bool:
         if action.kind not in ("remove", "rate"):
             return False
-        driver = self._handles.driver(site.id)
+        driver = self._handles.presumed(site.id) if action.kind == "remove" else None
+        if driver is None or not self._wished(driver.sites, action):
+            driver = self._handles.driver(site.id)
         if driver is None:
             return False
         functional = self._handles.own_module(site.id) is None

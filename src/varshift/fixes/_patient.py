@@ -31,6 +31,9 @@ class Patient:
         settings: Arguments of `varshift.check` that say how the network is run: ``forward``, ``loss``, ...
         recapture: Captures a network on the same example, to compare it with what it was.
         notes: What the user should know besides the changes: places that were left as they are, and why.
+        presumes: Whether a plan may presume which attribute drives a noise instead of measuring it. The
+            proof shows whether that was right; where it was not, nothing is presumed any more.
+        presumed: Whether a plan did.
     """
 
     network: nn.Module
@@ -41,6 +44,8 @@ class Patient:
     settings: Mapping[str, Any] = field(default_factory=dict)
     recapture: Callable[[nn.Module], Capture] | None = None
     notes: list[str] = field(default_factory=list)
+    presumes: bool = False
+    presumed: bool = False
 
     @property
     def forward(self) -> Forward | None:

@@ -113,6 +113,7 @@ class Treatment:
         """Plans and makes the edits of every course."""
         self.recalibration, self.after, self.notes = None, None, []
         self._patient.notes.clear()
+        self._patient.presumed = False
         for course in self._courses:
             course.edits, course.changes = (), ()
         made: set[Edit] = set()
@@ -170,15 +171,36 @@ class Treatment:
             sites = {site.id: site for course in group if course.finding for site in course.finding.sites}
             finding = replace(finding, sites=tuple(sites.values()))
             cure = replace(cure, target=None)
+        mark = self._surgery.mark()
+        try:
+            edits, changes = self._planned(cure, finding, made)
+        except Refused:
+            if not self._measures():
+                raise
+            self._surgery.undo_to(mark)
+            edits, changes = self._planned(cure, finding, made)
+        return edits, _explained(changes, cure.code, finding)
+
+    def _planned(
+        self, cure: Cure, finding: Finding | None, made: set[Edit]
+    ) -> tuple[tuple[Edit, ...], list[Change]]:
+        """Plans a cure and makes its edits."""
         edits = tuple(plan_cure(self._patient, cure, finding))
         if not edits:
             raise Refused("there is nothing to change for it.")
         changes: list[Change] = []
         for edit in edits:
-            if edit in made:
-                continue
-            changes += edit.apply(self._surgery)
-        return edits, _explained(changes, cure.code, finding)
+            if edit not in made:
+                changes += edit.apply(self._surgery)
+        return edits, changes
+
+    def _measures(self) -> bool:
+        """Whether a plan presumed what drives noise: from now on that is measured."""
+        patient = self._patient
+        if not (patient.presumes and patient.presumed):
+            return False
+        patient.presumes = False
+        return True
 
     # -- proof ------------------------------------------------------------------------------------------
 
@@ -191,6 +213,8 @@ class Treatment:
         reason = self._difference(edited)
         if not reason:
             return False
+        if self._measures():
+            return True
         for course in edited if len(edited) > 1 else ():
             self._surgery.undo()
             try:
@@ -235,12 +259,12 @@ class Treatment:
             course.cure is not None and _restates(course.cure) and self._reaches_norms(course)
             for course in self._courses
         )
-        has_norms = bool(find_norms(self._surgery.network))
-        if asked or (follows and has_norms and self._patient.loader is not None):
+        has_norms = follows and bool(find_norms(self._surgery.network))
+        if asked or (has_norms and self._patient.loader is not None):
             self._recalibrate(asked, follows=follows)
             return
         self._rebind()
-        if follows and has_norms:
+        if has_norms:
             self.notes.append(
                 "The statistics of the norms are those of the network before: train it again, or "
                 "recalibrate it (varshift.recalibrate)."
