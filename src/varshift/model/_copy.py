@@ -58,6 +58,7 @@ class ModelCopier:
         self._tree: dict[int, Any] = {}
         self._unfilled: set[int] = set()
         self._cells: dict[int, types.CellType] = {}
+        self._compiled: dict[type, list[tuple[str, Any]]] = {}  # methods, by class
         self.shared: list[Any] = []
         self.left_alone: list[Any] = []
 
@@ -134,12 +135,27 @@ class ModelCopier:
                 attributes[name] = value
             else:
                 attributes[name] = self.copy(value)
-        for cls in type(module).__mro__:
-            for name in slot_names(cls):
-                if hasattr(module, name):
-                    object.__setattr__(twin, name, self.copy(getattr(module, name)))
-        _run_eagerly(module, twin)
+        for name in slot_names(type(module)):
+            if hasattr(module, name):
+                object.__setattr__(twin, name, self.copy(getattr(module, name)))
+        self._run_eagerly(module, twin)
         return twin
+
+    def _run_eagerly(self, module: nn.Module, twin: nn.Module) -> None:
+        """Undoes `torch.compile` in a copy: compiled code is closed to whoever listens in."""
+        attributes = twin.__dict__
+        if isinstance(attributes.get("_modules", {}).get("_orig_mod"), nn.Module):
+            inner = attributes["_modules"]["_orig_mod"]
+            attributes["forward"] = types.MethodType(type(inner).__call__, inner)
+            attributes.pop("_forward", None)
+        if attributes.get("_compiled_call_impl") is not None:
+            attributes["_compiled_call_impl"] = None
+        cls = type(module)
+        if cls not in self._compiled:
+            self._compiled[cls] = _compiled_methods(cls)
+        for name, inner in self._compiled[cls]:
+            if name not in attributes:
+                attributes[name] = types.MethodType(inner, twin)
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -275,9 +291,11 @@ def is_shared(value: Any) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def slot_names(cls: type) -> tuple[str, ...]:
-    """Names of the attributes that a class keeps outside `__dict__`."""
-    names = cls.__dict__.get("__slots__", ())
-    names = (names,) if isinstance(names, str) else tuple(names)
+    """Names of the attributes that objects of a class keep outside `__dict__`."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        own = base.__dict__.get("__slots__", ())
+        names += (own,) if isinstance(own, str) else own
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
@@ -297,19 +315,14 @@ def _not_to_be_copied(module: nn.Module) -> frozenset[str]:
     )
 
 
-def _run_eagerly(module: nn.Module, twin: nn.Module) -> None:
-    """Undoes `torch.compile` in a copy: compiled code is closed to whoever listens in."""
-    attributes = twin.__dict__
-    if isinstance(attributes.get("_modules", {}).get("_orig_mod"), nn.Module):
-        inner = attributes["_modules"]["_orig_mod"]
-        attributes["forward"] = types.MethodType(type(inner).__call__, inner)
-        attributes.pop("_forward", None)
-    if attributes.get("_compiled_call_impl") is not None:
-        attributes["_compiled_call_impl"] = None
-    for cls in type(module).__mro__:
-        if cls is nn.Module:
+def _compiled_methods(cls: type) -> list[tuple[str, Any]]:
+    """The methods of a class of modules that are compiled, as they were written."""
+    methods = []
+    for base in cls.__mro__:
+        if base is nn.Module:
             break
-        for name, value in vars(cls).items():
+        for name, value in vars(base).items():
             inner = compiled_from(value)
-            if inner is not None and name not in attributes and getattr(type(module), name) is value:
-                attributes[name] = types.MethodType(inner, twin)
+            if inner is not None and getattr(cls, name) is value:
+                methods.append((name, inner))
+    return methods

@@ -153,13 +153,12 @@ class _Walk:
             if self._copier is not None:
                 self._containers.keep(attributes)
             held.extend(attributes.values())
-        for cls in type(item).__mro__:
-            for name in slot_names(cls):
-                value = getattr(item, name, None)
-                if value is not None:
-                    if self._copier is not None:
-                        self.restores.append(_slot(item, name, value))
-                    held.append(value)
+        for name in slot_names(type(item)):
+            value = getattr(item, name, None)
+            if value is not None:
+                if self._copier is not None:
+                    self.restores.append(_slot(item, name, value))
+                held.append(value)
         return held
 
     def keep_variables(self, function: Any) -> list[Any]:
