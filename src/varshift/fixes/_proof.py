@@ -119,7 +119,7 @@ class _Comparison:
         self._put = {site.module for site in touched if site.kind == NEW}
         changed = {site for site in touched if site.kind != NEW}
         self._free = {site.module for site in changed if site in norms or site not in noises}
-
+        self._affairs: dict[Hashable, bool] = {}
         self._rates = {  # a single number that is held as a tensor where noise is made is a rate, no signal
             node.target
             for flow in self._flows
@@ -305,9 +305,15 @@ class _Comparison:
         return frozenset(
             names.get(origin, origin) if isinstance(origin, int) else origin
             for origin in origins
-            if isinstance(origin, int)
-            or not (origin in self._rates or self._is_free(str(origin).rpartition(".")[0]))
+            if isinstance(origin, int) or not self._is_own_affair(origin)
         )
+
+    def _is_own_affair(self, origin: Hashable) -> bool:
+        """Whether a tensor is a rate, or held by a module in which more than noise was to change."""
+        if origin not in self._affairs:
+            free = self._is_free(str(origin).rpartition(".")[0])
+            self._affairs[origin] = free or origin in self._rates
+        return self._affairs[origin]
 
 
 def _origins(flow: Flow, wanted: set[int], stays: set[int]) -> dict[int, frozenset[Hashable]]:

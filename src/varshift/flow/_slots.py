@@ -14,6 +14,7 @@ from varshift.flow._identity import storage_of
 SlotRole = Literal["parameter", "buffer", "attribute"]
 _MOST_DEPTH = 4
 _EMPTY = frozenset({bool, int, float, str, type(None)})  # types that hold no tensor
+_HOLDERS = (Tensor, list, tuple, dict)  # those that may hold one
 _INTERNAL = frozenset(vars(nn.Module()))  # what every module has: its registers and hooks
 
 
@@ -51,7 +52,7 @@ def _held(module: nn.Module) -> Iterator[tuple[str, SlotRole, Tensor]]:
         if buffer is not None:
             yield key, "buffer", buffer
     for key, value in vars(module).items():
-        if type(value) not in _EMPTY and key not in _INTERNAL:
+        if type(value) not in _EMPTY and key not in _INTERNAL and isinstance(value, _HOLDERS):
             for name, tensor in _tensors(key, value, _MOST_DEPTH):
                 yield name, "attribute", tensor
 
@@ -61,10 +62,12 @@ def _tensors(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
         yield name, value
     elif depth and isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _tensors(f"{name}.{index}", item, depth - 1)
+            if type(item) not in _EMPTY:
+                yield from _tensors(f"{name}.{index}", item, depth - 1)
     elif depth and isinstance(value, dict):
         for key, item in value.items():
-            yield from _tensors(f"{name}.{key}", item, depth - 1)
+            if type(item) not in _EMPTY:
+                yield from _tensors(f"{name}.{key}", item, depth - 1)
 
 
 class Watch:
