@@ -98,8 +98,8 @@ def try_plans(arguments: argparse.Namespace) -> None:
     )
     assert maker.stdin is not None
     assert maker.stdout is not None
-    for column, cures in CURES.items():
-        for title in titles():
+    for title in titles():
+        for column, cures in CURES.items():
             if (title, column) in rows:
                 continue
             task = {"title": title, "cures": cures}
@@ -156,6 +156,9 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
             f"{column.capitalize()}: {len(tried)} networks, timm {', '.join(versions)}: {done} of {planned} "
             f"planned places done ({done / max(planned, 1):.1%}), {wrong} wrong."
         )
+    waiting = [title for title in titles() if not any((title, column) in rows for column in CURES)]
+    if waiting:
+        text.append(f"Not reached: {', '.join(waiting)}.")
     header = ["network", "noise", "sites", "planned", "done", "refused edits", "wrong", "reasons"]
     explanation = (
         "Plans made with an older timm, applied with the installed one (`python benchmarks/plans.py --old "

@@ -185,11 +185,12 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
             reasons += [f"* {name}, {column}: note: {_plain(note)}" for note in row.get("notes", ())]
             reasons += [f"* {name}, {column}: {_plain(text)}" for text in row.get("failures", ())]
             body.append(line)
-    count = len({line[0] for line in body})
+    operated = Counter(line[1] for line in body)
     missing = [name for name in CHOSEN if all((name, column, "battery") not in rows for column in CURES)]
     text = (
-        f"All noise of {count} networks replaced by uniform noise of equal variance, and removed "
-        "(`python benchmarks/surgery.py`); random weights, rates of .1, small sizes. Places changed by "
+        f"All noise replaced by uniform noise of equal variance in {operated['uniform']} networks, and "
+        f"removed in {operated['removed']} (`python benchmarks/surgery.py`); random weights, rates of .1, "
+        "small sizes. Places changed by "
         f"method: {', '.join(f'{count} {method}' for method, count in sorted(totals.items()))}. Cells: "
         f"{', '.join(f'{count} {verdict}' for verdict, count in sorted(counts.items()))}. "
         '"unedited neither": the network could not do it before the edit, for the reason below.\n\n'
