@@ -193,6 +193,32 @@ def test_an_average_of_variances_leaves_out_the_spread_of_the_means(build):
     assert found is None or found.severity == "advice"
 
 
+def test_the_variance_that_is_left_of_merged_networks_is_that_of_the_signal_over_that_in_the_parents():
+    parents = []
+    for seed in range(2):  # from other starts: their units do not correspond, and the average cancels
+        torch.manual_seed(seed)
+        parents.append(train(dense(), loader(), 6))
+    merged = mean_of(parents, buffers=True)
+    finding = of(vs.check(merged, loader(), reference=parents))
+    assert finding is not None
+    inputs, _ = data()
+    for site, kept in zip(finding.sites, finding.evidence["variance_kept"], strict=True):
+        signals = [_input_of(model, site.id.module, inputs) for model in (merged, *parents)]
+        variances = [float(signal.var(0).mean()) for signal in signals]
+        assert kept == pytest.approx(variances[0] / (sum(variances[1:]) / 2), rel=0.25)
+        assert kept < 0.8
+    assert of(vs.check(parents[0], loader(), reference=parents[1])) is None
+
+
+def _input_of(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        model.eval()(inputs)
+    handle.remove()
+    return seen[0]
+
+
 def test_torchs_own_average_before_and_after_its_statistics_were_updated():
     torch.manual_seed(0)
     model = dense()

@@ -34,6 +34,8 @@ class NormComparison:
         reference_counter: The most that a reference counted, likewise.
         left: Whether its statistics stayed as they were while its weights followed the reference's and the
             reference's statistics moved: seen in a training that was watched.
+        reference_variance: Mean over the references of the channel mean of their running variance: what the
+            signal there varies by in them.
     """
 
     name: str
@@ -46,6 +48,7 @@ class NormComparison:
     counter: int | None = None
     reference_counter: int | None = None
     left: bool = False
+    reference_variance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,7 @@ def _compare_norm(
         nearest[1],
         _counter(norm),
         max(counters, default=None),
+        reference_variance=sum(float(other.mean()) for _, other in others) / len(others),
     )
 
 

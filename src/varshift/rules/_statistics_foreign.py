@@ -71,6 +71,10 @@ class ForeignStatistics(Rule):
     1.5 an error, or the offset of the mean, 0.1 and 0.5. Without data the statistics are compared with the
     reference's, and those that are equal make a warning where the weights are a tenth apart.
 
+    Of merged networks the evidence has, for each site, the variance that the signal has in evaluation over
+    the mean of what it varies by in the references, by their running variances (`variance_kept`): far below 1
+    the signal has collapsed, which pooled statistics of the references do not mend and re-estimated ones do.
+
     Other state that an average does not keep: the singular vectors of a spectral norm, where the largest
     singular value is 1.1 times what the weight is divided by, and the reference's fits; ranges of observers
     that are the average of those of several references, where all of them together are 1.1 times as wide.
@@ -163,6 +167,7 @@ class ForeignStatistics(Rule):
                     }
                 ),
                 **({"shares": _shares(references)} if references.is_average else {}),
+                **_variance_kept(evidence, references, sites),
             },
             cures=_cures(evidence, form, certain=bool(certain)),
             step="statistics",
@@ -237,6 +242,18 @@ def _ratio(evidence: Evidence, site: _Site) -> float | None:
 def _offset(evidence: Evidence, site: _Site) -> float | None:
     layer = evidence.measured.get(site.comparison.name)
     return known(layer.stale_mean if layer else site.comparison.mean_offset)
+
+
+def _variance_kept(
+    evidence: Evidence, references: References, sites: Sequence[_Site]
+) -> dict[str, list[float | None]]:
+    """Of merged networks: at each site, the variance of the signal over that in the references."""
+    kept: list[float | None] = []
+    for comparison in (site.comparison for site in sites):
+        layer, before = evidence.measured.get(comparison.name), positive(comparison.reference_variance)
+        signal = layer.real_var if layer is not None else None
+        kept.append(None if signal is None or before is None else known(signal / before))
+    return {"variance_kept": kept} if references.is_average and any(kept) else {}
 
 
 def _leading(sites: list[_Site]) -> Form:
