@@ -176,7 +176,8 @@ def wrong_modes(evidence: Evidence, code: str) -> Iterator[Finding]:
     if history is None:
         return
     norms = in_order(evidence, history)
-    woken = [norm for norm in norms if norm.held and norm.training]
+    # One that is frozen by its class stays as it is in training mode, too.
+    woken = [n for n in norms if n.held and n.training and (n.moved or n.momentum == 0)]
     if len(woken) == len(norms) and not any(norm.frozen for norm in woken):
         woken = []  # the whole network was handed over in evaluation mode
     awake = [norm for norm in norms if norm.frozen and norm.moved and norm.training and norm not in woken]
