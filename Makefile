@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test battery lint format docs bench clean
+.PHONY: help setup demo test hosts battery lint format docs bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,10 @@ demo: $(READY) ## Train a sick and a healthy network, check both, cure the sick 
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+hosts: $(READY) ## Install the hosts of training and run the tests in them
+	$(BIN)/python -m pip install --quiet --no-cache-dir -c constraints.txt --group hosts
+	$(BIN)/python -m pytest -m hosts tests/integrations
 
 battery: $(READY) ## Inject twenty thousand faults, and check five hundred times in two threads
 	VARSHIFT_FAULTS=20000 VARSHIFT_CHECKS=1000 $(BIN)/python -m pytest --numprocesses auto \
