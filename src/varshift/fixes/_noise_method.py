@@ -28,9 +28,10 @@ def plan_noise(
     """The edits that change some noise sites, each by the least that does it.
 
     Where a module does nothing but make the noise, another module takes its place on all of its paths.
-    Where an attribute drives the rate of exactly the wished places, it is set: one more capture, of a copy in
-    which every number near the calls has a value of its own, shows which one drives what. Otherwise the call
-    is rewritten in its method. A call in a loop is one place, however often it runs.
+    Where an attribute drives the rate of exactly the wished places, it is set. Which one drives what is shown
+    by one more capture, of a copy in which every number near the calls has a value of its own; to remove
+    noise that only one number can drive, it is left to the proof. Otherwise the call is rewritten in its
+    method. A call in a loop is one place, however often it runs.
 
     Args:
         patient: The network, with a capture.
