@@ -35,12 +35,16 @@ if TYPE_CHECKING:
     from varshift.evidence._given import is_example as is_example
     from varshift.evidence._loader import loader_facts as loader_facts
     from varshift.evidence._modules import mode_facts as mode_facts
+    from varshift.evidence._optimizer import optimizer_facts as optimizer_facts
+    from varshift.evidence._provider import NotMade as NotMade
     from varshift.evidence._provider import Provider as Provider
     from varshift.evidence._subject import Subject as Subject
 
 _HOME = {
     "Gathering": "_gather",
     "PROVIDERS": "_gather",
+    "optimizer_facts": "_optimizer",
+    "NotMade": "_provider",
     "Provider": "_provider",
     "Subject": "_subject",
     "is_example": "_given",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from varshift._errors import VarshiftError, strict
 from varshift.evidence._provider import NotMade, Provider
@@ -41,31 +42,43 @@ class OptimizerProvider(Provider):
         optimizer = subject.optimizer
         if optimizer is None:
             raise NotMade("no optimiser was given")
-        settings = _settings(subject.network, optimizer)
-        norms = {norm.name.partition("#")[0] for norm in subject.norms} | _norm_modules(subject.network)
-        own = {name for name in settings if name.rpartition(".")[0] in norms}
-        decayed = {name for name, group in settings.items() if group["weight_decay"]}
-        weights: tuple[str, ...] = ()
-        if decayed - own:
-            weights = _scale_invariant(subject, limits)
-        acted_on = bool(getattr(optimizer, "_optimizer_step_post_hooks", ()))
-        kept = {name for name in settings if name not in own and settings[name]["dimensions"] > 1}
-        rates = {name: group["lr"] for name, group in settings.items()}
-        return {
-            "optimizer": OptimizerFacts(
-                cls=type(optimizer).__name__,
-                learning_rates=rates,
-                decay={name: float(settings[name]["weight_decay"]) for name in sorted(decayed)},
-                norm_parameters=tuple(name for name in settings if name in own),
-                scale_invariant=tuple(name for name in weights if name in settings),
-                other_weights=tuple(name for name in settings if name in kept and name not in weights),
-                scheduled=any("initial_lr" in group for group in optimizer.param_groups),
-                scale_aware=type(optimizer).__name__ in _AWARE or acted_on,
-            )
-        }
+        facts = optimizer_facts(subject.network, optimizer, [norm.name for norm in subject.norms])
+        if set(facts.decay) - set(facts.norm_parameters):
+            weights = [name for name in _scale_invariant(subject, limits) if name in facts.learning_rates]
+            others = tuple(name for name in facts.other_weights if name not in weights)
+            facts = replace(facts, scale_invariant=tuple(weights), other_weights=others)
+        return {"optimizer": facts}
 
 
-def _settings(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+def optimizer_facts(network: nn.Module, optimizer: Optimizer, norms: Iterable[str]) -> OptimizerFacts:
+    """What the groups of an optimiser say; which weights have no scale that matters is not told by them.
+
+    Args:
+        network: The network.
+        optimizer: The optimiser.
+        norms: Names of its norms with running statistics.
+
+    Raises:
+        NotMade: If it trains no parameter of the network.
+    """
+    settings = _settings(network, optimizer)
+    modules = {name.partition("#")[0] for name in norms} | _norm_modules(network)
+    own = [name for name in settings if name.rpartition(".")[0] in modules]
+    decay = {name: settings[name]["weight_decay"] for name in sorted(settings)}
+    kept = [name for name in settings if name not in own and settings[name]["dimensions"] > 1]
+    acted_on = bool(getattr(optimizer, "_optimizer_step_post_hooks", ()))
+    return OptimizerFacts(
+        cls=type(optimizer).__name__,
+        learning_rates={name: group["lr"] for name, group in settings.items()},
+        decay={name: value for name, value in decay.items() if value},
+        norm_parameters=tuple(own),
+        other_weights=tuple(kept),
+        scheduled=any("initial_lr" in group for group in optimizer.param_groups),
+        scale_aware=type(optimizer).__name__ in _AWARE or acted_on,
+    )
+
+
+def _settings(network: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """Learning rate and weight decay of each parameter by its name, in the order of the network."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varshift._errors import VarshiftError, VarshiftWarning
-from varshift.evidence import Evidence, History, ModeFacts
+from varshift.evidence import Evidence, History, ModeFacts, NotMade, OptimizerFacts, optimizer_facts
 from varshift.model import norm_facts
 from varshift.monitor._follower import Follower, trains
 from varshift.monitor._recorder import Recorder
@@ -68,6 +69,11 @@ class Watch:
         self._seen: dict[tuple[str, Any], Finding] = {}
         self._limits: list[str] = []
         self._open = True
+        self._groups: OptimizerFacts | None = None
+        if optimizer is not None:
+            with contextlib.suppress(NotMade):  # it trains something else
+                names = [norm.name for norm in self._recorder.norms]
+                self._groups = optimizer_facts(network, optimizer, names)
         if self._recorder.skipped_norms:
             names = ", ".join(self._recorder.skipped_norms[:3])
             self._limits.append(f"Norms whose statistics cannot be read are not watched: {names}.")
@@ -243,6 +249,7 @@ class Watch:
             ),
             references=references,
             history=recorder.history(),
+            optimizer=self._groups,
         )
 
     def _followed(self, *, final: bool) -> Iterator[Finding]:
