@@ -39,6 +39,16 @@ from varshift.fixes import REMEDIES
 PARTS, ERRORS = 20, 2.0
 ESTIMATES = 1e-3  # of a score: two estimates of the same statistics, from other samples of the data
 
+LEGEND = """\
+Scores in `eval()` on held-out data, higher is better: an accuracy, or minus a loss. As found, after
+`varshift.recalibrate` on the loader of the case, after `varshift.fix` with its defaults and with
+`unsafe=True` (whose cures need another training, which is not done here). "Fixed over found" and "fixed
+over recalibrated" are differences with the standard error of a paired comparison on the same samples.
+"Named": the findings that name the cause of the case; "not cured": those that remain, with what was done to
+relieve them. A verdict takes two standard errors and a thousandth of the score. Cases that are "untouched"
+are healthy twins, which `fix` must leave alone (`python benchmarks/field_fix.py FOLDER --rows FILE
+--write`)."""
+
 
 @dataclass
 class Row:
@@ -281,7 +291,7 @@ def main() -> None:
     text += "\n\n" + ", ".join(f"{verdict}: {count}" for verdict, count in sorted(counts.items())) + "."
     print(text)
     if arguments.write:
-        write("field_fix", "Scores after a fix, on faults that people reported", text)
+        write("field_fix", "Scores after a fix, on faults that people reported", f"{LEGEND}\n\n{text}")
 
 
 if __name__ == "__main__":
