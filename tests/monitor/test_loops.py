@@ -512,3 +512,12 @@ def test_rates_that_change_are_in_the_history():
 def test_every_has_to_be_a_number_of_steps(every):
     with pytest.raises(vs.VarshiftError, match="every="):
         vs.watch(Mlp(), every=every)
+
+
+def test_the_page_of_a_watch_says_what_was_watched():
+    text = str(HalfFrozen(Mlp()).run().watch.report)
+    assert "varshift watch Mlp" in text
+    assert "32 steps of training were watched; 32 of them moved the weights." in text
+    assert "VS402" in text
+    assert "did not run" not in text
+    assert "Nothing found so far." in str(Loop(Mlp()).run().watch.report)

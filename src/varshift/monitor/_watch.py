@@ -20,7 +20,7 @@ from varshift.monitor._recorder import Recorder
 from varshift.monitor._sink import as_alert, as_sink, plain_names
 from varshift.probe import compare_networks
 from varshift.report import Report, build_report
-from varshift.rules import Finding, RuleRun, all_rules, run_rules
+from varshift.rules import NOT_SELECTED, Finding, RuleRun, all_rules, run_rules
 
 # What a training can show while it runs; the other rules look at a network that is trained.
 CODES = ("VS202", "VS203", "VS205", "VS305", "VS402", "VS403", "VS404", "VS501")
@@ -150,8 +150,10 @@ class Watch:
     def report(self) -> Report:
         """What is known now, as a report with a history; `varshift.check` takes it as ``history=``."""
         evidence = self._evidence()
-        runs = [RuleRun(rule.code, rule.code in self._codes, "") for rule in all_rules()]
-        runs = [run if run.ran else RuleRun(run.code, False, "looks at a trained network") for run in runs]
+        runs = [
+            RuleRun(rule.code, rule.code in self._codes, "" if rule.code in self._codes else NOT_SELECTED)
+            for rule in all_rules()
+        ]
         return build_report(
             target=self._target,
             parameters=sum(parameter.numel() for parameter in self._network.parameters()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from varshift.report._page import Line, Span, heading, paragraph
-from varshift.report._runs import not_needed, skipped_lines
+from varshift.report._runs import not_needed, skipped_lines, watched_only
 
 if TYPE_CHECKING:
     from varshift.report._report import Report
@@ -59,7 +59,14 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
     ]
     if len(codes) > EXPLAINED:
         steps.append(("", f"and likewise {', '.join(codes[EXPLAINED:])}."))
-    if report.data is None and not not_needed(report, "measurement"):
+    if watched_only(report):
+        steps.append(
+            (
+                "vs.check(model, loader, history=watch.report)",
+                "measures what the training left behind, and what its faults cost",
+            )
+        )
+    elif report.data is None and not not_needed(report, "measurement"):
         steps.append(
             (
                 "vs.check(model, loader), or --data",

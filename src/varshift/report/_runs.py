@@ -24,6 +24,11 @@ def not_needed(report: Report, evidence: str) -> bool:
     return any(run.name == evidence and run.reason == NOT_NEEDED for run in report.evidence)
 
 
+def watched_only(report: Report) -> bool:
+    """Whether the report is that of a training that was watched, and no check."""
+    return report.history is not None and not report.evidence
+
+
 def ran_in_words(report: Report) -> str:
     """Which rules the report rests on, where not all of them ran that could; empty where they did.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from varshift.report._headline import experiments, explanation, headline, is_harmed
 from varshift.report._page import Line, Span, Style, line, paragraph
-from varshift.report._runs import not_needed, ran_in_words
+from varshift.report._runs import not_needed, ran_in_words, watched_only
 from varshift.report._words import counted, enumerated, large
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ _CAPTURE = {
 
 def summary_section(report: Report, width: int) -> list[Line]:
     """Verdict, what explains it, number of findings, and what all of it rests on."""
-    title = line(Span("varshift", "quiet"), Span(" check ", "quiet"), Span(report.model.target, "strong"))
+    verb = " watch " if watched_only(report) else " check "
+    title = line(Span("varshift", "quiet"), Span(verb, "quiet"), Span(report.model.target, "strong"))
     first, *others = sentences(report)
     lines: list[Line] = [title, ()]
     lines += paragraph(first, width, mark=Span("● ", _style(report)), style="strong")
@@ -45,10 +46,20 @@ def sentences(report: Report) -> list[str]:
     verdict = report.verdict
     if verdict is None:
         return [counts(report)]
+    if watched_only(report):
+        return [_watched(report), "Nothing found so far." if report.ok else counts(report)]
     if all_is_well(report):
         return [ALL_IS_WELL, headline(verdict)]
     paragraphs = [headline(verdict), " ".join(explanation(verdict)), experiments(verdict), counts(report)]
     return [text for text in paragraphs if text]
+
+
+def _watched(report: Report) -> str:
+    """What was watched, in one sentence."""
+    history = report.history
+    assert history is not None
+    steps = f"{counted(history.steps, 'step')} of training {'was' if history.steps == 1 else 'were'} watched"
+    return f"{steps}; {history.moves or 'none'} of them moved the weights."
 
 
 def all_is_well(report: Report) -> bool:
@@ -92,6 +103,16 @@ def _style(report: Report) -> Style:
 def basis(report: Report) -> str:
     """What the report rests on: model, data, capture."""
     model = report.model
+    if watched_only(report) and report.history is not None:
+        every = report.history.every
+        parts = [
+            counted(model.parameters, "parameter").replace(str(model.parameters), large(model.parameters), 1),
+            counted(model.norms, "norm"),
+            f"statistics read {counted(report.history.readings, 'time')}"
+            + (f", every {every} steps and one before" if every > 1 else ""),
+            f"{report.framework.name} {report.framework.version}",
+        ]
+        return " · ".join(parts)
     unseen = not_needed(report, "capture")
     unmeasured = "nothing measured" if not_needed(report, "measurement") else "no data"
     parts = [
