@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import varshift as vs
 from varshift.evidence import Evidence, History, RankFacts, RankNorm
+from varshift.monitor import _ranks
 from varshift.rules import run_rules
 
 WORKER = Path(__file__).parent / "workers" / "watch_rank.py"
@@ -77,6 +81,32 @@ def test_a_rank_that_does_not_watch_holds_up_nobody(results, scenario):
         assert rank[scenario]["ranks"] is None
         assert codes(rank[scenario]) == []
         assert not rank[scenario].get("limits")
+
+
+def test_weights_and_statistics_are_the_same_to_the_bit_with_and_without_a_watch(results):
+    for rank in results:
+        assert rank["uneven"]["weights"] == rank["uneven, not watched"]["weights"]
+
+
+def test_a_store_that_fails_ends_the_comparison_and_nothing_else(monkeypatch):
+    calls = []
+
+    def fail(self):
+        calls.append(self)
+        raise RuntimeError("the store is gone")
+
+    monkeypatch.setattr(_ranks.Ranks, "_connect", fail)
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with vs.watch(net, optimizer=optimizer, strict=True) as watch:
+        for _ in range(12):
+            optimizer.zero_grad()
+            net(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+            watch.step()
+    assert len(calls) == 1
+    assert watch.report.history.steps == 12
+    assert not watch.report.limits
 
 
 def test_ranks_that_train_networks_of_their_own_are_not_compared(results):

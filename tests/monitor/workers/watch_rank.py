@@ -42,14 +42,16 @@ def train(rank, *, offset=0.0, broadcast=True, watched=True, pieces=1, other=Fal
         if watch is not None:
             watch.step()
     dist.barrier()
+    weights = [value.tolist() for value in net.state_dict().values()]
     if watch is None:
-        return {"findings": [], "ranks": None}
+        return {"findings": [], "ranks": None, "weights": weights}
     watch.close()
     history = watch.report.history
     return {
         "findings": [[one.code, one.severity, one.message] for one in findings],
         "ranks": None if history is None or history.ranks is None else asdict(history.ranks),
         "limits": list(watch.report.limits),
+        "weights": weights,
     }
 
 
@@ -64,6 +66,7 @@ def main(rank, folder):
     )
     results = {
         "uneven": train(rank, offset=1.0),
+        "uneven, not watched": train(rank, offset=1.0, watched=False),
         "even": train(rank),
         "own buffers": train(rank, offset=1.0, broadcast=False),
         "even, own buffers": train(rank, broadcast=False),
