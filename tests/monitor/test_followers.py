@@ -166,6 +166,19 @@ def test_the_watched_network_may_be_the_one_that_follows():
     assert forms(found) == ["equal"]
 
 
+def test_a_watched_average_that_is_recalibrated_before_it_is_looked_at_is_silent():
+    net = warmed()
+    average = ema(net)
+    found = train(
+        net,
+        average,
+        lambda: average.update_parameters(net),
+        watched=(average, net),
+        end=lambda: update_bn(BATCHES, average),
+    )
+    assert not found
+
+
 def test_two_networks_that_train_do_not_follow_one_another():
     net, other = network(), network()
     optimizer = torch.optim.SGD([*net.parameters(), *other.parameters()], lr=0.1)

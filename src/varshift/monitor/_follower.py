@@ -28,6 +28,10 @@ class Follower:
         source: The network that trains.
         statistics: The statistics of the norms of `source`, read after its steps.
         name: How to call it.
+
+    Attributes:
+        moves: Readings at which its weights were others than before.
+        told: Whether it was said that its statistics were left behind.
     """
 
     def __init__(self, network: nn.Module, source: nn.Module, statistics: Statistics, name: str) -> None:
@@ -52,6 +56,7 @@ class Follower:
         self._checked: list[np.ndarray] = []
         self._moved = False
         self.moves = 0
+        self.told = False
 
     def see(self) -> None:
         """Takes note of a reading of the network that trains."""

@@ -119,7 +119,7 @@ class Watch:
         return self._look(final=True)
 
     def _look(self, *, final: bool) -> tuple[Finding, ...]:
-        evidence = self._evidence()
+        evidence = self._evidence(references=final)
         new = []
         for finding in (*run_rules(evidence, self._codes), *self._followed(final=final)):
             key = _kind(finding)
@@ -228,15 +228,15 @@ class Watch:
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _evidence(self) -> Evidence:
+    def _evidence(self, *, references: bool = False) -> Evidence:
         recorder, network = self._recorder, self._network
         recorder.flags.read()
         root = network.training
         follows = self._follows()
         norms = {norm.name: norm_facts(norm, live=follows or norm.module.training) for norm in recorder.norms}
-        references = None
-        if follows and "VS205" in self._codes:
-            references = compare_networks(network, recorder.norms, self._references)
+        compared = None
+        if references and follows and "VS205" in self._codes:
+            compared = compare_networks(network, recorder.norms, self._references)
         watched = {norm.name.partition("#")[0]: norm.module for norm in recorder.norms}
         watched |= {noise.name: noise.module for noise in recorder.flags.noise}
         parameters = dict(network.named_parameters())
@@ -249,7 +249,7 @@ class Watch:
                 trained=tuple(name for name, p in parameters.items() if p.requires_grad),
                 frozen=tuple(name for name, p in parameters.items() if not p.requires_grad),
             ),
-            references=references,
+            references=compared,
             history=recorder.history(),
             optimizer=self._groups,
         )
@@ -260,9 +260,10 @@ class Watch:
             return
         for follower in self._followers:
             # That statistics are left behind for good no re-estimation before an evaluation can undo.
-            known_before = follower.moves >= _LEFT_BEHIND and follower.left_behind
-            if trains(follower.network, self._optimizer) or not (final or known_before):
+            for_good = not follower.told and follower.moves >= _LEFT_BEHIND and follower.left_behind
+            if trains(follower.network, self._optimizer) or not (final or for_good):
                 continue
+            follower.told = follower.told or for_good
             evidence = follower.evidence()
             if evidence is not None:
                 yield from run_rules(evidence, ["VS205"])
