@@ -37,6 +37,7 @@ CURES: dict[str, Any] = {"removed": ["remove-noise"], "uniform": {"swap-noise": 
 
 def titles() -> list[str]:
     """The smallest network of every family of the installed version; the older one may not have all."""
+    declare_torchvision_operators()
     import timm
 
     return [smallest_of_timm(family) for family in timm.list_modules()]
