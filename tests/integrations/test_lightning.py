@@ -149,6 +149,16 @@ def test_validation_gets_new_statistics_and_training_keeps_its_own(fit, make_net
     assert torch.equal(seen.sanity[0], torch.zeros(8))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_weights_that_are_averaged_come_and_go_as_without_it(fit, make_net, loader, first):
+    averaging = pytest.importorskip("lightning.pytorch.callbacks").EMAWeightAveraging
+    plain, other = Module(make_net()), Module(make_net())
+    fit(plain, loader, averaging(), validation=loader, max_epochs=2)
+    callbacks = [VarshiftCallback(recalibrate=6, check_at_end=True, max_batches=2), averaging()]
+    fit(other, loader, *callbacks[:: 1 if first else -1], validation=loader, max_epochs=2)
+    assert same(plain.state_dict(), other.state_dict())
+
+
 def test_a_validation_that_fails_leaves_the_own_statistics(fit, make_net, loader):
     class Broken(Module):
         def validation_step(self, batch, number):
