@@ -235,7 +235,57 @@ class Shared(nn.Module):
         return self.head(self.last(x))
 
 
+class HeadFirst(nn.Module):
+    """The backbone comes last in the list of modules, and first in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 2)
+        self.stem = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16))
+
+    def forward(self, x):
+        return self.head(self.stem(x))
+
+
+class Student(nn.Module):
+    """A student with its teacher inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = Mlp(), Mlp()
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x):
+        return self.student(x) + 0.1 * self.teacher(x).detach()
+
+
+class TeacherHeld(Loop):
+    def start_epoch(self):
+        self.model.train()
+        self.model.teacher.eval()
+
+
+class EvaluatedInTheMiddle(Loop):
+    """An evaluation every few steps; `back` is what follows it."""
+
+    back = True
+
+    def batch(self, number, inputs, targets):
+        super().batch(number, inputs, targets)
+        if number % 5 == 4:
+            self.end_epoch()
+            self.model.train(self.back)
+
+
+class LeftInTheMiddle(EvaluatedInTheMiddle):
+    back = False
+
+
 FAULTS = {
+    "head first, half frozen": ("VS402", lambda **s: HalfFrozen(HeadFirst(), **s)),
+    "a teacher inside in training mode": ("VS402", lambda **s: Loop(Student(), **s)),
+    "left in eval by an evaluation in the middle": ("VS402", lambda **s: LeftInTheMiddle(Mlp(), **s)),
+    "left in eval in the middle, convolutions": ("VS402", lambda **s: LeftInTheMiddle(Conv(), **s)),
     "eval left on": ("VS402", lambda **s: NeverTrain(Mlp(), **s)),
     "eval left on, convolutions": ("VS402", lambda **s: NeverTrain(Conv(), **s)),
     "eval left on, no norms": ("VS402", lambda **s: NeverTrain(Text(), **s)),
@@ -368,6 +418,76 @@ class NoNormsRecomputed(nn.Module):
         return self.head(checkpoint(self.body, self.stem(x), use_reentrant=False))
 
 
+class Pair(nn.Module):
+    """A generator and a discriminator."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
+        self.discriminator = Mlp()
+
+
+class Adversarial(Loop):
+    """Three passes of the discriminator for one of the generator, and two optimisers."""
+
+    def __init__(self, model, **settings):
+        parts = model.discriminator.parameters(), model.generator.parameters()
+        self.both = [torch.optim.Adam(part, lr=1e-3) for part in parts]
+        super().__init__(model, optimizer=self.both[0], **settings)
+
+    def end_epoch(self):
+        pass
+
+    def batch(self, number, inputs, targets):
+        model = self.model
+        fake = model.generator(torch.randn(len(inputs), 4))
+        ones = torch.ones(len(inputs), dtype=torch.long)
+        self.both[0].zero_grad()
+        real, made = model.discriminator(inputs), model.discriminator(fake.detach())
+        (cross_entropy(real, ones) + cross_entropy(made, 0 * ones)).backward()
+        self.both[0].step()
+        self.both[1].zero_grad()
+        cross_entropy(model.discriminator(fake), ones).backward()
+        self.both[1].step()
+        self.watch.step()
+
+
+class Scaled(Loop):
+    """A gradient scaler that skips its first steps."""
+
+    def __init__(self, model, **settings):
+        super().__init__(model, **settings)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=4)
+
+    def batch(self, number, inputs, targets):
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.model(inputs), targets)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.watch.step()
+
+
+class OnlyNorms(Loop):
+    """Nothing but the norms is tuned: their statistics belong to it."""
+
+    def __init__(self, model, **settings):
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d)):
+                module.requires_grad_(False)
+        model.head.requires_grad_(True)
+        super().__init__(model, **settings)
+
+
+class OwnTrain(Mlp):
+    """A backbone that stays in evaluation mode by an overridden train()."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.stem.eval()
+        return self
+
+
 def adam(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
@@ -390,6 +510,13 @@ HEALTHY = {
     "unfrozen later": lambda **s: Unfrozen(Mlp(), **s),
     "checkpointing without norms": lambda **s: Loop(NoNormsRecomputed(), **s),
     "every third step": lambda **s: Loop(Conv(), every=3, **s),
+    "evaluated in the middle": lambda **s: EvaluatedInTheMiddle(Mlp(), **s),
+    "a teacher inside in evaluation mode": lambda **s: TeacherHeld(Student(), **s),
+    "adversarial": lambda **s: Adversarial(Pair(), **s),
+    "a scaler that skips steps": lambda **s: Scaled(Conv(), **s),
+    "only norms are tuned": lambda **s: OnlyNorms(Mlp(), **s),
+    "only norms are tuned, convolutions": lambda **s: OnlyNorms(Conv(), **s),
+    "a train() of its own": lambda **s: HalfFrozen(OwnTrain(), **s),
     "compiled": lambda **s: Loop(torch.compile(Mlp(), backend="eager"), **s),
 }
 

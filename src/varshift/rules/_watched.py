@@ -114,11 +114,17 @@ def _counted(norms: Sequence[NormHistory], history: History) -> _Counted | None:
 
 def _is_shared(norm: NormHistory, norms: Sequence[NormHistory]) -> bool:
     """Whether a norm is called several times, and not run again with the part of the network around it."""
-    if norm.paths > 1 or (norm.updates or 0) > 2:
+    if norm.paths > 1:
         return True
     part = norm.name.rpartition(".")[0]
-    together = [one for one in norms if one.name.rpartition(".")[0] == part]
-    return len(together) > 1 and any(one.updates == 1 for one in together)
+    while True:
+        around = [one for one in norms if one is not norm and one.name.startswith(f"{part}." if part else "")]
+        if around or not part:
+            break
+        part = part.rpartition(".")[0]
+    # Two networks that are trained together are called differently often, and are none the worse for it.
+    apart = not part and "." in norm.name and (norm.updates or 0) <= 2
+    return not apart and any((one.updates or 0) < (norm.updates or 0) for one in around)
 
 
 def _update_cures(form: Form) -> tuple[Cure, ...]:
