@@ -28,6 +28,7 @@ from varshift.cli._options import (
     IgnoreOption,
     JsonOption,
     LossOption,
+    OutputFormat,
     SeedOption,
     SelectOption,
     ShapeOption,
@@ -107,11 +108,37 @@ def check(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="Write the report too, in the format that the ending names: .json, .html, .txt or .svg.",
+            help="Write the report too, in the format that the ending names: .json, .html, .txt, .svg or "
+            ".md.",
             rich_help_panel=OUTPUT,
             show_default=False,
         ),
     ] = None,
+    output_format: Annotated[
+        OutputFormat,
+        typer.Option(
+            "--output-format",
+            help="What is written to standard output; all but `text` stand alone there.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = OutputFormat.text,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline",
+            metavar="FILE",
+            help="An earlier report as JSON: only what it has not found is shown and makes the check fail. "
+            "Files of JSON keep all of it.",
+            rich_help_panel=RULES,
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Print nothing: files and exit status say it all.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     full: FullOption = False,
     seed: SeedOption = 0,
     verbose: VerboseOption = False,
@@ -127,8 +154,9 @@ def check(
     `varshift check timm:densenet121 --arg proj_drop_rate=0.2 --shape 3,224,224`
     """
     from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
+    from varshift.cli._delivery import deliver, only_new, save
     from varshift.cli._json import check_json, write_json
-    from varshift.report import check_writable, format_for
+    from varshift.report import Report, check_writable, format_for
     from varshift.rules import SEVERITIES, load_config
 
     # Whatever can be wrong with the command is found before anything is imported or measured.
@@ -139,6 +167,13 @@ def check(
     if output is not None:
         format_for(output)
         check_writable(output)
+    formatted = output_format is not OutputFormat.text
+    if formatted + quiet + (json == "-") > 1:
+        raise VarshiftError(
+            "--output-format, `--json -` and --quiet exclude one another: each decides alone what standard "
+            "output has."
+        )
+    earlier = Report.from_json(baseline) if baseline is not None else None
     if deploy is not None and data is None:
         raise VarshiftError("--deploy is compared with the training data: add --data.")
     if step is not None and data is None:
@@ -152,7 +187,7 @@ def check(
         weights_key,
         (data, deploy),
         shapes,
-        json=json,
+        alone=formatted or json == "-",
         batches=batches or DEFAULT_BATCHES,
         forward=forward,
         loss=loss,
@@ -166,11 +201,14 @@ def check(
     )
     report = dataclasses.replace(report, repeat=shlex.join(("varshift", *context.obj.words)))
     write_json(report.to_json(), json)
+    shown = only_new(report, earlier, str(baseline))
     if output is not None:
-        report.save(output)
-    _print(report, full=full, to_error=json == "-")
+        save(report, shown, output)
+    if not quiet:
+        whole = report if output_format is OutputFormat.json else shown
+        deliver(whole, output_format.value, full=full, to_error=json == "-")
     limit = SEVERITIES.index(fail_on.value if fail_on else config.fail_on)
-    fails = report.worst is not None and SEVERITIES.index(report.worst) <= limit
+    fails = shown.worst is not None and SEVERITIES.index(shown.worst) <= limit
     return 1 if fails and not (exit_zero or config.exit_zero) else 0
 
 
@@ -182,7 +220,7 @@ def _measured(
     sources: tuple[str | None, str | None],
     shapes: list[tuple[int, ...]] | None,
     *,
-    json: str | None,
+    alone: bool,
     forward: str | None,
     loss: str | None,
     step: str | None,
@@ -192,7 +230,7 @@ def _measured(
 ) -> Report:
     from varshift.cli._json import users_output
 
-    with users_output(json):
+    with users_output("-" if alone else None):
         from varshift import check as run_check
         from varshift.cli._data import resolve_function, resolve_loader
         from varshift.cli._network import load_network, with_weights
@@ -225,10 +263,3 @@ def _measured(
                 progress=progress,
                 **settings,
             )
-
-
-def _print(report: Report, *, full: bool, to_error: bool) -> None:
-    from varshift.cli._console import wide_console
-    from varshift.report import print_report
-
-    print_report(report, wide_console(to_error=to_error), full=full)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from varshift._errors import VarshiftError
+from varshift._printable import printable
 
 _OWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 _LIBRARIES = tuple(
@@ -63,7 +64,7 @@ def _write(prefix: str, message: str, label: str = "error") -> None:
 
     colour = {"error": "bold red", "warning": "yellow", "note": "cyan"}[label]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(f"{prefix}: ", (f"{label}:", colour), f" {message}"))
+    console.print(Text.assemble(f"{prefix}: ", (f"{label}:", colour), f" {printable(message)}"))
 
 
 def one_line(text: str) -> str:

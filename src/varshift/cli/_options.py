@@ -27,6 +27,17 @@ class FailOn(StrEnum):
     advice = "advice"
 
 
+class OutputFormat(StrEnum):
+    """What a check writes to standard output."""
+
+    text = "text"
+    concise = "concise"
+    json = "json"
+    github = "github"
+    gitlab = "gitlab"
+    md = "md"
+
+
 def _set_verbose(context: typer.Context, value: bool) -> bool:
     if value and context.obj is not None:
         context.obj.verbose = True

@@ -1,6 +1,6 @@
 """One plain-data `Report` and one file per format that renders it."""
 
-from varshift.report import _html, _json, _svg, _terminal, _text, _why
+from varshift.report import _concise, _github, _gitlab, _html, _json, _markdown, _svg, _terminal, _text, _why
 from varshift.report._build import build_report as build_report
 from varshift.report._codec import decode as decode
 from varshift.report._codec import encode as encode
@@ -11,6 +11,7 @@ from varshift.report._formats import FORMATS as FORMATS
 from varshift.report._formats import Format as Format
 from varshift.report._formats import format_for as format_for
 from varshift.report._formats import register as register
+from varshift.report._identity import new_findings as new_findings
 from varshift.report._page import Line as Line
 from varshift.report._page import Span as Span
 from varshift.report._page import Style as Style
@@ -48,6 +49,11 @@ register("json", _json.render, ".json")
 register("text", _text.render, ".txt")
 register("html", _html.render, ".html")
 register("svg", _svg.render, ".svg")
+register("md", _markdown.render, ".md")
+# For standard output: what a service of continuous integration reads there.
+register("concise", _concise.render)
+register("github", _github.render)
+register("gitlab", _gitlab.render)
 # For a prompt, a notebook and a console; none of them is a file.
 register("brief", _text.brief)
 register("notebook", _html.fragment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from varshift._printable import printable
 from varshift.report._layout import page
 from varshift.report._page import Line, Span
 
@@ -43,7 +44,7 @@ def fragment(report: Report, *, width: int = WIDTH, full: bool = False) -> str:
 
 def render(report: Report) -> str:
     """The report as a whole HTML document in light and dark."""
-    title = escape(f"varshift: {report.model.target}")
+    title = escape(printable(f"varshift: {report.model.target}"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
@@ -57,5 +58,5 @@ def _line(content: Line) -> str:
 
 def _span(span: Span) -> str:
     style = _STYLES.get(span.style)
-    text = escape(span.text)
+    text = escape(printable(span.text))
     return f'<span style="{style}">{text}</span>' if style and span.text.strip() else text

@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from varshift._printable import printable
+
 Style = Literal["plain", "strong", "quiet", "code", "error", "warning", "advice", "good", "rule"]
 
 # Stand-ins where the output cannot show line-drawing characters.
@@ -48,7 +50,7 @@ def line(*pieces: str | Span) -> Line:
 
 def text_of(content: Line) -> str:
     """The bare text of a line, without trailing blanks."""
-    return "".join(span.text for span in content).rstrip()
+    return printable("".join(span.text for span in content)).rstrip()
 
 
 def heading(title: str, width: int, note: str = "") -> list[Line]:

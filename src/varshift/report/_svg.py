@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from varshift._errors import VarshiftError
+from varshift._printable import printable
 from varshift.report._terminal import print_report
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def render(report: Report, *, width: int = WIDTH) -> str:
         no_color=False,
     )
     print_report(report, console)
-    picture = console.export_svg(title=f"varshift check {report.model.target}")
+    picture = console.export_svg(title=printable(f"varshift check {report.model.target}"))
     # The font that rich names lies on a server; the text keeps its layout in any monospaced font.
     picture = re.sub(r"@font-face\s*\{[^}]*\}\s*", "", picture)
     return re.sub(r"font-family: *Fira Code[^;]*;", f"font-family: {FONTS};", picture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from varshift._printable import printable
 from varshift.report._layout import page
 from varshift.report._page import Line, to_ascii
 
@@ -54,5 +55,5 @@ def _text(content: Line) -> Text:
     from rich.text import Text
 
     return Text.assemble(
-        *((span.text, STYLES[span.style]) for span in content), no_wrap=True, overflow="ignore"
+        *((printable(span.text), STYLES[span.style]) for span in content), no_wrap=True, overflow="ignore"
     )

@@ -6,6 +6,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from varshift._printable import printable
 from varshift.report._layout import page
 from varshift.report._page import paragraph, text_of
 from varshift.report._summary import sentences
@@ -50,4 +51,4 @@ def brief(report: Report) -> str:
     if len(report.findings) > LISTED:
         lines.append(f"  and {len(report.findings) - LISTED} more findings")
     lines.append("  print(report) shows all of it, report.save('report.json') writes it down>")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -10,7 +10,7 @@ from functools import cache
 
 from varshift._errors import VarshiftError
 from varshift._sites import SiteId, Source
-from varshift.rules import Finding, get_rule
+from varshift.rules import Cure, Finding, get_rule
 
 
 def figure(value: float | None, digits: int = 3) -> str:
@@ -105,6 +105,17 @@ def rule_title(code: str) -> str:
 def finding_name(finding: Finding) -> str:
     """The name of the first site of a finding."""
     return site_name(finding.sites[0].id) if finding.sites else module_name("")
+
+
+def finding_words(finding: Finding) -> str:
+    """A finding in one sentence, its first site in front: ``body.0.drop and 2 more: It feeds a norm``."""
+    more = f" and {len(finding.sites) - 1} more" if len(finding.sites) > 1 else ""
+    return f"{finding_name(finding)}{more}: {finding.message}"
+
+
+def cure_words(cure: Cure) -> str:
+    """What cures a finding, and whether the weights keep their meaning."""
+    return f"Cure ({cure.safety}): {cure.name}"
 
 
 def shortened(name: str, width: int) -> str:

@@ -1,0 +1,72 @@
+"""What a check writes to standard output for a service, and what it compares with."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize("form", ["concise", "json", "github", "gitlab", "md"])
+def test_a_format_stands_alone_on_standard_output(run, file, form):
+    file("chatty.py", "print('importing')\nfrom nets import *\n")
+    result = run("check", "chatty:build", "--shape", "4", "--select", "VS1", "--output-format", form)
+    starts = {
+        "concise": "nets.py:14: ",
+        "json": "{",
+        "github": "::",
+        "gitlab": "[",
+        "md": "## varshift: chatty:build",
+    }
+    assert (result.code, result.err) == (1, "importing\n")
+    assert result.out.startswith(starts[form])
+    assert "VS101" in result.out
+
+
+def test_annotations_bring_a_page_for_the_job(run, place, monkeypatch):
+    page = place / "step_summary_1"
+    page.write_text("# Another step\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    result = run("check", "nets:build", "--shape", "4", "--output-format", "github")
+    assert "file=nets.py,line=14" in result.out
+    assert page.read_text().startswith("# Another step\n## varshift: nets:build\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "no" / "folder"))
+    result = run("check", "nets:build", "--shape", "4", "--output-format", "github")
+    assert (result.code, "GITHUB_STEP_SUMMARY: cannot write" in result.err) == (2, True)
+
+
+def test_only_what_is_new_against_a_baseline_fails(run, place):
+    words = ("check", "nets:build", "--shape", "4")
+    assert run(*words, "--select", "VS1", "--output", "base.json").code == 1
+    same = run(*words, "--select", "VS1", "--baseline", "base.json", "--output", "next.json")
+    assert same.code == 0
+    assert "1 finding of the baseline base.json left out" in same.err
+    assert "All is well" not in same.out
+    kept = json.loads((place / "next.json").read_text())["findings"]
+    assert [finding["code"] for finding in kept] == ["VS101"]
+    more = run(*words, "--baseline", "base.json", "--output-format", "concise", "--fail-on", "advice")
+    assert more.code == 1
+    assert "VS201" in more.out
+    assert "VS101" not in more.out
+
+
+def test_a_baseline_must_be_a_report(refused, place):
+    (place / "other.json").write_text('{"schema": "sarif"}')
+    assert "no version of a report" in refused("check", "nets:build", "--baseline", "other.json")
+    assert "cannot read 'none.json'" in refused("check", "nets:build", "--baseline", "none.json")
+
+
+def test_quiet_leaves_files_and_the_exit_status(run, place):
+    result = run("check", "nets:build", "--shape", "4", "--quiet", "--output", "r.md")
+    assert (result.code, result.out, result.err) == (1, "", "")
+    assert (place / "r.md").read_text().startswith("## varshift")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--quiet", "--output-format", "github"),
+        ("--quiet", "--json", "-"),
+        ("--json", "-", "--output-format", "concise"),
+    ],
+)
+def test_standard_output_has_one_user(refused, words):
+    assert "exclude one another" in refused("check", "nets:build", *words)
