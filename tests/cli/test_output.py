@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("form", ["concise", "json", "github", "gitlab", "md"])
+@pytest.mark.parametrize("form", ["concise", "json", "github", "gitlab", "sarif", "junit", "md"])
 def test_a_format_stands_alone_on_standard_output(run, file, form):
     file("chatty.py", "print('importing')\nfrom nets import *\n")
     result = run("check", "chatty:build", "--shape", "4", "--select", "VS1", "--output-format", form)
@@ -14,6 +14,8 @@ def test_a_format_stands_alone_on_standard_output(run, file, form):
         "json": "{",
         "github": "::",
         "gitlab": "[",
+        "sarif": "{",
+        "junit": "<?xml",
         "md": "## varshift: chatty:build",
     }
     assert (result.code, result.err) == (1, "importing\n")
@@ -58,6 +60,19 @@ def test_quiet_leaves_files_and_the_exit_status(run, place):
     result = run("check", "nets:build", "--shape", "4", "--quiet", "--output", "r.md")
     assert (result.code, result.out, result.err) == (1, "", "")
     assert (place / "r.md").read_text().startswith("## varshift")
+
+
+@pytest.mark.parametrize(("name", "start"), [("r.sarif", "{"), ("r.xml", "<?xml"), ("r.md", "## varshift")])
+def test_files_by_their_ending(run, place, name, start):
+    run("check", "nets:build", "--shape", "4", "--select", "VS1", "--output", name)
+    assert (place / name).read_text().startswith(start)
+
+
+@pytest.mark.parametrize(("words", "failures"), [((), "1"), (("--fail-on", "error"), "0")])
+def test_what_fails_in_junit_is_what_makes_the_check_fail(run, words, failures):
+    result = run("check", "nets:slow", "--select", "VS204", "--output-format", "junit", *words)
+    assert result.code == int(failures)
+    assert f'failures="{failures}"' in result.out
 
 
 @pytest.mark.parametrize(

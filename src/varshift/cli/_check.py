@@ -108,8 +108,8 @@ def check(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="Write the report too, in the format that the ending names: .json, .html, .txt, .svg or "
-            ".md.",
+            help="Write the report too, in the format that the ending names: .json, .html, .txt, .svg, .md, "
+            ".sarif, or .xml for JUnit.",
             rich_help_panel=OUTPUT,
             show_default=False,
         ),
@@ -201,14 +201,14 @@ def check(
     )
     report = dataclasses.replace(report, repeat=shlex.join(("varshift", *context.obj.words)))
     write_json(report.to_json(), json)
+    severity = fail_on.value if fail_on else config.fail_on
     shown = only_new(report, earlier, str(baseline))
     if output is not None:
-        save(report, shown, output)
+        save(report, shown, output, fail_on=severity)
     if not quiet:
         whole = report if output_format is OutputFormat.json else shown
-        deliver(whole, output_format.value, full=full, to_error=json == "-")
-    limit = SEVERITIES.index(fail_on.value if fail_on else config.fail_on)
-    fails = shown.worst is not None and SEVERITIES.index(shown.worst) <= limit
+        deliver(whole, output_format.value, full=full, to_error=json == "-", fail_on=severity)
+    fails = shown.worst is not None and SEVERITIES.index(shown.worst) <= SEVERITIES.index(severity)
     return 1 if fails and not (exit_zero or config.exit_zero) else 0
 
 

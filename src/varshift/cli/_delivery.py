@@ -36,34 +36,42 @@ def only_new(report: Report, earlier: Report | None, name: str) -> Report:
     return report
 
 
-def save(report: Report, shown: Report, output: str) -> None:
+def save(report: Report, shown: Report, output: str, *, fail_on: str) -> None:
     """Writes the file that ``--output`` names: JSON with all findings, so that it can be the next baseline.
 
     Raises:
         VarshiftError: If it cannot be written.
     """
-    from varshift.report import format_for
+    from varshift.report import format_for, write_text
 
-    (report if format_for(output).name == "json" else shown).save(output)
+    name = format_for(output).name
+    write_text(output, _rendered(report if name == "json" else shown, name, fail_on))
 
 
-def deliver(report: Report, name: str, *, full: bool, to_error: bool) -> None:
+def deliver(report: Report, name: str, *, full: bool, to_error: bool, fail_on: str) -> None:
     """Writes the report to standard output in a format; text goes to the console.
 
     Raises:
         VarshiftError: If the page of the job cannot be written.
     """
     from varshift.cli._console import wide_console
-    from varshift.report import FORMATS, print_report
+    from varshift.report import print_report
 
     if name == "text":
         print_report(report, wide_console(to_error=to_error), full=full)
         return
-    sys.stdout.write(FORMATS[name].render(report))
+    sys.stdout.write(_rendered(report, name, fail_on))
     sys.stdout.flush()
     if name == "github" and (page := os.environ.get(_SUMMARY)):
         try:
             with Path(page).open("a", encoding="utf-8") as file:  # other steps write there too
-                file.write(FORMATS["md"].render(report))
+                file.write(_rendered(report, "md", fail_on))
         except OSError as error:
             raise VarshiftError(f"{_SUMMARY}: cannot write {page!r}: {error.strerror}.") from error
+
+
+def _rendered(report: Report, name: str, fail_on: str) -> str:
+    from varshift.report import FORMATS
+
+    # What JUnit calls a failure is what makes the check fail.
+    return FORMATS[name].render(report, **({"fail_on": fail_on} if name == "junit" else {}))

@@ -35,6 +35,8 @@ class OutputFormat(StrEnum):
     json = "json"
     github = "github"
     gitlab = "gitlab"
+    sarif = "sarif"
+    junit = "junit"
     md = "md"
 
 

@@ -1,6 +1,19 @@
 """One plain-data `Report` and one file per format that renders it."""
 
-from varshift.report import _concise, _github, _gitlab, _html, _json, _markdown, _svg, _terminal, _text, _why
+from varshift.report import (
+    _concise,
+    _github,
+    _gitlab,
+    _html,
+    _json,
+    _junit,
+    _markdown,
+    _sarif,
+    _svg,
+    _terminal,
+    _text,
+    _why,
+)
 from varshift.report._build import build_report as build_report
 from varshift.report._codec import decode as decode
 from varshift.report._codec import encode as encode
@@ -50,6 +63,8 @@ register("text", _text.render, ".txt")
 register("html", _html.render, ".html")
 register("svg", _svg.render, ".svg")
 register("md", _markdown.render, ".md")
+register("sarif", _sarif.render, ".sarif")
+register("junit", _junit.render, ".xml")
 # For standard output: what a service of continuous integration reads there.
 register("concise", _concise.render)
 register("github", _github.render)
