@@ -165,6 +165,8 @@ def test_a_finding_in_a_library_is_shown_where_the_project_makes_the_network(mak
     report = make.report({"body.0.norm": 0.5}, [inside])
     assert report.model.target == "nets.residual:build"
     assert located(report) == ("nets/residual.py", 4)
+    for form in ("github", "gitlab"):
+        assert "it learned. (zoo/blocks.py:3)" in FORMATS[form].render(report)
     users = FindingSite(SiteId("head", "dropout"), "", Source(str(project / "nets" / "residual.py"), 5))
     assert located(make.report({"a": 0.5}, [replace(inside, sites=(*inside.sites, users))])) == (
         "nets/residual.py",

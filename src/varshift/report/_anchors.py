@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("site-packages", "dist-packages")
 # What stands for the project where no line of it is known.
-_PROJECT = ("pyproject.toml", "setup.py", "setup.cfg", "README.md")
+_PROJECT = ("pyproject.toml", "setup.py", "setup.cfg", "README.md", "README.rst", "requirements.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,12 @@ def anchor_of(report: Report, finding: Finding) -> Anchor:
 def anchors_of(finding: Finding) -> list[Anchor]:
     """The lines of all sites of a finding that have one, in their order."""
     return [anchor for site in finding.sites if (anchor := located(site.source)) is not None]
+
+
+def aside(finding: Finding, anchor: Anchor) -> str:
+    """The line that a finding is about, ``(zoo/blocks.py:12)``, where it is shown at another one."""
+    own = anchors_of(finding)
+    return f" ({own[0].path}:{own[0].line})" if own and own[0] != anchor else ""
 
 
 def located(source: Source | None) -> Anchor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from varshift._printable import printable
-from varshift.report._anchors import anchor_of
+from varshift.report._anchors import anchor_of, aside
 from varshift.report._words import cure_words, finding_words, rule_title
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def render(report: Report) -> str:
         place = {"file": anchor.path, "line": anchor.line, "endLine": anchor.line}
         settings = {"title": f"varshift: {rule_title(finding.code)}", **place}
         given = ",".join(f"{key}={_parameter(str(value))}" for key, value in settings.items())
-        text = "%0A".join(_data(words) for words in (finding_words(finding), *map(cure_words, finding.cures)))
+        first = f"{finding_words(finding)}{aside(finding, anchor)}"
+        text = "%0A".join(_data(words) for words in (first, *map(cure_words, finding.cures)))
         lines.append(f"::{_LEVELS[finding.severity]} {given}::{text}\n")
     return "".join(lines)
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from varshift._printable import printable
-from varshift.report._anchors import anchor_of
+from varshift.report._anchors import anchor_of, aside
 from varshift.report._identity import fingerprints
 from varshift.report._words import finding_words, rule_title
 
@@ -24,7 +24,7 @@ def render(report: Report) -> str:
         entries.append(
             {
                 "check_name": rule_title(finding.code),
-                "description": printable(finding_words(finding)),
+                "description": printable(f"{finding_words(finding)}{aside(finding, anchor)}"),
                 "severity": _LEVELS[finding.severity],
                 "fingerprint": fingerprint,
                 "location": {"path": printable(anchor.path), "lines": {"begin": anchor.line}},
