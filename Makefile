@@ -30,7 +30,7 @@ hosts: $(READY) ## Install the hosts of training and run the tests in them
 battery: $(READY) ## Inject twenty thousand faults, and check five hundred times in two threads
 	VARSHIFT_FAULTS=20000 VARSHIFT_CHECKS=1000 $(BIN)/python -m pytest --numprocesses auto \
 		-p no:unraisableexception tests/battery tests/comparison tests/flow/test_agreement.py tests/flow/test_zoo.py \
-		tests/moments/test_digits.py tests/probe/test_predicted.py tests/fixes/test_after_surgery.py
+		tests/moments/test_digits.py tests/probe/test_predicted.py tests/fixes/test_after_surgery.py tests/monitor/test_readings.py
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check
