@@ -85,3 +85,30 @@ def test_what_fails_in_junit_is_what_makes_the_check_fail(run, words, failures):
 )
 def test_standard_output_has_one_user(refused, words):
     assert "exclude one another" in refused("check", "nets:build", *words)
+
+
+def test_names_of_modules_do_nothing_to_a_terminal(run, file):
+    file(
+        "odd.py",
+        """
+        from torch import nn
+        from nets import loader
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.add_module("a\\x1b]0;title\\x07\\u202e", nn.BatchNorm1d(4))
+
+            def forward(self, x):
+                return next(self.children())(x)
+        """,
+    )
+    words = ("odd:Net", "--data", "odd:loader")
+    results = [
+        run("check", *words, "--select", "VS201"),
+        run("check", *words, "--select", "VS201", "--output-format", "github"),
+        run("recalibrate", *words, "--out", "w.safetensors", "--full"),
+    ]
+    assert all("a]0;title" in result.out for result in results), results
+    for result in results:
+        assert not {"\x1b", "\x07", "\u202e"} & set(result.out + result.err)

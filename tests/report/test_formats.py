@@ -47,6 +47,17 @@ def test_characters_that_act_are_left_out(character):
     assert printable(f"a{character}b") == "ab"
 
 
+def test_what_a_log_takes_for_a_command_is_broken_up(make):
+    assert printable("  ::error::a") == "  : :error::a"
+    assert printable("a\n::add-mask::b aten::c x[::2]") == "a : :add-mask::b aten::c x[::2]"
+    assert printable("a##[add-mask]b ##vso[task.x] ## c") == "a# #[add-mask]b # #vso[task.x] ## c"
+    name = "::error::x"
+    finding = make.finding(where=name, message=" ".join([name] * 60))
+    report = make.report({name: 0.5}, [finding], limits=[name])
+    for form in ("text", "concise", "md", "brief", "junit"):
+        assert not re.search(r"^\s*::", FORMATS[form].render(report), re.MULTILINE)
+
+
 def test_what_can_be_seen_stays():
     text = "größe\u00a0层.0 ─ ± 😀 [x]"
     assert printable(text) == text
@@ -280,7 +291,7 @@ def test_sarif_has_what_code_scanning_requires(sick, hostile, make):
     hashes = {result["partialFingerprints"]["primaryLocationLineHash"] for result in run["results"]}
     assert len(hashes) == 11
     assert sarif_of(hostile)["results"][0]["message"]["text"].startswith(
-        "a ::error::b [31mc|`<script>`%0A,:]: "
+        "a : :error::b [31mc|`<script>`%0A,:]: "
     )
     empty = sarif_of(make.report({"a": 1.0}, rules=[RuleRun("VS101", True), RuleRun("VS102", False, "no")]))
     assert [rule["id"] for rule in empty["tool"]["driver"]["rules"]] == ["VS101"]

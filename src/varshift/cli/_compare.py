@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varshift._errors import VarshiftError
+from varshift._printable import printable
 from varshift.cli._options import (
     DATA,
     ArgOption,
@@ -293,14 +294,14 @@ def _print(table: Comparison, *, to_error: bool) -> None:
     from varshift.comparison import cells, headings, sentences, title_of
 
     console = wide_console(to_error=to_error)
-    console.print(title_of(table), style="bold", markup=False)
+    console.print(printable(title_of(table)), style="bold", markup=False)
     grid = Table(box=None, pad_edge=False)
     for number, heading in enumerate(headings(table)):
         grid.add_column(heading, justify="right" if number else "left", no_wrap=not number)
     for row in cells(table):
-        grid.add_row(*row)
+        grid.add_row(*map(printable, row))
     console.print()
     console.print(grid, markup=False)
     console.print()
     for sentence in sentences(table):
-        console.print(sentence, markup=False, soft_wrap=True)
+        console.print(printable(sentence), markup=False, soft_wrap=True)

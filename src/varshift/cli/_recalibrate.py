@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varshift._errors import VarshiftError, VarshiftWarning
+from varshift._printable import printable
 from varshift.cli._options import (
     DATA,
     OUTPUT,
@@ -217,7 +218,7 @@ def _print(handle: Recalibration, *, full: bool) -> None:
         table.add_column(title, justify="left" if title == "norm" else "right", no_wrap=True)
     for layer in shown:
         table.add_row(
-            Text(shortened(module_name(layer.name), max(16, console.width - 52)), "cyan"),
+            Text(shortened(printable(module_name(layer.name)), max(16, console.width - 52)), "cyan"),
             figure(layer.mean_before),
             figure(layer.mean_after),
             figure(layer.var_before),
@@ -250,7 +251,7 @@ def _print(handle: Recalibration, *, full: bool) -> None:
     for layer in handle.layers:
         if not layer.updated:
             line = f"{module_name(layer.name)} keeps its statistics: {layer.reason}."
-            console.print(Text(line, "yellow"), soft_wrap=True)
+            console.print(Text(printable(line), "yellow"), soft_wrap=True)
 
 
 def _tolerance(handle: Recalibration) -> str:
