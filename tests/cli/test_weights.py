@@ -1,6 +1,11 @@
 import argparse
+import datetime
 import pickle
+from collections import OrderedDict
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -8,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from varshift import VarshiftError
-from varshift.cli._weights import load_weights, read_checkpoint, state_writer, updated_content
+from varshift.cli._weights import ignored_keys, load_weights, read_checkpoint, state_writer, updated_content
 
 
 def network(seed=0):
@@ -101,6 +106,10 @@ def test_long_lists_of_keys_are_cut(tmp_path):
         loaded(tmp_path / "w.pt")
 
 
+class Harmless:
+    pass
+
+
 class Trap:
     sprung = False
 
@@ -111,8 +120,6 @@ class Trap:
 def make(kind, path, state):
     if kind == "module":
         torch.save(network(), path)
-    elif kind == "namespace":
-        torch.save({"state_dict": state, "args": argparse.Namespace(lr=1)}, path)
     elif kind == "trap":
         torch.save({"state_dict": state, "trap": Trap()}, path)
     elif kind == "plain pickle":
@@ -121,13 +128,122 @@ def make(kind, path, state):
         torch.jit.save(torch.jit.trace(network().eval(), torch.zeros(2, 3)), path)
 
 
-@pytest.mark.parametrize("kind", ["module", "namespace", "trap", "plain pickle", "script"])
+@pytest.mark.parametrize("kind", ["module", "trap", "plain pickle", "script"])
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_pickles_are_refused_and_never_run(tmp_path, state, kind):
     make(kind, tmp_path / "w.pt", state)
     with pytest.raises(VarshiftError, match=r"was refused: it .*torch\.save\(model\.state_dict\(\)"):
         read_checkpoint(tmp_path / "w.pt")
     assert not Trap.sprung
+
+
+def test_the_class_that_is_in_the_way_is_named_and_what_to_do(tmp_path, state):
+    make("trap", tmp_path / "w.pt", state)
+    with pytest.raises(VarshiftError, match=r"setattr\).*--trust reads it all the same"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        argparse.Namespace(lr=1, path=Path("a/b")),
+        OrderedDict(a=1),
+        SimpleNamespace(a=1),
+        Path("runs/1"),
+        PureWindowsPath("runs/1"),
+        np.float64(0.5),
+        np.float32(0.5),
+        np.int64(3),
+        np.bool_(True),
+        np.random.RandomState(0).get_state(),
+        datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
+    ],
+    ids=lambda extra: type(extra).__name__,
+)
+def test_harmless_objects_are_read_and_written_back(tmp_path, state, extra):
+    before = list(torch.serialization.get_safe_globals())
+    torch.save({"model": state, "args": extra}, tmp_path / "w.pt")
+    checkpoint = read_checkpoint(tmp_path / "w.pt")
+    assert type(checkpoint.content["args"]) is type(extra)
+    assert str(checkpoint.content["args"]) == str(extra)
+    names = load_weights(network(), checkpoint)
+    updated_content(checkpoint, names, {}, ".pt")(tmp_path / "out.pt")
+    assert str(read_checkpoint(tmp_path / "out.pt").content["args"]) == str(extra)
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_configurations_of_omegaconf_are_read_and_left_alone(tmp_path, state):
+    omegaconf = pytest.importorskip("omegaconf")
+    config = omegaconf.OmegaConf.create({"a": [1, {"b": "x"}], "missing": "???", "other": "${nowhere}"})
+    torch.save({"cfg": config, "state_dict": state}, tmp_path / "w.pt")
+    assert loaded(tmp_path / "w.pt")[0].weight.equal(state["0.weight"])
+    assert read_checkpoint(tmp_path / "w.pt").content["cfg"].a[1].b == "x"
+
+
+def test_a_trusted_pickle_is_read_with_a_warning(tmp_path, state, capsys):
+    torch.save({"model": network(1), "own": Harmless()}, tmp_path / "w.pt")
+    checkpoint = read_checkpoint(tmp_path / "w.pt", trust=True)
+    assert "warning: --trust" in capsys.readouterr().err
+    model = network()
+    names = load_weights(model, checkpoint)
+    assert model[0].weight.equal(state["0.weight"])
+    updated_content(checkpoint, names, {"0.bias": torch.ones(4)}, ".pt")(tmp_path / "out.pt")
+    out = read_checkpoint(tmp_path / "out.pt", trust=True)
+    assert out.state["0.bias"].equal(torch.ones(4))
+    capsys.readouterr()
+    torch.save(state, tmp_path / "plain.pt")
+    read_checkpoint(tmp_path / "plain.pt", trust=True)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_of_hugging_face_is_searched(tmp_path, state, name):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(VarshiftError, match=r"is a folder without model\.safetensors or pytorch_model\.bin"):
+        read_checkpoint(tmp_path)
+    state_writer(state, Path(name).suffix)(tmp_path / name)
+    assert loaded(tmp_path)[0].weight.equal(state["0.weight"])
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_pointer_of_git_lfs_is_told_apart(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(VarshiftError, match=r"pointer of Git LFS.*git lfs pull"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_keys_that_the_network_does_not_have_are_ignored_unless_strict(tmp_path, state):
+    content = {**prefixed(state, "model."), "criterion.weight": torch.ones(3)}
+    torch.save({"state_dict": content}, tmp_path / "w.pt")
+    checkpoint, model = read_checkpoint(tmp_path / "w.pt"), network()
+    names = load_weights(model, checkpoint)
+    assert model[0].weight.equal(state["0.weight"])
+    assert names == {f"model.{key}": key for key in state}
+    assert ignored_keys(checkpoint, names) == "criterion.weight"
+    with pytest.raises(VarshiftError, match=r"1 unexpected: criterion\.weight"):
+        load_weights(network(), checkpoint, strict=True)
+
+
+def test_a_file_of_which_nothing_is_used_is_refused(tmp_path):
+    torch.save({"a.weight": torch.ones(3)}, tmp_path / "w.pt")
+    with pytest.raises(VarshiftError, match=r"1 unexpected: a\.weight"):
+        loaded(tmp_path / "w.pt", model=nn.ReLU())
+
+
+@pytest.mark.parametrize("prefix", ["student", "student.", "student.module"])
+def test_a_prefix_chooses_one_of_several_networks(tmp_path, state, prefix):
+    start = prefix.rstrip(".") + "."
+    other = prefixed({key: value * 0 for key, value in state.items()}, "teacher.")
+    torch.save({**prefixed(state, start), **other}, tmp_path / "w.pt")
+    checkpoint, model = read_checkpoint(tmp_path / "w.pt"), network()
+    with pytest.raises(VarshiftError, match=rf"missing: .*It fits with --prefix {start} or --prefix teacher"):
+        load_weights(model, checkpoint)
+    names = load_weights(model, checkpoint, prefix, strict=True)
+    assert names[f"{start}0.weight"] == "0.weight"
+    assert model[0].weight.equal(state["0.weight"])
+    assert not ignored_keys(checkpoint, names, prefix)
+    with pytest.raises(VarshiftError, match=r"no key .* begins with 'pupil\.'\. They begin with student, te"):
+        load_weights(model, checkpoint, "pupil")
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.bin"])

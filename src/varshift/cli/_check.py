@@ -29,16 +29,20 @@ from varshift.cli._options import (
     JsonOption,
     LossOption,
     OutputFormat,
+    PrefixOption,
     SeedOption,
     SelectOption,
     ShapeOption,
+    StrictOption,
     TargetArgument,
+    TrustOption,
     VerboseOption,
     WeightsKeyOption,
     WeightsOption,
 )
 
 if TYPE_CHECKING:
+    from varshift.cli._sources import Weights
     from varshift.report import Report
 
 
@@ -48,6 +52,9 @@ def check(
     arg: ArgOption = None,
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
+    prefix: PrefixOption = None,
+    strict: StrictOption = False,
+    trust: TrustOption = False,
     device: DeviceOption = None,
     data: DataOption = None,
     deploy: Annotated[
@@ -156,6 +163,7 @@ def check(
     from varshift.cli._arguments import check_device, parse_arguments, parse_shapes
     from varshift.cli._delivery import deliver, only_new, save
     from varshift.cli._json import check_json, write_json
+    from varshift.cli._sources import Weights, check_sources, weights_file
     from varshift.report import Report, check_writable, format_for
     from varshift.rules import SEVERITIES, load_config
 
@@ -178,13 +186,15 @@ def check(
         raise VarshiftError("--deploy is compared with the training data: add --data.")
     if step is not None and data is None:
         raise VarshiftError("--step needs batches to run on: add --data.")
+    source = Weights(weights, weights_key, prefix, strict, trust)
+    check_sources(target, source, data=data, deploy=deploy, step=step, forward=forward, loss=loss)
+    references = [weights_file(path, "--reference-weights") for path in reference_weights or ()]
     device = check_device(device)
 
     report = _measured(
         target,
         arguments,
-        weights,
-        weights_key,
+        source,
         (data, deploy),
         shapes,
         alone=formatted or json == "-",
@@ -192,7 +202,7 @@ def check(
         forward=forward,
         loss=loss,
         step=step,
-        reference_weights=reference_weights or [],
+        reference_weights=references,
         device=device,
         estimator=estimator.value,
         select=codes,
@@ -215,8 +225,7 @@ def check(
 def _measured(
     target: str,
     arguments: dict[str, Any],
-    weights: Path | None,
-    weights_key: str | None,
+    weights: Weights,
     sources: tuple[str | None, str | None],
     shapes: list[tuple[int, ...]] | None,
     *,
@@ -236,9 +245,7 @@ def _measured(
         from varshift.cli._network import load_network, with_weights
         from varshift.cli._progress import progress_bar
 
-        network, _, _ = load_network(
-            target, arguments, weights, weights_key, settings["device"], seed=settings["seed"]
-        )
+        network, _, _ = load_network(target, arguments, weights, settings["device"], seed=settings["seed"])
         loader, deploy = (
             resolve_loader(text, batches, option) if text else None
             for text, option in zip(sources, ("--data", "--deploy"), strict=True)
@@ -247,7 +254,10 @@ def _measured(
             from varshift.cli._zoo import default_shape
 
             shapes = [known] if (known := default_shape(target, network)) else None
-        references = [with_weights(network, path) for path in reference_weights]
+        references = [
+            with_weights(network, dataclasses.replace(weights, file=path, key=None))
+            for path in reference_weights
+        ]
         with progress_bar() as progress:
             return run_check(
                 network,

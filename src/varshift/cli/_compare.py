@@ -19,8 +19,11 @@ from varshift.cli._options import (
     ForwardOption,
     JsonOption,
     LossOption,
+    PrefixOption,
     RequiredDataOption,
+    StrictOption,
     TargetArgument,
+    TrustOption,
     VerboseOption,
     WeightsKeyOption,
     WeightsOption,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from varshift import Comparison
+    from varshift.cli._sources import Weights
     from varshift.probe import Progress
 
 WHAT, WHERE = "What is compared", "Where it runs"
@@ -41,6 +45,9 @@ def compare(
     arg: ArgOption = None,
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
+    prefix: PrefixOption = None,
+    strict: StrictOption = False,
+    trust: TrustOption = False,
     device: DeviceOption = None,
     val_data: Annotated[
         str | None,
@@ -162,11 +169,16 @@ def compare(
     """
     from varshift.cli._arguments import check_device, parse_arguments
     from varshift.cli._json import check_json, users_output, write_json
-    from varshift.comparison import variants_of
+    from varshift.cli._sources import Weights, check_sources
 
     arguments = parse_arguments(arg)
     check_json(json)
     names = _names(variants)
+    source = Weights(weights, weights_key, prefix, strict, trust)
+    check_sources(target, source, data=data, val_data=val_data, train=train, forward=forward, loss=loss)
+
+    from varshift.comparison import variants_of
+
     if names is not None:
         variants_of([name for name, place in names.items() if place is None])
     device = check_device(device)
@@ -179,7 +191,7 @@ def compare(
             own = {name: resolve_function(place, "--variants") or name for name, place in names.items()}
         with _progress(kept=store is not None) as progress:
             table = run_compare(
-                _model(target, arguments, weights, weights_key, device),
+                _model(target, arguments, source, device),
                 resolve_function(train, "--train"),
                 resolve_loader(data, None),
                 val_loader=resolve_loader(val_data, None, "--val-data") if val_data else None,
@@ -227,9 +239,7 @@ class TargetNetwork:
         return resolve_model(self.target, dict(self.arguments), seed=torch.initial_seed() % 2**63)
 
 
-def _model(
-    target: str, arguments: dict[str, Any], weights: Path | None, weights_key: str | None, device: str | None
-) -> Any:
+def _model(target: str, arguments: dict[str, Any], weights: Weights, device: str | None) -> Any:
     """The network where it has weights of its own, else what makes it."""
     from torch import nn
 
@@ -237,9 +247,9 @@ def _model(
     from varshift.cli._network import load_network
     from varshift.cli._objects import resolve_object
 
-    if weights is not None or weights_key is not None:
-        return load_network(target, arguments, weights, weights_key, device, seed=0)[0]
-    load_network(target, arguments, None, None, None, seed=0)  # whatever is wrong with it is said now
+    if weights.file is not None:
+        return load_network(target, arguments, weights, device, seed=0)[0]
+    load_network(target, arguments, weights, None, seed=0)  # whatever is wrong with it is said now
     if not is_zoo(target) and isinstance(network := resolve_object(target, "target"), nn.Module):
         return network
     return TargetNetwork(target, tuple(arguments.items()))

@@ -21,10 +21,13 @@ from varshift.cli._options import (
     FullOption,
     IgnoreOption,
     LossOption,
+    PrefixOption,
     SeedOption,
     SelectOption,
     ShapeOption,
+    StrictOption,
     TargetArgument,
+    TrustOption,
     VerboseOption,
     WeightsKeyOption,
     WeightsOption,
@@ -46,6 +49,9 @@ def fix(
     arg: ArgOption = None,
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
+    prefix: PrefixOption = None,
+    strict: StrictOption = False,
+    trust: TrustOption = False,
     device: DeviceOption = None,
     data: DataOption = None,
     shape: ShapeOption = None,
@@ -120,6 +126,7 @@ def fix(
         parse_shapes,
     )
     from varshift.cli._folder import check_folder
+    from varshift.cli._sources import Weights, check_sources
     from varshift.rules import load_config
 
     config = load_config(Path.cwd())
@@ -132,6 +139,8 @@ def fix(
     check_data_or_shape(data, shapes)
     if out is not None and not dry_run:
         check_folder(out, "--out", force=force)
+    source = Weights(weights, weights_key, prefix, strict, trust)
+    check_sources(target, source, data=data, forward=forward, loss=loss)
     device = check_device(device)
     _check_cures(wishes)
 
@@ -139,7 +148,7 @@ def fix(
     from varshift.cli._cured_lines import print_cured
     from varshift.cli._network import load_network
 
-    network, checkpoint, names = load_network(target, arguments, weights, weights_key, device, seed=seed)
+    network, checkpoint, names = load_network(target, arguments, source, device, seed=seed)
     cured = _cured(
         network,
         (data, batches or DEFAULT_BATCHES),
@@ -160,7 +169,10 @@ def fix(
         *_words(data=data, shape=shape, batches=batches, forward=forward, loss=loss, device=device),
         *_words(select=select, ignore=ignore, seed=seed or None),
     ]
-    command = _words(arg=arg, weights=weights, weights_key=weights_key)
+    command = [
+        *_words(arg=arg, weights=weights, weights_key=weights_key, prefix=prefix),
+        *(["--trust"] if trust else []),
+    ]
     cured.before = _named(cured.before, target, ["varshift", "check", target, *command, *same_check])
     written: list[Path] = []
     again = ["varshift", "check", f"{out}/apply.py:build", *same_check]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,14 +10,14 @@ from torch import nn
 from varshift._errors import VarshiftError
 from varshift.cli._errors import described, print_note
 from varshift.cli._models import resolve_model
-from varshift.cli._weights import Checkpoint, load_weights, read_checkpoint
+from varshift.cli._sources import Weights
+from varshift.cli._weights import Checkpoint, ignored_keys, load_weights, read_checkpoint
 
 
 def load_network(
     target: str,
     arguments: dict[str, Any],
-    weights: Path | None,
-    weights_key: str | None,
+    weights: Weights,
     device: str | None,
     *,
     seed: int,
@@ -31,19 +30,10 @@ def load_network(
     Raises:
         VarshiftError: If any of it cannot be done.
     """
-    if weights is None and weights_key is not None:
-        raise VarshiftError("--weights-key: there is no file to look in: give --weights too.")
     network = resolve_model(target, arguments, seed=seed)
     checkpoint, names = None, {}
-    if weights is not None:
-        checkpoint = read_checkpoint(weights, weights_key)
-        if checkpoint.others and weights_key is None:
-            chosen = ".".join(checkpoint.location) or "the top level"
-            print_note(
-                f"{weights} has several state dicts; took {chosen}. "
-                f"--weights-key takes another: {', '.join(checkpoint.others)}"
-            )
-        names = load_weights(network, checkpoint)
+    if weights.file is not None:
+        checkpoint, names = _load(network, weights, "--weights")
     if device is not None:
         try:
             network.to(device)
@@ -54,7 +44,7 @@ def load_network(
     return network, checkpoint, names
 
 
-def with_weights(network: nn.Module, path: Path) -> nn.Module:
+def with_weights(network: nn.Module, weights: Weights) -> nn.Module:
     """The same network with other weights, a copy: what ``--reference-weights`` names.
 
     Raises:
@@ -65,8 +55,27 @@ def with_weights(network: nn.Module, path: Path) -> nn.Module:
         reference = copy.deepcopy(network)
     except Exception as error:  # whatever modules of the user's hold
         raise VarshiftError(f"{option}: the network cannot be copied: {described(error)}.") from error
-    try:
-        load_weights(reference, read_checkpoint(path))
-    except VarshiftError as error:
-        raise VarshiftError(str(error).replace("--weights:", f"{option}:", 1)) from error
+    _load(reference, weights, option)
     return reference
+
+
+def _load(network: nn.Module, weights: Weights, option: str) -> tuple[Checkpoint, dict[str, str]]:
+    """Reads a file into a network and says what was chosen and what was left out."""
+    assert weights.file is not None
+    try:
+        checkpoint = read_checkpoint(weights.file, weights.key, trust=weights.trust)
+        names = load_weights(network, checkpoint, weights.prefix, strict=weights.strict)
+    except VarshiftError as error:
+        raise VarshiftError(str(error).replace("--weights:", f"{option}:", 1)) from error.__cause__
+    if checkpoint.others and weights.key is None:
+        chosen = ".".join(checkpoint.location) or "the top level"
+        print_note(
+            f"{checkpoint.path} has several state dicts; took {chosen}. "
+            f"--weights-key takes another: {', '.join(checkpoint.others)}"
+        )
+    if ignored := ignored_keys(checkpoint, names, weights.prefix):
+        print_note(
+            f"{checkpoint.path} has keys that {type(network).__name__} does not, which were ignored "
+            f"(--strict refuses them): {ignored}"
+        )
+    return checkpoint, names

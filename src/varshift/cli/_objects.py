@@ -42,6 +42,36 @@ def resolve_module(text: str, option: str) -> tuple[ModuleType, str, str]:
         VarshiftError: As `resolve_object`.
         UserCodeError: As `resolve_object`.
     """
+    place, name = _split(text, option)
+    _put_first(os.getcwd())
+    module = _import_file(place, option) if _is_file(place) else _import_module(place, option)
+    return module, place, name
+
+
+def check_place(text: str, option: str, *, modules: bool = True) -> None:
+    """Makes sure, without importing anything, that `text` names an object in a file or module that is there.
+
+    Args:
+        text: ``package.module:name`` or ``path/to/file.py:name``.
+        option: What to call it in errors.
+        modules: Whether modules have to be there already.
+
+    Raises:
+        VarshiftError: As `resolve_object`; whether a file or package has what is named shows only later.
+    """
+    place, _ = _split(text, option)
+    _put_first(os.getcwd())
+    if _is_file(place):
+        _existing_file(place, option)
+        return
+    _check_identifiers(place, option)
+    first = place.partition(".")[0]
+    if modules and first not in sys.modules and importlib.util.find_spec(first) is None:
+        raise VarshiftError(f"{option}: {_no_module(first)}")
+
+
+def _split(text: str, option: str) -> tuple[str, str]:
+    """The text before the last colon and the name after it."""
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         example = f"{text or 'path/to/file.py'}:NAME" if _is_file(text) or not text else "package.module:NAME"
@@ -49,9 +79,7 @@ def resolve_module(text: str, option: str) -> tuple[ModuleType, str, str]:
             f"{option}: {text!r} does not say which object is meant: write {example!r} "
             "(a module or a file, a colon, and a name in it)."
         )
-    _put_first(os.getcwd())
-    module = _import_file(place, option) if _is_file(place) else _import_module(place, option)
-    return module, place, name
+    return place, name
 
 
 def _is_file(place: str) -> bool:
@@ -70,15 +98,23 @@ def suggestion(wanted: str, known: Iterable[str]) -> str:
 
 
 def _import_module(name: str, option: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise VarshiftError(f"{option}: {name!r} is neither a module's name nor a file that ends in .py.")
+    _check_identifiers(name, option)
     try:
         return _guarded(lambda: importlib.import_module(name), f"{option}: importing {name}")
     except ModuleNotFoundError as error:
-        parent, _, last = (error.name or name).rpartition(".")
-        known = [module.name for module in pkgutil.iter_modules(_search_path(parent))]
-        where = f"{parent!r} has no module {last!r}" if parent else f"there is no module {last!r}"
-        raise VarshiftError(f"{option}: {where}{suggestion(last, known)}") from None
+        raise VarshiftError(f"{option}: {_no_module(error.name or name)}") from None
+
+
+def _check_identifiers(name: str, option: str) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise VarshiftError(f"{option}: {name!r} is neither a module's name nor a file that ends in .py.")
+
+
+def _no_module(name: str) -> str:
+    parent, _, last = name.rpartition(".")
+    known = [module.name for module in pkgutil.iter_modules(_search_path(parent))]
+    where = f"{parent!r} has no module {last!r}" if parent else f"there is no module {last!r}"
+    return f"{where}{suggestion(last, known)}"
 
 
 def _search_path(parent: str) -> list[str] | None:
@@ -88,7 +124,7 @@ def _search_path(parent: str) -> list[str] | None:
     return list(getattr(sys.modules.get(parent), "__path__", ()))
 
 
-def _import_file(place: str, option: str) -> ModuleType:
+def _existing_file(place: str, option: str) -> Path:
     path = Path(place).expanduser()
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
@@ -97,6 +133,11 @@ def _import_file(place: str, option: str) -> ModuleType:
     path = path.resolve()
     if path.suffix != ".py":
         raise VarshiftError(f"{option}: {place!r} is not a Python file: its name must end in .py.")
+    return path
+
+
+def _import_file(place: str, option: str) -> ModuleType:
+    path = _existing_file(place, option)
     root, name = _package_of(path)
     doing = f"{option}: importing {place}"
     if "." in name:

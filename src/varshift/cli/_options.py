@@ -70,7 +70,7 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
-        help="State dict to load: .safetensors, or a torch file without pickled objects.",
+        help="State dict to load: .safetensors, a torch file, or a folder of Hugging Face with one.",
         rich_help_panel=MODEL,
         show_default=False,
     ),
@@ -83,6 +83,33 @@ WeightsKeyOption = Annotated[
         help="Where in the file the state dict lies, when there are several (`state_dict_ema`).",
         rich_help_panel=MODEL,
         show_default=False,
+    ),
+]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        metavar="PREFIX",
+        help="Take only the keys of the file that begin with it (`student`); `module.`, `model.` and "
+        "`_orig_mod.` are found without.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Refuse a file with keys that the network does not have; they are ignored otherwise.",
+        rich_help_panel=MODEL,
+    ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Read a file with pickled objects all the same, though that can run any code.",
+        rich_help_panel=MODEL,
     ),
 ]
 DeviceOption = Annotated[

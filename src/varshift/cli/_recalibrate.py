@@ -23,9 +23,12 @@ from varshift.cli._options import (
     ForwardOption,
     FullOption,
     LossOption,
+    PrefixOption,
     SeedOption,
     ShapeOption,
+    StrictOption,
     TargetArgument,
+    TrustOption,
     VerboseOption,
     WeightsKeyOption,
     WeightsOption,
@@ -56,6 +59,9 @@ def recalibrate(
     arg: ArgOption = None,
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
+    prefix: PrefixOption = None,
+    strict: StrictOption = False,
+    trust: TrustOption = False,
     device: DeviceOption = None,
     batches: BatchesOption = None,
     forward: ForwardOption = None,
@@ -118,6 +124,11 @@ def recalibrate(
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise VarshiftError(f"--tolerance: {tolerance} is a relative error and must be above 0.")
 
+    from varshift.cli._sources import Weights, check_sources
+
+    source = Weights(weights, weights_key, prefix, strict, trust)
+    check_sources(target, source, data=data, forward=forward, loss=loss)
+
     from varshift.cli._weights import check_output, state_writer, updated_content, write_weights
 
     check_output(out, force=force)
@@ -128,7 +139,7 @@ def recalibrate(
     from varshift.cli._network import load_network
     from varshift.cli._progress import progress_bar
 
-    network, checkpoint, names = load_network(target, arguments, weights, weights_key, device, seed=seed)
+    network, checkpoint, names = load_network(target, arguments, source, device, seed=seed)
     before = _buffers(network)
     call = resolve_function(forward, "--forward")
     if data is None and shapes is None:

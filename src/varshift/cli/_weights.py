@@ -1,4 +1,4 @@
-"""Loading a state dict without ever running a pickle, and writing it back in the layout it came in."""
+"""Loading a state dict, from a pickle only if told to, and writing it back in the layout it came in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from varshift._errors import VarshiftError
-from varshift.cli._errors import described, one_line
-from varshift.cli._objects import suggestion
+from varshift.cli._errors import described, one_line, print_warning
+from varshift.cli._harmless import harmless_classes
+from varshift.cli._sources import weights_file
 from varshift.report import check_writable, write_atomically
 
 # Where training scripts put the state dict, in the order in which it is looked for; averages come last.
@@ -32,6 +33,7 @@ _WRAPPERS = ("module", "_orig_mod", "model")
 _BOOKKEEPING = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 WRITABLE = (".safetensors", ".pt", ".pth")
 _NAMED = 4
+_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,29 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, key: str | None = None, *, trust: bool = False) -> Checkpoint:
     """Reads a state dict from a ``.safetensors`` file or a torch file of tensors and plain values.
 
     Args:
-        path: The file.
+        path: The file, or a folder with one as Hugging Face writes it.
         key: Where in the file it lies, with dots for steps; found by itself when None.
+        trust: Whether a pickle that may run any code is read, with a warning. A whole network in it counts as
+            its state dict.
 
     Raises:
         VarshiftError: If the file cannot be read, is a pickle that would run code, or holds no state dict.
     """
-    if not path.is_file():
-        known = [str(item) for item in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise VarshiftError(f"--weights: there is no file {str(path)!r}{suggestion(str(path), known)}")
+    path = weights_file(path)
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise VarshiftError(
+                f"--weights: {str(path)!r} is a pointer of Git LFS, not the file itself: run `git lfs pull`."
+            )
     metadata: Mapping[str, str] = {}
     if path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
     else:
-        content = _read_torch(path)
+        content = _read_torch(path, trust=trust)
     places = dict(_state_dicts(content))
     if key is not None:
         wanted = key.replace("/", ".")
@@ -91,20 +98,29 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     return Checkpoint(path, content, places[found], found, others, metadata)
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint, prefix: str | None = None, *, strict: bool = False
+) -> dict[str, str]:
     """Loads a checkpoint into a model.
 
     Prefixes that wrappers put in front of keys (``module.``, ``_orig_mod.``, ``model.``) are taken off, or
-    put on, when that makes them fit.
+    put on, when that makes them fit. Keys that the model does not have are ignored if it gets all it needs.
+
+    Args:
+        model: The network.
+        checkpoint: The file as it was read.
+        prefix: Take only the keys that begin with it, without it.
+        strict: Whether keys that the model does not have are an error.
 
     Returns:
-        For each key of the file the key in the model.
+        For each key of the file that the model has the key there.
 
     Raises:
-        VarshiftError: If keys are missing, unexpected or of another shape; the message lists them.
+        VarshiftError: If keys are missing, of another shape, or unexpected and `strict`; the message lists
+            them.
     """
     own = model.state_dict()
-    names = _best_fit(list(checkpoint.state), list(own))
+    names = _renamed(checkpoint, list(own), prefix)
     renamed = {names[key]: value for key, value in checkpoint.state.items() if key in names}
     where = f"--weights: {str(checkpoint.path)!r} does not fit {type(model).__name__}"
     mismatched = _mismatched(renamed, own)
@@ -125,9 +141,25 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
         _listed("unexpected", unexpected),
         _listed("of another shape", mismatched),
     ]
-    if any(parts):
-        raise VarshiftError(f"{where}: {'; '.join(part for part in parts if part)}.")
-    return names
+    used = {key: name for key, name in names.items() if name in own}
+    if missing or mismatched or (unexpected and (strict or not used)):
+        listed = "; ".join(part for part in parts if part)
+        raise VarshiftError(f"{where}: {listed}.{_fitting_prefix(checkpoint.state, own) if missing else ''}")
+    return used
+
+
+def ignored_keys(checkpoint: Checkpoint, names: Mapping[str, str], prefix: str | None = None) -> str:
+    """The first keys of a file that went nowhere, and how many more; empty for none.
+
+    Args:
+        checkpoint: The file as it was read.
+        names: What `load_weights` returned.
+        prefix: The prefix that keys were taken by; without it they were not meant.
+    """
+    left = [key for key in checkpoint.state if key not in names and key not in _BOOKKEEPING]
+    if prefix is not None:
+        left = [key for key in left if key.startswith(prefix.rstrip(".") + ".")]
+    return _first(left)
 
 
 def updated_content(
@@ -200,22 +232,35 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         raise VarshiftError(f"--weights: {str(path)!r} cannot be read: {one_line(str(error))}.") from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, *, trust: bool) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(harmless_classes()):
             warnings.simplefilter("ignore")  # about the protocol of a file that is refused in the next moment
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors, broken archives and scripted modules differ in kind
         text = str(error)
         if "weights_only" in text or "Weights only" in text:
+            if trust:
+                print_warning(f"--trust: {path}: {_refused(text)}; reading it can run any code.")
+                return _read_pickle(path)
             raise VarshiftError(
                 f"--weights: {str(path)!r} was refused: {_refused(text)}, and reading such a file can run "
-                "any code. Save the state dict alone: torch.save(model.state_dict(), ...), or as safetensors."
+                "any code. If you trust whoever wrote it, --trust reads it all the same; else have the state "
+                "dict saved alone: torch.save(model.state_dict(), ...), or as safetensors."
             ) from error
         raise VarshiftError(
             f"--weights: {str(path)!r} cannot be read as weights: {described(error)}. Expected a file of "
             "torch.save or safetensors."
         ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # whatever the classes in the file do, or miss
+        raise VarshiftError(f"--weights: {str(path)!r} cannot be read: {described(error)}.") from error
 
 
 def _refused(text: str) -> str:
@@ -229,7 +274,10 @@ def _state_dicts(
     content: Any, place: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     """State dicts in a file, with the keys that lead to each."""
-    if not isinstance(content, Mapping):
+    if isinstance(content, nn.Module):
+        yield place, content.state_dict()
+        return
+    if not isinstance(content, dict):  # of a configuration, values are worked out on access
         return
     if _is_state_dict(content):
         yield place, content
@@ -254,6 +302,29 @@ def _preference(place: tuple[str, ...]) -> tuple[int, int]:
     name = place[0] if place else ""
     rank = known.index(name) if name in known else len(_CONTAINERS) + ("ema" in name.lower())
     return (rank if place else -1), len(place)
+
+
+def _renamed(checkpoint: Checkpoint, own: list[str], prefix: str | None) -> dict[str, str]:
+    """Names in the model for keys of the file: those with the prefix, or all of them without one."""
+    if prefix is None:
+        return _best_fit(list(checkpoint.state), own)
+    start = prefix.rstrip(".") + "."
+    keys = {key: key.removeprefix(start) for key in checkpoint.state if key.startswith(start)}
+    if not keys:
+        known = dict.fromkeys(key.partition(".")[0] for key in checkpoint.state if "." in key)
+        listed = f" They begin with {', '.join(list(known)[:8])}." if known else ""
+        raise VarshiftError(f"--prefix: no key of {str(checkpoint.path)!r} begins with {start!r}.{listed}")
+    fit = _best_fit(list(keys.values()), own)
+    return {key: fit[short] for key, short in keys.items() if short in fit}
+
+
+def _fitting_prefix(state: Iterable[str], own: Iterable[str]) -> str:
+    """A sentence about the prefixes under which all that the network needs is in the file; empty for none."""
+    keys = set(state)
+    needed = [key for key in own if not key.endswith("num_batches_tracked")]
+    starts = [key.removesuffix(needed[0]) for key in keys if key.endswith(f".{needed[0]}")] if needed else []
+    fitting = sorted(start for start in starts if all(f"{start}{key}" in keys for key in needed))
+    return f" It fits with {' or '.join(f'--prefix {start}' for start in fitting)}" if fitting else ""
 
 
 def _best_fit(keys: list[str], own: list[str]) -> dict[str, str]:
@@ -299,8 +370,12 @@ def _listed(what: str, keys: Iterable[str]) -> str:
     names = list(keys)
     if not names:
         return ""
+    return f"{len(names)} {what}: {_first(names)}"
+
+
+def _first(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{len(names)} {what}: {', '.join(names[:_NAMED])}{more}"
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _replaced(content: Any, location: tuple[str, ...], state: Mapping[str, Any]) -> Any:
