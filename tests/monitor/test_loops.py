@@ -281,6 +281,29 @@ class LeftInTheMiddle(EvaluatedInTheMiddle):
     back = False
 
 
+class Twice(nn.Module):
+    """A block that uses its norm twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(16, 16), nn.Linear(16, 16), nn.BatchNorm1d(16)
+        self.out = nn.BatchNorm1d(16)
+
+    def forward(self, x):
+        return self.out(x + self.norm(self.second(self.norm(self.first(x)).relu())))
+
+
+class Reused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16))
+        self.blocks = nn.Sequential(Twice(), Twice())
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)))
+
+
 FAULTS = {
     "head first, half frozen": ("VS402", lambda **s: HalfFrozen(HeadFirst(), **s)),
     "a teacher inside in training mode": ("VS402", lambda **s: Loop(Student(), **s)),
@@ -305,6 +328,7 @@ FAULTS = {
     "in no optimiser": ("VS402", lambda **s: InNoOptimizer(Mlp(), **s)),
     "pretrained in eval": ("VS402", lambda **s: Pretrained(Text(), **s)),
     "pretrained in eval, norms": ("VS402", lambda **s: Pretrained(Mlp(), **s)),
+    "one norm reused in each block": ("VS403", lambda **s: Loop(Reused(), **s)),
     "slow statistics": ("VS202", lambda **s: SlowStatistics(Mlp(), **s)),
     "shared norm": ("VS403", lambda **s: Loop(Shared(), **s)),
 }

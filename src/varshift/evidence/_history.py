@@ -14,6 +14,7 @@ class NormHistory:
         name: The norm.
         momentum: Weight of a batch in its statistics; None where it is not constant.
         paths: Number of module paths that lead to it.
+        recomputed: Whether code of a module around it refers to activation checkpointing.
         training: Number of readings at which it was in training mode.
         evaluation: Number of readings at which it was in evaluation mode.
         held: Whether it was in evaluation mode when the watch began, in a network in training mode.
@@ -32,6 +33,7 @@ class NormHistory:
     name: str
     momentum: float | None = None
     paths: int = 1
+    recomputed: bool = False
     training: int = 0
     evaluation: int = 0
     held: bool = False

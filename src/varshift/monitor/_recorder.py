@@ -13,6 +13,7 @@ from varshift.model import find_norms
 from varshift.monitor._flags import Flags
 from varshift.monitor._frozen import norms_of_frozen_parts
 from varshift.monitor._ranks import Ranks
+from varshift.monitor._recomputed import can_recompute
 from varshift.monitor._statistics import Statistics
 from varshift.monitor._trail import Trail
 from varshift.monitor._weights import Weights
@@ -26,6 +27,7 @@ class _Norm:
     """What is counted for one norm."""
 
     paths: int
+    recomputed: bool
     held: bool
     training: int = 0
     evaluation: int = 0
@@ -58,7 +60,12 @@ class Recorder:
         self._ranks = Ranks(self.statistics, self.weights)
         paths = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
         self._norms = [
-            _Norm(paths[id(norm.module)], self.flags.root and not norm.module.training) for norm in self.norms
+            _Norm(
+                paths[id(norm.module)],
+                _can_be_recomputed(network, norm.name),
+                self.flags.root and not norm.module.training,
+            )
+            for norm in self.norms
         ]
         self.steps = self.readings = self.moves = self.skipped = 0
         self.asleep = self.asleep_since = 0
@@ -212,6 +219,7 @@ class Recorder:
                     name=one.name,
                     momentum=one.momentum,
                     paths=norm.paths,
+                    recomputed=norm.recomputed,
                     training=norm.training,
                     evaluation=norm.evaluation,
                     held=norm.held,
@@ -272,6 +280,15 @@ class Recorder:
                     owner = owner.rpartition(".")[0]
                     parts.add(owner)
         return parts
+
+
+def _can_be_recomputed(network: nn.Module, name: str) -> bool:
+    """Whether a module around a norm can run it again in the backward pass."""
+    module, around = network, [network]
+    for part in name.partition("#")[0].split("."):
+        module = module.get_submodule(part) if part else module
+        around.append(module)
+    return any(map(can_recompute, around))
 
 
 def _usual(values: deque[int]) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-_PROBES = 8  # parameters that are looked at after every step, spread over the network
+_PROBES = 8  # parameters whose values are looked at where versions do not tell, spread over the network
 _PROBED = 256  # at most so many elements of each
 
 
@@ -31,16 +31,16 @@ class Weights:
         self._own_writes = None if optimizer is None else writes_per_step(optimizer)
         trained = [p for p in self._named.values() if (p.requires_grad or every_parameter) and p.numel() > 0]
         stride = max(len(trained) // _PROBES, 1)
-        self._probes = trained[::stride]
+        self._trained, self._probes = trained, trained[::stride]
         self._versions = {name: parameter._version for name, parameter in self._named.items()}
         # Only of use to code that writes to `parameter.data`, which leaves no trace in the versions.
         self._values: list[Tensor] | None = [_probe(parameter) for parameter in self._probes]
-        self._last = [parameter._version for parameter in self._probes]
+        self._last = [parameter._version for parameter in self._trained]
         self._writes = 0
 
     def moved(self) -> bool:
         """Whether they moved since this was asked last."""
-        versions = [parameter._version for parameter in self._probes]
+        versions = [parameter._version for parameter in self._trained]
         pairs = zip(versions, self._last, strict=True)
         self._writes = max((now - before for now, before in pairs), default=0)
         self._last = versions

@@ -82,8 +82,8 @@ class SeveralUpdates(Rule):
     warning, below 8 an error.
 
     In a watched training (`varshift.watch`) the counters of the norms say how often each is updated for one
-    move of the weights. Two updates of some norms and one of the others are a recomputation; as many of all
-    as there were calls of `step()`, or as gradients were written, an accumulation; two at weights that are
+    move of the weights. Two updates of some norms and one of the others are a recomputation, where code of a
+    module around them refers to `torch.utils.checkpoint`; as many of all as there were calls of `step()`, or as gradients were written, an accumulation; two at weights that are
     written more often than the optimiser writes them, a look at perturbed weights. What fits several of
     these is advice.
 

@@ -98,8 +98,11 @@ def _counted(norms: Sequence[NormHistory], history: History) -> _Counted | None:
         return None
     usual = {norm.updates or 0 for norm in learning}
     if len(usual) > 1:
-        inside = tuple(norm for norm in several if norm.updates == 2 and not _is_shared(norm, learning))
-        return _Counted("recomputed", inside) if inside and min(usual) == 1 else None
+        rest = tuple(norm for norm in several if norm.updates == 2 and not _is_shared(norm, learning))
+        inside = tuple(norm for norm in rest if norm.recomputed)
+        if min(usual) > 1 or not rest:
+            return None
+        return _Counted("recomputed", inside) if inside else _Counted("several", rest)
     updates = usual.pop()
     if history.calls is not None and history.calls > 1 and updates % history.calls == 0:
         return _Counted("pieces", several)
@@ -113,9 +116,11 @@ def _counted(norms: Sequence[NormHistory], history: History) -> _Counted | None:
 
 
 def _is_shared(norm: NormHistory, norms: Sequence[NormHistory]) -> bool:
-    """Whether a norm is called several times, and not run again with the part of the network around it."""
+    """Whether a norm is called several times, and no part of the network around it is run again."""
     if norm.paths > 1:
         return True
+    if norm.recomputed and norm.updates == 2:
+        return False
     part = norm.name.rpartition(".")[0]
     while True:
         around = [one for one in norms if one is not norm and one.name.startswith(f"{part}." if part else "")]
