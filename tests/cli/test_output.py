@@ -41,13 +41,14 @@ def test_only_what_is_new_against_a_baseline_fails(run, place):
     same = run(*words, "--select", "VS1", "--baseline", "base.json", "--output", "next.json")
     assert same.code == 0
     assert "1 finding of the baseline base.json left out" in same.err
-    assert "All is well" not in same.out
+    assert "Nothing new found; 1 finding of the baseline left out." in same.out
     kept = json.loads((place / "next.json").read_text())["findings"]
     assert [finding["code"] for finding in kept] == ["VS101"]
     more = run(*words, "--baseline", "base.json", "--output-format", "concise", "--fail-on", "advice")
     assert more.code == 1
     assert "VS201" in more.out
     assert "VS101" not in more.out
+    assert more.out.endswith("New: 1 piece of advice. 1 finding of the baseline left out.\n")
 
 
 def test_a_baseline_must_be_a_report(refused, place):

@@ -32,7 +32,7 @@ def only_new(report: Report, earlier: Report | None, name: str) -> Report:
     if hidden := len(report.findings) - len(found):
         note = f"{counted(hidden, 'finding')} of the baseline {name} left out: this is only what is new."
         print_note(note)
-        return dataclasses.replace(report, findings=found, verdict=None, limits=(*report.limits, note))
+        return dataclasses.replace(report, findings=found, verdict=None, left_out=hidden)
     return report
 
 

@@ -93,6 +93,7 @@ class Report:
         modes: Training flags of the modules, null when they were not looked at.
         limits: What could not be seen or measured, in plain sentences.
         history: What was seen of a training while it ran, null when none was watched.
+        left_out: Number of findings that are left out because a baseline has them too.
     """
 
     varshift: str
@@ -112,6 +113,7 @@ class Report:
     modes: ModeFacts | None = None
     limits: tuple[str, ...] = ()
     history: History | None = field(default=None, metadata={"sparse": True})
+    left_out: int = field(default=0, metadata={"sparse": True})
 
     @property
     def ok(self) -> bool:

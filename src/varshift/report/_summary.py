@@ -70,7 +70,18 @@ def all_is_well(report: Report) -> bool:
 
 
 def counts(report: Report) -> str:
-    """How many findings of which severity, in one sentence."""
+    """How many findings of which severity, in one sentence; how many a baseline has, in another."""
+    if not report.left_out:
+        return _counts(report)
+    known = f"{counted(report.left_out, 'finding')} of the baseline left out."
+    return (
+        f"Nothing new found; {known}"
+        if report.ok
+        else f"New: {_counts(report)} {known[0].upper()}{known[1:]}"
+    )
+
+
+def _counts(report: Report) -> str:
     names = {
         "error": ("error", "errors"),
         "warning": ("warning", "warnings"),
