@@ -83,9 +83,9 @@ class SeveralUpdates(Rule):
 
     In a watched training (`varshift.watch`) the counters of the norms say how often each is updated for one
     move of the weights. Two updates of some norms and one of the others are a recomputation, where code of a
-    module around them refers to `torch.utils.checkpoint`; as many of all as there were calls of `step()`, or as gradients were written, an accumulation; two at weights that are
-    written more often than the optimiser writes them, a look at perturbed weights. What fits several of
-    these is advice.
+    module around them refers to `torch.utils.checkpoint`; as many of all as there were calls of `step()`, or
+    as gradients were written, an accumulation; two at weights that are written more often than the optimiser
+    writes them, a look at perturbed weights. What fits several of these is advice.
 
     What costs nothing is advice; accumulation over large pieces and several passes over different batches
     are let pass.
