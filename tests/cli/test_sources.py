@@ -95,3 +95,28 @@ def test_a_fix_names_weights_as_they_were_read(run, place, checkpoint):
     assert result.code in (0, 1), result
     assert (place / "cured" / "apply.py").is_file()
     assert "--trust" in json.loads((place / "cured" / "before.json").read_text())["repeat"]
+
+
+def test_arguments_reach_the_function_of_the_data(run, refused, file):
+    file("own.py", "import nets\ndef get_loaders(size):\n    return nets.loader()[:size], nets.loader()\n")
+    words = ["check", "nets:Net", "--exit-zero", "--data", "own:get_loaders[0]"]
+    assert "give the rest with --data-arg KEY=VALUE" in refused(*words)
+    assert "--data-arg: 'own:get_loaders' has no argument 'sise'" in refused(*words, "--data-arg", "sise=2")
+    assert "--data-arg: there is no function to call" in refused("check", "nets:Net", "--data-arg", "a=1")
+    assert "is no function and takes no arguments" in refused(
+        "check", "nets:Net", "--data", "nets:number", "--data-arg", "a=1"
+    )
+    result = run(*words, "--data-arg", "size=2", "--deploy", "own:get_loaders[1]")
+    assert result.code == 0, result
+    assert "--data-arg size=2" in result.out
+    result = run("recalibrate", "nets:Net", *words[3:], "--data-arg", "size=2", "--out", "a.pt", "--force")
+    assert result.code == 0, result
+
+
+def test_a_factory_that_needs_a_configuration_shows_the_lines_to_write(refused, run, file):
+    file("own.py", "import nets\ndef make(cfg):\n    return nets.Net(width=cfg.width)\n")
+    lines = refused("check", "own.py:make").split("`")[1::2]
+    assert len(lines) == 4
+    file("wrapped.py", "\n".join([*lines[:3], "    " + lines[3].strip()]) + "\n")
+    result = run("check", "wrapped.py:network", "--shape", "4", "--exit-zero")
+    assert result.code == 0, result

@@ -11,7 +11,7 @@ from varshift._errors import VarshiftError
 from varshift.cli._errors import one_line
 
 
-def parse_arguments(items: Sequence[str] | None) -> dict[str, Any]:
+def parse_arguments(items: Sequence[str] | None, option: str = "--arg") -> dict[str, Any]:
     """Keyword arguments from ``key=value`` texts; values are Python literals where they read as such.
 
     Raises:
@@ -22,9 +22,9 @@ def parse_arguments(items: Sequence[str] | None) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key.isidentifier():
-            raise VarshiftError(f"--arg: {item!r} must read KEY=VALUE, as in --arg drop_rate=0.2.")
+            raise VarshiftError(f"{option}: {item!r} must read KEY=VALUE, as in {option} drop_rate=0.2.")
         if key in arguments:
-            raise VarshiftError(f"--arg: {key!r} is given twice.")
+            raise VarshiftError(f"{option}: {key!r} is given twice.")
         arguments[key] = literal(value)
     return arguments
 

@@ -18,6 +18,7 @@ from varshift.cli._options import (
     RULES,
     ArgOption,
     BatchesOption,
+    DataArgOption,
     DataOption,
     DeviceOption,
     Estimator,
@@ -57,6 +58,7 @@ def check(
     trust: TrustOption = False,
     device: DeviceOption = None,
     data: DataOption = None,
+    data_arg: DataArgOption = None,
     deploy: Annotated[
         str | None,
         typer.Option(
@@ -186,6 +188,9 @@ def check(
         raise VarshiftError("--deploy is compared with the training data: add --data.")
     if step is not None and data is None:
         raise VarshiftError("--step needs batches to run on: add --data.")
+    data_arguments = parse_arguments(data_arg, "--data-arg")
+    if data_arguments and data is None:
+        raise VarshiftError("--data-arg: there is no function to call: add --data.")
     source = Weights(weights, weights_key, prefix, strict, trust)
     check_sources(target, source, data=data, deploy=deploy, step=step, forward=forward, loss=loss)
     references = [weights_file(path, "--reference-weights") for path in reference_weights or ()]
@@ -203,6 +208,7 @@ def check(
         loss=loss,
         step=step,
         reference_weights=references,
+        data_arguments=data_arguments,
         device=device,
         estimator=estimator.value,
         select=codes,
@@ -234,6 +240,7 @@ def _measured(
     loss: str | None,
     step: str | None,
     reference_weights: list[Path],
+    data_arguments: dict[str, Any],
     batches: int,
     **settings: Any,
 ) -> Report:
@@ -241,13 +248,15 @@ def _measured(
 
     with users_output("-" if alone else None):
         from varshift import check as run_check
-        from varshift.cli._data import resolve_function, resolve_loader
+        from varshift.cli._data import arguments_for, resolve_function, resolve_loader
         from varshift.cli._network import load_network, with_weights
         from varshift.cli._progress import progress_bar
 
         network, _, _ = load_network(target, arguments, weights, settings["device"], seed=settings["seed"])
         loader, deploy = (
-            resolve_loader(text, batches, option) if text else None
+            resolve_loader(text, batches, option, arguments_for(text, sources[0], data_arguments))
+            if text
+            else None
             for text, option in zip(sources, ("--data", "--deploy"), strict=True)
         )
         if loader is None and shapes is None:

@@ -15,6 +15,7 @@ from varshift._printable import printable
 from varshift.cli._options import (
     DATA,
     ArgOption,
+    DataArgOption,
     DeviceOption,
     ForwardOption,
     JsonOption,
@@ -43,6 +44,7 @@ def compare(
     target: TargetArgument,
     data: RequiredDataOption,
     arg: ArgOption = None,
+    data_arg: DataArgOption = None,
     weights: WeightsOption = None,
     weights_key: WeightsKeyOption = None,
     prefix: PrefixOption = None,
@@ -171,7 +173,7 @@ def compare(
     from varshift.cli._json import check_json, users_output, write_json
     from varshift.cli._sources import Weights, check_sources
 
-    arguments = parse_arguments(arg)
+    arguments, data_arguments = parse_arguments(arg), parse_arguments(data_arg, "--data-arg")
     check_json(json)
     names = _names(variants)
     source = Weights(weights, weights_key, prefix, strict, trust)
@@ -184,7 +186,7 @@ def compare(
     device = check_device(device)
     with users_output(json):
         from varshift import compare as run_compare
-        from varshift.cli._data import resolve_function, resolve_loader
+        from varshift.cli._data import arguments_for, resolve_function, resolve_loader
 
         own = None
         if names is not None:
@@ -193,8 +195,12 @@ def compare(
             table = run_compare(
                 _model(target, arguments, source, device),
                 resolve_function(train, "--train"),
-                resolve_loader(data, None),
-                val_loader=resolve_loader(val_data, None, "--val-data") if val_data else None,
+                resolve_loader(data, None, arguments=data_arguments),
+                val_loader=resolve_loader(
+                    val_data, None, "--val-data", arguments_for(val_data, data, data_arguments)
+                )
+                if val_data
+                else None,
                 variants=own,
                 seeds=seeds,
                 epochs=epochs,

@@ -13,7 +13,9 @@ from varshift.cli._models import check_signature
 from varshift.cli._objects import resolve_object
 
 
-def resolve_loader(text: str, batches: int | None, option: str = "--data") -> Iterable[Any]:
+def resolve_loader(
+    text: str, batches: int | None, option: str = "--data", arguments: Mapping[str, Any] | None = None
+) -> Iterable[Any]:
     """The batches that an option names: a loader, a list of batches, or a callable that returns one.
 
     ``pkg.data:get_loaders[0]`` names an item of what is there or is returned.
@@ -21,19 +23,27 @@ def resolve_loader(text: str, batches: int | None, option: str = "--data") -> It
     A callable that returns an iterator (a generator function) is called again for every pass. An iterator
     that can be gone through only once is read as far as it is needed.
 
+    Args:
+        text: What the option names.
+        batches: How many batches of an iterator are read.
+        option: What to call it in errors.
+        arguments: Keyword arguments for the callable.
+
     Raises:
         DataError: If what it names is not an iterable of batches.
         UserCodeError: If the user's code fails.
     """
     name, key = _item(text)
-    found = resolve_object(name, option)
+    found, arguments = resolve_object(name, option), arguments or {}
     if not callable(found) or _is_loader(found):
+        if arguments:
+            raise VarshiftError(f"--data-arg: {name!r} is no function and takes no arguments.")
         return _checked(_pick(found, key, text, option), text, batches, option)
-    check_signature(found, {}, name)
+    check_signature(found, arguments, name, option)
 
     def make() -> Any:
         try:
-            return _pick(found(), key, text, option)
+            return _pick(found(**arguments), key, text, option)
         except VarshiftError:
             raise
         except (Exception, SystemExit) as error:
@@ -43,6 +53,11 @@ def resolve_loader(text: str, batches: int | None, option: str = "--data") -> It
     if isinstance(made, Iterator):
         return _Again(made, make)
     return _checked(made, text, batches, option)
+
+
+def arguments_for(text: str, data: str | None, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of ``--data-arg``, for an option that names the same callable as ``--data``."""
+    return arguments if data is not None and _item(text)[0] == _item(data)[0] else {}
 
 
 def resolve_function(text: str | None, option: str) -> Callable[..., Any] | None:

@@ -15,6 +15,7 @@ from varshift.cli._options import (
     OUTPUT,
     ArgOption,
     BatchesOption,
+    DataArgOption,
     DataOption,
     DeviceOption,
     ForwardOption,
@@ -54,6 +55,7 @@ def fix(
     trust: TrustOption = False,
     device: DeviceOption = None,
     data: DataOption = None,
+    data_arg: DataArgOption = None,
     shape: ShapeOption = None,
     batches: BatchesOption = None,
     forward: ForwardOption = None,
@@ -139,6 +141,9 @@ def fix(
     check_data_or_shape(data, shapes)
     if out is not None and not dry_run:
         check_folder(out, "--out", force=force)
+    data_arguments = parse_arguments(data_arg, "--data-arg")
+    if data_arguments and data is None:
+        raise VarshiftError("--data-arg: there is no function to call: add --data.")
     source = Weights(weights, weights_key, prefix, strict, trust)
     check_sources(target, source, data=data, forward=forward, loss=loss)
     device = check_device(device)
@@ -151,7 +156,7 @@ def fix(
     network, checkpoint, names = load_network(target, arguments, source, device, seed=seed)
     cured = _cured(
         network,
-        (data, batches or DEFAULT_BATCHES),
+        (data, batches or DEFAULT_BATCHES, data_arguments),
         target,
         shapes,
         forward,
@@ -166,7 +171,15 @@ def fix(
     )
     new = () if wishes else _new(cured, codes)
     same_check = [
-        *_words(data=data, shape=shape, batches=batches, forward=forward, loss=loss, device=device),
+        *_words(
+            data=data,
+            data_arg=data_arg,
+            shape=shape,
+            batches=batches,
+            forward=forward,
+            loss=loss,
+            device=device,
+        ),
         *_words(select=select, ignore=ignore, seed=seed or None),
     ]
     command = [
@@ -185,7 +198,7 @@ def fix(
 
 def _cured(
     network: nn.Module,
-    data: tuple[str | None, int],
+    data: tuple[str | None, int, dict[str, Any]],
     target: str,
     shapes: list[tuple[int, ...]] | None,
     forward: str | None,
@@ -198,8 +211,8 @@ def _cured(
     from varshift.cli._progress import progress_bar
     from varshift.cli._zoo import default_shape
 
-    source, batches = data
-    loader = resolve_loader(source, batches) if source else None
+    source, batches, data_arguments = data
+    loader = resolve_loader(source, batches, arguments=data_arguments) if source else None
     if loader is None and shapes is None:
         shapes = [known] if (known := default_shape(target, network)) else None
     with progress_bar() as progress:

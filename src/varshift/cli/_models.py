@@ -13,6 +13,9 @@ from varshift._errors import VarshiftError
 from varshift.cli._errors import user_code_error
 from varshift.cli._objects import resolve_object, suggestion
 
+# What people call an object with all settings.
+_CONFIGURATIONS = ("cfg", "config", "conf", "args", "opt", "opts", "options", "hparams", "params", "settings")
+
 
 def resolve_model(target: str, arguments: dict[str, Any], *, seed: int = 0) -> nn.Module:
     """The network that a target names.
@@ -58,7 +61,9 @@ def is_zoo(target: str) -> bool:
     return zoo in ("timm", "torchvision") and bool(name)
 
 
-def check_signature(function: Callable[..., Any], arguments: Mapping[str, Any], target: str) -> None:
+def check_signature(
+    function: Callable[..., Any], arguments: Mapping[str, Any], target: str, option: str = "target"
+) -> None:
     """Makes sure that a callable takes these keyword arguments, and needs no others.
 
     Raises:
@@ -68,6 +73,7 @@ def check_signature(function: Callable[..., Any], arguments: Mapping[str, Any], 
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return
+    flag = "--arg" if option == "target" else "--data-arg"
     known = [
         name
         for name, parameter in signature.parameters.items()
@@ -77,14 +83,33 @@ def check_signature(function: Callable[..., Any], arguments: Mapping[str, Any], 
     takes = f" It takes {', '.join(known)}." if known else " It takes no arguments."
     for key in arguments:
         if key not in known and not anything:
-            raise VarshiftError(f"--arg: {target!r} has no argument {key!r}{suggestion(key, known)}{takes}")
+            raise VarshiftError(f"{flag}: {target!r} has no argument {key!r}{suggestion(key, known)}{takes}")
     try:
         signature.bind(**arguments)
     except TypeError as error:
         raise VarshiftError(
-            f"target: {target!r} cannot be called with what was given ({error}): "
-            "give the rest with --arg KEY=VALUE, or name a function that needs none."
+            f"{option}: {target!r} cannot be called with what was given ({error}): "
+            f"give the rest with {flag} KEY=VALUE, or name a function that needs none."
+            f"{_wrapper(signature, arguments, target) if option == 'target' else ''}"
         ) from None
+
+
+def _wrapper(signature: inspect.Signature, arguments: Mapping[str, Any], target: str) -> str:
+    """A sentence with the lines to write where a callable needs a configuration, which no text can give."""
+    missing = [
+        name
+        for name, item in signature.parameters.items()
+        if item.default is item.empty and item.kind is item.POSITIONAL_OR_KEYWORD and name not in arguments
+    ]
+    if len(missing) != 1 or missing[0] not in _CONFIGURATIONS:
+        return ""
+    place, _, name = target.rpartition(":")
+    module = place.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+    return (
+        f" If {missing[0]!r} is an object, write a file beside it with the lines "
+        f"`from types import SimpleNamespace`, `from {module} import {name}`, `def network():`, "
+        f"`    return {name}(SimpleNamespace(width=64))`, and name its network."
+    )
 
 
 def _checked(made: Any, target: str) -> nn.Module:

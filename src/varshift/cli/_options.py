@@ -131,6 +131,16 @@ _DATA_OPTION = typer.Option(
 )
 DataOption = Annotated[str | None, _DATA_OPTION]
 RequiredDataOption = Annotated[str, _DATA_OPTION]
+DataArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-arg",
+        metavar="KEY=VALUE",
+        help="Argument for the function of `--data`, may be repeated.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option(

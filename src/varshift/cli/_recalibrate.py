@@ -16,6 +16,7 @@ from varshift.cli._options import (
     OUTPUT,
     ArgOption,
     BatchesOption,
+    DataArgOption,
     DataOption,
     DeviceOption,
     Estimator,
@@ -55,6 +56,7 @@ def recalibrate(
         ),
     ],
     data: DataOption = None,
+    data_arg: DataArgOption = None,
     shape: ShapeOption = None,
     arg: ArgOption = None,
     weights: WeightsOption = None,
@@ -126,6 +128,9 @@ def recalibrate(
 
     from varshift.cli._sources import Weights, check_sources
 
+    data_arguments = parse_arguments(data_arg, "--data-arg")
+    if data_arguments and data is None:
+        raise VarshiftError("--data-arg: there is no function to call: add --data.")
     source = Weights(weights, weights_key, prefix, strict, trust)
     check_sources(target, source, data=data, forward=forward, loss=loss)
 
@@ -148,7 +153,7 @@ def recalibrate(
         warnings.simplefilter("ignore", VarshiftWarning)  # the same is printed below
         handle = run_recalibrate(
             network,
-            None if data is None else resolve_loader(data, batches),
+            None if data is None else resolve_loader(data, batches, arguments=data_arguments),
             shape=shapes,
             noise=noise,
             estimator=estimator.value,
