@@ -5,9 +5,11 @@ import pytest
 
 # The suite runs a process on every core: with several threads each they would wait for one another. Programs
 # that tests start take it over.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+
+torch.set_num_threads(1)
 
 # On processors with AVX2 and without AVX-512, oneDNN's kernel for the gradient of strided 1x1 convolutions
 # with channels innermost (brgconv_strided:avx2, torch 2.13) writes over memory that is not its own, and the

@@ -12,14 +12,6 @@ import varshift as vs
 from varshift.report import report_schema
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Net(nn.Module):
     def __init__(self, p=0.5):
         super().__init__()

@@ -12,14 +12,6 @@ from varshift_lab.data import digits, tensor_loader
 from varshift_lab.networks import preresnet
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def trained(dropout):
     torch.manual_seed(0)

@@ -58,15 +58,6 @@ WORDS = ("fix", "sick.py:build", "--data", "sick.py:batches", "--weights")
 FILES = {"weights.safetensors", "plan.json", "before.json", "after.json", "apply.py"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The networks are small: threads that wait for one another take longer than one alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def states():
     """State dicts of the network after a short training, sick and healthy."""

@@ -20,14 +20,6 @@ CHECKED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def learned(fixture: Fixture) -> nn.Module:
     """The network with statistics of its own, as training leaves them."""
     if fixture.zoo:

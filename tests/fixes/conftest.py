@@ -5,15 +5,6 @@ import torch
 from sick_networks import Sick, data, trained
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These networks are small: threads that wait for one another take longer than one alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def sick_weights():
     """Weights of a sick network, and the state of the optimiser that made them."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from varshift.evidence import LoaderFacts, ModeFacts
 from varshift.flow import Flow, Node, NoiseSite, NormSite, Parting
@@ -176,15 +174,6 @@ def evidence(*all_facts: NormFacts, train: Flow | None = None, **values: Any) ->
 
 def findings(code: str, known: Evidence) -> tuple[Any, ...]:
     return run_rules(known, select=[code])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models of a few channels: more threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

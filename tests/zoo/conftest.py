@@ -9,15 +9,6 @@ def _torchvision_imports():
     declare_torchvision_operators()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    # Many small operations: a second thread costs more than it brings where cores are shared.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def images():
     """Two batches of 32 colour images: blurred noise, whose neighbouring pixels agree as in pictures."""

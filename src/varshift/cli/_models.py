@@ -106,7 +106,7 @@ def _wrapper(signature: inspect.Signature, arguments: Mapping[str, Any], target:
     place, _, name = target.rpartition(":")
     module = place.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
     return (
-        f" If {missing[0]!r} is an object, write a file beside it with the lines "
+        f" If {missing[0]!r} is an object, write a file next to it with the lines "
         f"`from types import SimpleNamespace`, `from {module} import {name}`, `def network():`, "
         f"`    return {name}(SimpleNamespace(width=64))`, and name its network."
     )

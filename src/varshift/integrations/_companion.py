@@ -216,3 +216,24 @@ class Companion:
             if finding.severity != "advice":
                 text = f"{finding.code} {when}: {finding.message} (varshift explain {finding.code})"
                 warnings.warn(text, VarshiftWarning, stacklevel=5)
+
+
+class Accompanied:
+    """What callbacks show of the companion that they hold."""
+
+    _companion: Companion
+
+    @property
+    def watch(self) -> Watch | None:
+        """The watch of the training that runs or ran last; None before the first."""
+        return self._companion.watch
+
+    @property
+    def reports(self) -> list[Report]:
+        """Reports of the checks, in their order."""
+        return self._companion.reports
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last check; without one, what the watch knows now."""
+        return self._companion.report

@@ -13,8 +13,8 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from varshift import Recalibration, Report, VarshiftError, Watch, recalibrate
-from varshift.integrations._companion import Companion, Options
+from varshift import Recalibration, VarshiftError, Watch, recalibrate
+from varshift.integrations._companion import Accompanied, Companion, Options
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -33,7 +33,7 @@ def _callback() -> Any:
     raise ImportError("VarshiftCallback needs Lightning: pip install lightning")
 
 
-class VarshiftCallback(_callback()):
+class VarshiftCallback(Accompanied, _callback()):
     """Watches a fit of Lightning's trainer; see `varshift.watch` for what it looks for.
 
     The watch is stepped after every batch, so that pieces of a batch (``accumulate_grad_batches``) are told
@@ -73,21 +73,6 @@ class VarshiftCallback(_callback()):
         self._companion = Companion(watch=watch, **options)
         self._batches = recalibrate
         self._handle: Recalibration | None = None
-
-    @property
-    def watch(self) -> Watch | None:
-        """The watch of the fit that runs or ran last."""
-        return self._companion.watch
-
-    @property
-    def reports(self) -> list[Report]:
-        """Reports of the checks, in their order."""
-        return self._companion.reports
-
-    @property
-    def report(self) -> Report | None:
-        """Of the last check; without one, what the watch knows now."""
-        return self._companion.report
 
     def state_dict(self) -> dict[str, Any]:
         """What the watch remembers."""

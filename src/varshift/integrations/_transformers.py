@@ -6,11 +6,11 @@ from typing import Any, Unpack
 
 from transformers import TrainerCallback
 
-from varshift import Report, VarshiftError, Watch
-from varshift.integrations._companion import Companion, Options
+from varshift import VarshiftError, Watch
+from varshift.integrations._companion import Accompanied, Companion, Options
 
 
-class VarshiftTrainerCallback(TrainerCallback):
+class VarshiftTrainerCallback(Accompanied, TrainerCallback):
     """Watches a training by transformers' Trainer; see `varshift.watch` for what it looks for.
 
     The watch is stepped after every piece of a batch (``gradient_accumulation_steps``) and after every step.
@@ -37,21 +37,6 @@ class VarshiftTrainerCallback(TrainerCallback):
     def __init__(self, *, watch: Watch | None = None, **options: Unpack[Options]) -> None:
         super().__init__()
         self._companion = Companion(watch=watch, **options)
-
-    @property
-    def watch(self) -> Watch | None:
-        """The watch of the training that runs or ran last."""
-        return self._companion.watch
-
-    @property
-    def reports(self) -> list[Report]:
-        """Reports of the checks, in their order."""
-        return self._companion.reports
-
-    @property
-    def report(self) -> Report | None:
-        """Of the last check; without one, what the watch knows now."""
-        return self._companion.report
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begins the watch."""

@@ -198,8 +198,8 @@ class Recorder:
         frozen = self.weights.frozen(moves=self.moves)
         parts = norms_of_frozen_parts(self.network, self.norms, frozen)
         trained_parts = self._trained_parts(frozen)
-        beside = [n for n, noise in enumerate(self.flags.noise) if noise.part in trained_parts]
-        beside = [n for n in beside if self.flags.acts(n)]
+        noises = [n for n, noise in enumerate(self.flags.noise) if noise.part in trained_parts]
+        noises = [n for n in noises if self.flags.acts(n)]
         return History(
             steps=self.steps,
             every=self.every,
@@ -211,8 +211,8 @@ class Recorder:
             asleep=self.asleep,
             asleep_since=self.asleep_since,
             woken_at=self.woken_at,
-            quiet_noise=tuple(self.flags.noise[n].name for n in beside if self._quiet[n] >= 3),
-            awake_noise=sum(self._quiet[n] == 0 and self._acted[n] for n in beside),
+            quiet_noise=tuple(self.flags.noise[n].name for n in noises if self._quiet[n] >= 3),
+            awake_noise=sum(self._quiet[n] == 0 and self._acted[n] for n in noises),
             skipped=self.skipped,
             norms={
                 one.name: NormHistory(

@@ -36,7 +36,6 @@ class Statistics:
         self._counters = [getattr(norm.module, _COUNTER, None) is not None for norm in self.norms]
         self.counts: list[int | None] = [None] * len(self.norms)
         self.counts_before = list(self.counts)
-        self.readings = 0
 
     def read(self) -> None:
         """Reads all statistics; what was read last becomes the reading before."""
@@ -46,7 +45,6 @@ class Statistics:
             _flatten([norm.mean for norm in self.norms], means)
             _flatten([norm.var for norm in self.norms], variances)
             self.counts_before, self.counts = self.counts, self._count()
-        self.readings += 1
 
     @property
     def means(self) -> np.ndarray:
@@ -90,11 +88,6 @@ class Statistics:
         """
         pairs = zip(self.counts_before, self.counts, strict=True)
         return [None if a is None or b is None or b < a else b - a for a, b in pairs]
-
-    def mean_variances(self) -> np.ndarray:
-        """The channel mean of the running variance of each norm."""
-        with np.errstate(all="ignore"):
-            return self._per_norm(self.variances.astype(float)) / self._sizes
 
     def batch_moments(self, number: int) -> tuple[Tensor, Tensor] | None:
         """Mean and (unbiased) variance per channel of the last batch that a norm saw.

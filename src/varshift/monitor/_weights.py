@@ -27,7 +27,6 @@ class Weights:
         self, network: nn.Module, optimizer: Optimizer | None = None, *, every_parameter: bool = False
     ) -> None:
         self._named = dict(network.named_parameters())
-        self._optimizer = optimizer
         self._own_writes = None if optimizer is None else writes_per_step(optimizer)
         trained = [p for p in self._named.values() if (p.requires_grad or every_parameter) and p.numel() > 0]
         stride = max(len(trained) // _PROBES, 1)

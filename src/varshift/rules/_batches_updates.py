@@ -19,7 +19,7 @@ from ._places import norm_places
 from ._reading import known, norms_in_order, positive, without_none
 from ._recalibration import measured_recalibration
 from ._registry import Rule, register
-from ._watched import several_updates
+from ._watched import LARGER_PIECES, SKIP_UPDATE, several_updates
 
 if TYPE_CHECKING:
     from varshift.probe import NormUpdates, StepFacts
@@ -32,11 +32,6 @@ _FORMS: Final[dict[Form, str]] = {
     "pieces": "gradients are accumulated over pieces of the batch, and each piece updates them",
     "again": "the same batch goes through the network again, and updates them again",
 }
-_SKIP = cure(
-    "skip-update",
-    "set the momentum of the norms to 0 during the second forward pass",
-    "safe",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,17 +290,9 @@ def _message(form: Form, sites: list[_Site], step: StepFacts, cost: Cost | None)
 def _cures(evidence: Evidence, form: Form, norm: NormUpdates) -> tuple[Cure, ...]:
     cures: list[Cure] = []
     if form == "perturbed":
-        cures.append(_SKIP)
+        cures.append(SKIP_UPDATE)
     elif form == "pieces":
-        cures.append(cure("larger-batch", "larger pieces, and train again", "unsafe"))
-        cures.append(
-            cure(
-                "swap-norm",
-                "norms that do not look at the batch (GroupNorm), and train again",
-                "unsafe",
-                to="group_norm",
-            )
-        )
+        cures.extend(LARGER_PIECES)
     elif norm.momentum is not None:
         single = 1 - (1 - norm.momentum) ** (1 / norm.updates)
         cures.append(

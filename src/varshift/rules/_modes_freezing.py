@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from varshift.evidence import Evidence, ModeFacts
 
 from . import _thresholds as thresholds
-from ._cures import cure
 from ._finding import Confidence, Finding, Severity
 from ._places import norm_places
-from ._reading import known, learns, listed, norms_in_order, quoted
+from ._reading import known, learns, norms_in_order, quoted, so_with
 from ._registry import Rule, register
 from ._upstream import drifted, parameters_upstream
-from ._watched import wrong_modes
+from ._watched import CALL_TRAIN, HOLD_STATISTICS, wrong_modes
 
 if TYPE_CHECKING:
     from varshift.probe import StepFacts
@@ -144,11 +143,10 @@ class HalfFrozen(Rule):
             sites=norm_places(evidence, names),
             message=(
                 f"The training step runs the network in evaluation mode: the norm {quoted(names[0])} trains "
-                f"its parameters on stored statistics{also}."
-                + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
+                f"its parameters on stored statistics{also}." + so_with(names)
             ),
             evidence={"reason": "asleep", "norms": len(names), "quiet_noise": len(noise)},
-            cures=(_TRAIN,),
+            cures=(CALL_TRAIN,),
         )
 
     def _finding(self, evidence: Evidence, names: list[str], moved: bool, *, seen: bool = False) -> Finding:
@@ -169,10 +167,10 @@ class HalfFrozen(Rule):
             sites=norm_places(evidence, names),
             message=(
                 f"The norm {quoted(names[0])} is frozen with all weights upstream, and {what}."
-                + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
+                + so_with(names)
             ),
             evidence={"reason": "drifted" if moved else "awake", "norms": len(names), "seen": seen},
-            cures=(_HOLD,),
+            cures=(HOLD_STATISTICS,),
             step="statistics",
         )
 
@@ -184,22 +182,11 @@ class HalfFrozen(Rule):
             sites=norm_places(evidence, names),
             message=(
                 f"The frozen norm {quoted(names[0])} is in evaluation mode, and model.train() wakes it: put "
-                "it back after every call of it, as an overridden train() does."
-                + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
+                "it back after every call of it, as an overridden train() does." + so_with(names)
             ),
             evidence={"reason": "woken", "norms": len(names)},
-            cures=(_HOLD,),
+            cures=(HOLD_STATISTICS,),
         )
-
-
-_HOLD = cure(
-    "hold-statistics",
-    "keep it in evaluation mode by an overridden train(), and load its statistics again",
-    "unsafe",
-)
-_TRAIN = cure(
-    "set-mode", "call model.train() at the start of every training step or epoch", "unsafe", training=True
-)
 
 
 def _drifts_in(evidence: Evidence, step: StepFacts, name: str) -> bool:

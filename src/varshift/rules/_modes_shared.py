@@ -13,7 +13,7 @@ from ._cost import Cost, cost_of, graded, graver, loss_severity, price
 from ._cures import cure
 from ._finding import Cure, Finding, Severity
 from ._places import norm_places
-from ._reading import known, listed, quoted
+from ._reading import known, quoted, so_with
 from ._registry import Rule, register
 from ._watched import shared_norms
 
@@ -203,7 +203,7 @@ def _message(way: _Way, names: Sequence[str], worst: Distributions, cost: Cost |
     text = f"{norm} {feeds}, {how}: its running statistics are an average that fits none of them"
     if cost is not None and cost.metric == "loss" and cost.delta > 0:
         text += f", and the loss goes from {cost.level:.3g} to {cost.level + cost.delta:.3g} with them"
-    others = f" So with {listed(names[1:])}." if len(names) > 1 else ""
+    others = so_with(names)
     return f"{text}.{others}"
 
 

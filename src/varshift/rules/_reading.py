@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -166,6 +166,11 @@ def others(names: Iterable[str], one: str, several: str) -> str:
     """How many more there are, with what they do: ``"2 more are stale: 'a', 'b'"``."""
     names = list(names)
     return f"{len(names)} more {one if len(names) == 1 else several}: {listed(names)}"
+
+
+def so_with(names: Sequence[str]) -> str:
+    """A sentence for all names but the first, of which the same was said; empty where there are none."""
+    return f" So with {listed(names[1:])}." if len(names) > 1 else ""
 
 
 def noise_words(site: NoiseSite) -> str:

@@ -12,18 +12,14 @@ from varshift.theory import fold
 from ._cures import cure
 from ._finding import Cure, Finding
 from ._places import module_place, norm_places
-from ._reading import known, listed, norms_in_order, quoted, without_none
+from ._reading import known, norms_in_order, quoted, so_with, without_none
 
 Form = Literal["recomputed", "perturbed", "pieces", "several"]
 
 _ASLEEP = 3  # moves of the weights in evaluation mode after which nobody is going to call train()
 _STRETCHES = 3  # in a row that statistics trail
-_NONE_TRAINS = "call model.train() at the start of every training step or epoch"
 _WHY: dict[Form, str] = {
-    "recomputed": (
-        "as when activation checkpointing runs their forward pass again in the backward pass (set their "
-        "momentum to 1 - sqrt(1 - m))"
-    ),
+    "recomputed": ("as when activation checkpointing runs their forward pass again in the backward pass"),
     "perturbed": (
         "and the weights are written more often than the optimiser writes them: a second forward pass, at "
         "weights that the step takes back, updates them too"
@@ -31,12 +27,28 @@ _WHY: dict[Form, str] = {
     "pieces": "gradients are accumulated over pieces of the batch, and each piece updates them",
     "several": "several forward passes: pieces of one batch, several batches, or the same one again",
 }
-_HOLD = cure(
+HOLD_STATISTICS = cure(
     "hold-statistics",
     "keep it in evaluation mode by an overridden train(), and load its statistics again",
     "unsafe",
 )
-_TRAIN = cure("set-mode", _NONE_TRAINS, "unsafe", training=True)
+CALL_TRAIN = cure(
+    "set-mode", "call model.train() at the start of every training step or epoch", "unsafe", training=True
+)
+SKIP_UPDATE = cure(
+    "skip-update",
+    "set the momentum of the norms to 0 during the second forward pass",
+    "safe",
+)
+LARGER_PIECES = (
+    cure("larger-batch", "larger pieces, and train again", "unsafe"),
+    cure(
+        "swap-norm",
+        "norms that do not look at the batch (GroupNorm), and train again",
+        "unsafe",
+        to="group_norm",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +146,11 @@ def _is_shared(norm: NormHistory, norms: Sequence[NormHistory]) -> bool:
 
 def _update_cures(form: Form) -> tuple[Cure, ...]:
     if form == "perturbed":
-        words = "set the momentum of the norms to 0 during the second forward pass"
-        return (cure("skip-update", words, "safe"),)
+        return (SKIP_UPDATE,)
     if form == "recomputed":
         words = "a momentum of 1 - sqrt(1 - m) in the norms that are run again"
         return (cure("set-momentum", words, "safe"),)
-    words = "norms that do not look at the batch (GroupNorm), and train again"
-    return (
-        cure("larger-batch", "larger pieces, and train again", "unsafe"),
-        cure("swap-norm", words, "unsafe", to="group_norm"),
-    )
+    return LARGER_PIECES
 
 
 def shared_norms(evidence: Evidence, code: str) -> Iterator[Finding]:
@@ -170,7 +177,7 @@ def shared_norms(evidence: Evidence, code: str) -> Iterator[Finding]:
         message=(
             f"The norm {quoted(worst.name)} is called {worst.updates} times in a step: its running "
             "statistics are an average over all of its calls, each of which training normalises apart."
-            + (f" So with {listed([name for name in names if name != worst.name])}." if names[1:] else "")
+            + so_with([worst.name, *(name for name in names if name != worst.name)])
         ),
         evidence={"way": "calls", "distributions": worst.updates, "paths": worst.paths},
         cures=(cure("split-norm", "a norm of its own for each call, and train again", "unsafe"),),
@@ -219,7 +226,7 @@ def _frozen_finding(
     evidence: Evidence, code: str, norms: Sequence[NormHistory], reason: str, what: str
 ) -> Finding:
     names = [norm.name for norm in norms]
-    more = f" So with {listed(names[1:])}." if len(names) > 1 else ""
+    more = so_with(names)
     return Finding(
         code=code,
         severity="warning",
@@ -227,7 +234,7 @@ def _frozen_finding(
         sites=norm_places(evidence, names),
         message=f"The norm {quoted(names[0])} {what}.{more}",
         evidence={"reason": reason, "norms": len(names), "seen": True},
-        cures=(_HOLD,),
+        cures=(HOLD_STATISTICS,),
         step="statistics",
     )
 
@@ -256,7 +263,7 @@ def _asleep(evidence: Evidence, code: str, history: History, norms: Sequence[Nor
             "moves": history.asleep,
             "quiet_noise": len(history.quiet_noise),
         },
-        cures=(_TRAIN,),
+        cures=(CALL_TRAIN,),
     )
 
 
@@ -269,11 +276,10 @@ def _quiet(evidence: Evidence, code: str, history: History) -> Finding:
         sites=tuple(module_place(evidence, name, "") for name in names),
         message=(
             f"The noise {quoted(names[0])} is in evaluation mode while the weights next to it train: it "
-            "never acts, as in a pretrained network that was handed over in evaluation mode."
-            + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
+            "never acts, as in a pretrained network that was handed over in evaluation mode." + so_with(names)
         ),
         evidence={"reason": "quiet", "quiet_noise": len(names), "moves": history.moves},
-        cures=(_TRAIN,),
+        cures=(CALL_TRAIN,),
     )
 
 
@@ -289,7 +295,8 @@ def broken_statistics(evidence: Evidence, code: str) -> Iterator[Finding]:
     broken.sort(key=lambda norm: norm.broken_at or 0)
     names, step = [norm.name for norm in broken], broken[0].broken_at
     since = (
-        f"; {history.skipped} steps since then left the weights as they were, as a gradient scaler does"
+        f"; {history.skipped} {'step' if history.skipped == 1 else 'steps'} since then left the weights as "
+        "they were, as a gradient scaler does"
         if history.skipped
         else ""
     )
@@ -300,8 +307,7 @@ def broken_statistics(evidence: Evidence, code: str) -> Iterator[Finding]:
         sites=norm_places(evidence, names),
         message=(
             f"The statistics of the norm {quoted(names[0])} are not finite since step {step}: a batch, or a "
-            f"signal in it, was not{since}. Every prediction in evaluation mode is lost."
-            + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
+            f"signal in it, was not{since}. Every prediction in evaluation mode is lost." + so_with(names)
         ),
         evidence={"since": step, "count": len(names), "skipped": history.skipped},
         cures=(cure("recalibrate", "skip that batch, and re-estimate the statistics", "safe"),),
@@ -310,7 +316,7 @@ def broken_statistics(evidence: Evidence, code: str) -> Iterator[Finding]:
 
 
 def trailing_statistics(evidence: Evidence, code: str) -> Iterator[Finding]:
-    """VS202: running statistics that the batches have left behind for several stretches in a row."""
+    """VS202: running statistics that trail the batches for several stretches in a row."""
     history = evidence.history
     if history is None or evidence.measurement is not None:
         return
@@ -333,7 +339,7 @@ def trailing_statistics(evidence: Evidence, code: str) -> Iterator[Finding]:
             f"The running statistics of the norm {quoted(worst.name)} trail the batches: those of late have "
             f"{worst.variance_ratio or 1.0:.3g} times the running variance, and means "
             f"{worst.mean_offset or 0.0:.2g} standard deviations off. An evaluation now would use old "
-            "statistics." + (f" So with {listed(names[1:])}." if len(names) > 1 else "")
+            "statistics." + so_with(names)
         ),
         evidence=without_none(
             {

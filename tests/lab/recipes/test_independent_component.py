@@ -17,14 +17,6 @@ from varshift_lab.training import DataChoice, Network, TrainingSettings
 SETTINGS = TrainingSettings(epochs=1, batch_size=50, learning_rate=0.1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trial_of(scale, order):
     _, data, subject = next(iter(ic._cells(scale)))
     return ic.trials(scale, order, subject, data)[0]

@@ -8,14 +8,6 @@ from varshift_lab.data import digit_images, subset
 from varshift_lab.training import TrainingSettings
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def images():
     return subset(digit_images(), 96)
